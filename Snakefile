@@ -33,6 +33,8 @@ wildcard_constraints:
 rule all:
     input:
         DRAWING["outputs"],
+    message:
+        "all figures and tables are there"
 
 
 rule encode:
@@ -44,6 +46,8 @@ rule encode:
         ".cache/encodings/{part}.safetensors",
     threads: 1
     priority: 1
+    message:
+        "encode the images of part {wildcards.part}"
     shell:
         RUN + " idsel_core.evaluation encode --part {wildcards.part} --out {output}"
 
@@ -67,6 +71,8 @@ rule notebook:
         "logs/{job}.ipynb",
     # One thread a job: two jobs of two threads each on two cores take ten times as long.
     threads: 1
+    message:
+        "run {input.notebook}"
     shell:
         RUN + " idsel_core.notebooks {input.notebook} {log} -f {input.parameters}"
 
@@ -82,5 +88,7 @@ rule figures:
     log:
         f"logs/{DRAWING['notebook']}.ipynb",
     threads: 1
+    message:
+        "draw figures and tables with {input.notebook}"
     shell:
         RUN + " idsel_core.notebooks {input.notebook} {log} -f {input.parameters}"

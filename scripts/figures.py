@@ -46,8 +46,9 @@ def main() -> int:
 
     workflow = yaml.safe_load(Path("config/workflow.yaml").read_text())
     outputs = [Path(path) for path in workflow["drawing"]["outputs"]]
-    rows = [Path(f"results/{job}.parquet") for job in workflow["jobs"]]
-    if not more and all(path.stat().st_mtime >= started for path in [*rows, *outputs]):
+    made = [Path(f"results/{job}.parquet") for job in workflow["jobs"]]
+    made += [Path(f".cache/encodings/{part}.safetensors") for part in workflow["parts"]]
+    if not more and all(path.stat().st_mtime >= started for path in [*made, *outputs]):
         timing = {"seconds": round(seconds), "cores": given.cores, "machine": platform.machine()}
         TIMING.write_text(json.dumps(timing) + "\n")
     for folder in sorted({path.parent for path in outputs}):
