@@ -39,7 +39,7 @@ rule all:
 
 rule encode:
     input:
-        data="data/scenes/{part}.parquet",
+        images="data/scenes/{part}-images.parquet",
         model=config["model"],
         code=config["encoder"],
     output:
@@ -60,7 +60,11 @@ rule notebook:
         data=lambda wildcards: [
             path
             for part in JOBS[wildcards.job]
-            for path in (f".cache/encodings/{part}.safetensors", f"data/scenes/{part}.parquet")
+            for path in (
+                f".cache/encodings/{part}.safetensors",
+                f"data/scenes/{part}-images.parquet",
+                f"data/scenes/{part}-questions.parquet",
+            )
         ],
         model=config["model"],
     output:
