@@ -1,0 +1,52 @@
+"""Model families, by the ``model_type`` of their configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers import GenerationMixin, PreTrainedModel
+
+from idsel_core.backbones.base import Backbone, Encoded
+from idsel_core.backbones.companion import Companion, Relevance
+from idsel_core.backbones.llava import Llava
+
+__all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
+
+BACKBONES: Mapping[str, type[Backbone]] = {
+    "llava": Llava,
+}
+
+_NEEDED = "5.18"
+
+
+def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
+    """Return the backbone that speaks for a model.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A transformers model with ``generate``.
+    relevance : Relevance, optional
+        Shared image-text space for the view ``relevance``, for example a `Companion`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no transformers model that generates.
+    ValueError
+        If its family is not supported, or this transformers is too old for it.
+    """
+    if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
+        raise TypeError(f"model must be a transformers model with generate(), not {type(model).__name__}")
+    family = model.config.model_type
+    if family not in BACKBONES:
+        raise ValueError(f"model type {family!r} is not supported; supported: {', '.join(sorted(BACKBONES))}")
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"transformers {transformers.__version__} gives {type(model).__name__} no mm_encoder_outputs; "
+            f"install transformers {_NEEDED} or newer"
+        )
+    return BACKBONES[family](model, relevance)

@@ -1,0 +1,132 @@
+"""Queries and keys of one attention layer, taken while the model runs as it always does."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_NAME = "idsel_watch"
+
+
+class Stop(Exception):
+    """Raised inside a watched layer to end a forward pass that has given what it was run for."""
+
+
+@dataclass
+class Watched:
+    """Queries and keys that one attention layer was given, after its norms and rotary positions.
+
+    Parameters
+    ----------
+    implementation : str
+        Attention function that the layer goes on to use.
+    stop : bool
+        End the forward pass, by `Stop`, as soon as the layer was seen.
+    query, key : Tensor, optional
+        (B, heads, L, d) and (B, key heads, L, d), once the layer has run.
+    scale : float
+        Factor on their products.
+    """
+
+    implementation: str
+    stop: bool = False
+    query: Tensor | None = None
+    key: Tensor | None = None
+    scale: float = 1.0
+
+    def tensors(self) -> tuple[Tensor, Tensor, float]:
+        """Return query, key and scale.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer did not run.
+        """
+        if self.query is None or self.key is None:
+            raise RuntimeError("the watched attention layer did not run")
+        return self.query, self.key, self.scale
+
+
+_WATCHED: WeakKeyDictionary[nn.Module, Watched] = WeakKeyDictionary()
+
+
+def _watch_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    seen = _WATCHED[module]
+    seen.query, seen.key = query, key
+    scaling = kwargs.get("scaling")
+    seen.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if seen.stop:
+        raise Stop
+    # transformers keeps eager attention in each model's own file, every other kind in one table.
+    eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", _no_eager)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(seen.implementation, eager)
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _no_eager(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
+    raise NotImplementedError(f"{type(module).__name__} has no eager attention to watch; load the model with SDPA")
+
+
+AttentionInterface.register(_NAME, _watch_attention)
+
+
+@contextmanager
+def watch(module: nn.Module, stop: bool = False) -> Iterator[Watched]:
+    """Keep references to the queries and keys of one attention module; the rest of the model is not touched.
+
+    Nothing is computed twice and the layer keeps its attention function (SDPA, FlashAttention, eager).
+
+    Parameters
+    ----------
+    module : nn.Module
+        An attention module of a transformers model.
+    stop : bool
+        Raise `Stop` instead of attending; the context manager catches it.
+
+    Yields
+    ------
+    Watched
+        Filled when the module has run.
+    """
+    config: Any = module.config
+    seen = Watched(config._attn_implementation, stop)
+    # A copied config names the watching function for this one module; the shared one stays as it is.
+    own: Any = copy.copy(config)
+    own._attn_implementation_internal = _NAME
+    module.config = own
+    _WATCHED[module] = seen
+    try:
+        yield seen
+    except Stop:
+        pass
+    finally:
+        module.config = config
+        del _WATCHED[module]
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the attention modules of a transformers encoder or decoder, one a layer, in order.
+
+    Raises
+    ------
+    ValueError
+        If there is not one for each of the configured layers.
+    """
+    found = [module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
+    config: Any = model.config
+    if len(found) != config.num_hidden_layers:
+        raise ValueError(
+            f"{type(model).__name__} has {config.num_hidden_layers} layers, but {len(found)} attention modules"
+        )
+    return found

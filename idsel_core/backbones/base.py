@@ -1,0 +1,351 @@
+"""What a model family has to say, and what all families share."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from idsel_core import importance
+from idsel_core.backbones.attention import attention_modules, watch
+from idsel_core.backbones.companion import Relevance
+from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images
+from idsel_core.selection import Selection
+from idsel_core.tokens import Unavailable, VisualTokens
+
+POSITIONS = ("compact", "keep")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What one pass of the vision tower gives; it does not depend on the question.
+
+    Encode an image once and share this between all methods, budgets and questions. `tensors` and `from_tensors` carry
+    it through a safetensors file.
+
+    Parameters
+    ----------
+    encoder_features : Tensor
+        What enters the projector, (I, N, Dv).
+    mask : Tensor
+        True at tokens, bool (I, N).
+    grid : Tensor
+        Row and column of each token, int64 (I, N, 2), -1 at padding and off the grid.
+    placeholders : Tensor
+        Image tokens that a prompt holds for each image, int64 (I,).
+    views : Mapping[str, Callable[[], Tensor]]
+        Further views of `VisualTokens` that depend on the image alone, computed when called.
+    features : Tensor, optional
+        Projector output, (I, N, D), where the pass gave it; it can be computed from `encoder_features`.
+    """
+
+    encoder_features: Tensor
+    mask: Tensor
+    grid: Tensor
+    placeholders: Tensor
+    views: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", {name: functools.cache(view) for name, view in self.views.items()})
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    def tensors(self, views: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return plain tensors to store, with all views or those named; without the projector output."""
+        names = self.views if views is None else views
+        stored = {name: getattr(self, name) for name in _STORED} | {name: self.views[name]() for name in names}
+        return {name: tensor.contiguous() for name, tensor in stored.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Encoded:
+        """Rebuild from what `tensors` returned.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing.
+        """
+        missing = [name for name in _STORED if name not in tensors]
+        if missing:
+            raise ValueError(f"a stored encoding needs {', '.join(_STORED)}; missing: {', '.join(missing)}")
+        views = {name: _constant(tensor) for name, tensor in tensors.items() if name not in _STORED}
+        return cls(**{name: tensors[name] for name in _STORED}, views=views)
+
+    def take(self, images: Tensor) -> Encoded:
+        """Return the encodings of these images, int64 (R,), with repetition where several questions ask of one."""
+        stored = {name: getattr(self, name)[images] for name in _STORED}
+        views = {name: _taken(view, images) for name, view in self.views.items()}
+        return Encoded(**stored, views=views, features=None if self.features is None else self.features[images])
+
+
+_STORED = ("encoder_features", "mask", "grid", "placeholders")
+
+
+_WHY_NO_VIEW = {
+    "cls_attention": "this vision tower has no [CLS] token",
+    "received_attention": "no attention layer feeds the projector",
+    "image_key": "the pixels were not seen",
+}
+
+
+def pixel_key(pixels: Tensor) -> Tensor:
+    """Return a number for each image, (I, ...) to int64 (I,), from its pixels' bits: the same on any device."""
+    bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
+    return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
+
+
+def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
+
+
+def _taken(view: Callable[[], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    return lambda: view()[images]
+
+
+class Backbone(ABC):
+    """One model family: where its visual tokens come from, and how its prompts are shortened.
+
+    The order of use is `encode` (a tower pass, once an image), `visual_tokens` (once a question), a method's
+    ``select``, `shorten` (once a call of the model).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With ``generate``, of this family.
+    relevance : Relevance, optional
+        Shared image-text space for the view ``relevance``.
+
+    Raises
+    ------
+    TypeError
+        If `relevance` lacks ``project`` or ``embed_text``.
+    """
+
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """Arguments of the model that belong to the image and are consumed by `encode`."""
+
+    def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
+        if relevance is not None and not isinstance(relevance, Relevance):
+            raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
+        self.model = model
+        self.relevance = relevance
+
+    @property
+    def core(self) -> Any:
+        """The model without its language-model head."""
+        return self.model.base_model
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder that reads the embeddings."""
+        return self.core.language_model
+
+    @property
+    def image_token_id(self) -> int:
+        """Token id of the image placeholder."""
+        return int(self.model.config.image_token_id)
+
+    @abstractmethod
+    def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of the token grid that images of this size give."""
+
+    @abstractmethod
+    def encode(self, pixel_values: Tensor, grid: tuple[int, int] | None = None, **image_inputs: Any) -> Encoded:
+        """Run the vision tower once.
+
+        Parameters
+        ----------
+        pixel_values : Tensor
+            Images as the family's processor gives them.
+        grid : tuple[int, int], optional
+            Rows and columns of tokens to get, by resizing the images; as they are by default. A method's
+            ``wanted_grid`` tells.
+        image_inputs
+            Others of `image_inputs`.
+        """
+
+    @abstractmethod
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector, (I, N, Dv) to (I, N, D)."""
+
+    def encoder_outputs(self, features: list[Tensor]) -> dict[str, Any]:
+        """Wrap the kept features, one (K_i, D) an image, in the form of the model's ``mm_encoder_outputs``."""
+        output: Any = BaseModelOutputWithPooling
+        return {"image": output(pooler_output=features)}
+
+    def visual_tokens(
+        self,
+        encoded: Encoded,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> VisualTokens:
+        """Join encodings with the prompts that ask of them.
+
+        Parameters
+        ----------
+        encoded : Encoded
+            I images, in the order in which the prompts name them.
+        input_ids, attention_mask : Tensor
+            Full prompts with all placeholders, (B, L).
+        position_ids : Tensor, optional
+            Of the full prompts; the model's own by default.
+
+        Returns
+        -------
+        VisualTokens
+            I rows, one an image.
+
+        Raises
+        ------
+        ValueError
+            If images and placeholders do not agree.
+        """
+        features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
+        slots = locate_images(input_ids, self.image_token_id, encoded.placeholders, attention_mask)
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        text = real & (input_ids != self.image_token_id)
+        # (I, L): the text that follows an image is what is asked of it.
+        question = text[slots.rows] & (
+            torch.arange(input_ids.shape[1], device=input_ids.device) > slots.columns.amax(1, keepdim=True)
+        )
+        sources: dict[str, Callable[..., Tensor]] = {
+            "encoder_features": _constant(encoded.encoder_features),
+            **encoded.views,
+        }
+        reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
+        if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
+            sources["instruction_attention"] = self._instruction(
+                features, slots, input_ids, attention_mask, position_ids, question
+            )
+        else:
+            reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"
+        if self.relevance is not None:
+            sources["relevance"] = self._relevance(self.relevance, encoded, slots, input_ids, question)
+        else:
+            reasons["relevance"] = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
+        return VisualTokens(features, encoded.mask, encoded.grid, sources, reasons, placeholders=encoded.placeholders)
+
+    def shorten(
+        self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str = "compact"
+    ) -> dict[str, Any]:
+        """Cut the tokens that were not selected out of a call of the model.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        tokens : VisualTokens
+            Of the call's images.
+        selection : Selection
+            What a method chose from `tokens`.
+        positions : {"compact", "keep"}
+            Number the remaining tokens anew, or leave gaps where tokens were.
+
+        Returns
+        -------
+        dict[str, Any]
+            Shortened arguments with the kept features as ``mm_encoder_outputs``, good for one call.
+
+        Raises
+        ------
+        ValueError
+            If `positions` is unknown, or images, selection and placeholders do not agree.
+        """
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        if len(selection) != len(tokens):
+            raise ValueError(f"the selection has {len(selection)} rows for {len(tokens)} images")
+        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs and value is not None}
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
+        slots = locate_images(input_ids, self.image_token_id, placeholders, mask)
+        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+        keep = kept_columns(slots, real, tokens.lengths, selection)
+        position_ids = inputs.get("position_ids")
+        if positions == "keep" and position_ids is None:
+            inputs["position_ids"] = self.positions(input_ids, mask)
+        elif positions == "compact" and position_ids is not None:
+            inputs["position_ids"] = position_ids - (real & ~keep).cumsum(1)
+        pad_token_id = getattr(self.model.generation_config, "pad_token_id", None) or 0
+        short = drop_columns(inputs, keep, real, pad_token_id)
+        short["mm_encoder_outputs"] = self.encoder_outputs(_kept_features(tokens, selection))
+        return short
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Position ids that ``generate`` gives the full prompts."""
+        positions: Tensor = self.model._prepare_position_ids_for_generation(
+            input_ids, {"input_ids": input_ids, "attention_mask": attention_mask}
+        )
+        return positions
+
+    def _instruction(
+        self,
+        features: Tensor,
+        slots: Slots,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        question: Tensor,
+    ) -> Callable[[int, str], Tensor]:
+        tokens = slots.columns >= 0
+
+        @functools.cache
+        @torch.no_grad()
+        def attend(layer: int) -> tuple[Tensor, Tensor, float]:
+            layers: list[nn.Module] = attention_modules(self.language_model)
+            if layer >= len(layers):
+                raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
+            embeddings = self.core.get_input_embeddings()(input_ids)
+            place = (input_ids == self.image_token_id)[..., None]
+            embeddings = embeddings.masked_scatter(place, features[tokens].to(embeddings))
+            positions = self.positions(input_ids, attention_mask) if position_ids is None else position_ids
+            with watch(layers[layer], stop=True) as seen:
+                self.language_model(
+                    inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=positions, use_cache=False
+                )
+            query, key, scale = seen.tensors()
+            return query[slots.rows], key[slots.rows], scale
+
+        def view(layer: int, which: str) -> Tensor:
+            silent = (~question.any(1)).nonzero()[:, 0].tolist()
+            if silent:
+                raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
+            query, key, scale = attend(layer)
+            return importance.instruction_row(query, key, scale, question, slots.columns, which)
+
+        return view
+
+    def _relevance(
+        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
+    ) -> Callable[[], Tensor]:
+        @torch.no_grad()
+        def view() -> Tensor:
+            silent = (~question.any(1)).nonzero()[:, 0].tolist()
+            if silent:
+                raise Unavailable("relevance", f"no text follows image {silent[0]}")
+            width = int(question.sum(1).max())
+            order = question.sort(dim=1, descending=True, stable=True).indices[:, :width]
+            ids, mask = input_ids[slots.rows].gather(1, order), question.gather(1, order)
+            text = source.embed_text(ids * mask, mask.long())
+            return importance.relevance_row(source.project(encoded.encoder_features), text)
+
+        return view
+
+
+def _kept_features(tokens: VisualTokens, selection: Selection) -> list[Tensor]:
+    kept = []
+    for row, (picks, count) in enumerate(zip(selection.indices, selection.counts.tolist(), strict=True)):
+        if selection.features is None:
+            kept.append(tokens.features[row, picks[:count].to(tokens.features.device)])
+        else:
+            kept.append(selection.features[row, :count].to(tokens.features.dtype))
+    return kept

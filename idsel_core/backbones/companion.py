@@ -1,0 +1,65 @@
+"""Relevance to the question, from an image-text companion of the vision tower."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Relevance(Protocol):
+    """A space that image patches and text share."""
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Map what enters the LVLM's projector, (I, N, Dv), to the shared space, (I, N, Dp)."""
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map questions, int64 (I, T) padded at the end, to the shared space, (I, Dp)."""
+
+
+class Companion:
+    """A ``VisionTextDualEncoderModel`` that was tuned on the LVLM's own vision tower and vocabulary.
+
+    Its vision tower is not run: the patches that the LVLM's tower gave go through ``visual_projection`` alone.
+
+    Parameters
+    ----------
+    dual_encoder : VisionTextDualEncoderModel
+        The companion, in evaluation mode.
+
+    Raises
+    ------
+    TypeError
+        If it has no ``visual_projection`` or ``get_text_features``.
+    """
+
+    def __init__(self, dual_encoder: Any) -> None:
+        for name in ("visual_projection", "get_text_features"):
+            if not hasattr(dual_encoder, name):
+                raise TypeError(f"a companion needs {name}, which {type(dual_encoder).__name__} lacks")
+        self.dual_encoder = dual_encoder
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Map patches, (I, N, Dv), to the shared space, (I, N, Dp).
+
+        Raises
+        ------
+        ValueError
+            If the companion's tower has another width.
+        """
+        weight = self.dual_encoder.visual_projection.weight
+        if encoder_features.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"the companion projects features of width {weight.shape[1]}, the vision tower gives "
+                f"{encoder_features.shape[-1]}"
+            )
+        projected: Tensor = self.dual_encoder.visual_projection(encoder_features.to(weight))
+        return projected
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map questions, int64 (I, T) padded at the end, to the shared space, (I, Dp)."""
+        device = self.dual_encoder.device
+        output = self.dual_encoder.get_text_features(input_ids.to(device), attention_mask=attention_mask.to(device))
+        embedded: Tensor = output.pooler_output
+        return embedded

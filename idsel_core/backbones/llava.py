@@ -1,0 +1,101 @@
+"""LLaVA-1.5 and whatever has its shape: a plain ViT tower, a projector, one token a patch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idsel_core import importance
+from idsel_core.backbones.attention import attention_modules, watch
+from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+
+
+class Llava(Backbone):
+    """``LlavaForConditionalGeneration`` with a CLIP, SigLIP, DINOv2 or like vision tower."""
+
+    image_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+
+    def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in images of this size."""
+        return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
+
+    def encode(self, pixel_values: Tensor, grid: tuple[int, int] | None = None, **image_inputs: Any) -> Encoded:
+        """Run the vision tower once.
+
+        Parameters
+        ----------
+        pixel_values : Tensor
+            (I, 3, height, width).
+        grid : tuple[int, int], optional
+            Rows and columns of patches to get; the images are resized (bicubic, antialiased) and the tower's
+            positions interpolated.
+        image_inputs
+            ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
+
+        Raises
+        ------
+        ValueError
+            If `pixel_values` is not four-dimensional, or ``image_sizes`` is given (towers of ragged image sizes).
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must be (images, 3, height, width), not {tuple(pixel_values.shape)}")
+        if image_inputs.get("image_sizes") is not None:
+            raise ValueError("image_sizes belongs to towers of ragged image sizes (Pixtral), which are not supported")
+        full = self.image_grid(pixel_values)
+        rows, columns = grid or full
+        key = functools.partial(pixel_key, pixel_values)
+        options = {name: value for name, value in image_inputs.items() if value is not None}
+        if (rows, columns) != full:
+            size = [rows * self._patch, columns * self._patch]
+            pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
+            if "interpolate_pos_encoding" in inspect.signature(self.core.vision_tower.forward).parameters:
+                options["interpolate_pos_encoding"] = True
+        layer = self._feeding_layer(options.get("vision_feature_layer"))
+        entered: list[Tensor] = []
+        with ExitStack() as stack:
+            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            stack.callback(hook.remove)
+            seen = stack.enter_context(watch(attention_modules(self.core.vision_tower)[layer])) if layer >= 0 else None
+            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+        features = torch.stack(list(output.pooler_output))
+        images, count = features.shape[:2]
+        length = output.last_hidden_state.shape[1]
+        before_grid, cropped = length - rows * columns, length - count
+        views: dict[str, Callable[[], Tensor]] = {"image_key": key}
+        if seen is not None:
+            query, key_states, scale = seen.tensors()
+            views["received_attention"] = lambda: importance.received(query, key_states, scale)[:, cropped:]
+            if before_grid:
+                views["cls_attention"] = lambda: importance.cls_row(query, key_states, scale)[:, cropped:]
+        place = torch.arange(cropped - before_grid, rows * columns, device=features.device)[:, None]
+        place = torch.cat([place.div(columns, rounding_mode="floor"), place % columns], 1).masked_fill(place < 0, -1)
+        return Encoded(
+            encoder_features=entered[0],
+            mask=torch.ones(images, count, dtype=torch.bool, device=features.device),
+            grid=place.expand(images, -1, -1),
+            placeholders=torch.full((images,), full[0] * full[1] + before_grid - cropped, device=features.device),
+            views=views,
+            features=features,
+        )
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector, (I, N, Dv) to (I, N, D)."""
+        projector = self.core.multi_modal_projector
+        projected: Tensor = projector(encoder_features.to(next(projector.parameters())))
+        return projected
+
+    @property
+    def _patch(self) -> int:
+        return int(self.model.config.vision_config.patch_size)
+
+    def _feeding_layer(self, choice: int | list[int] | None) -> int:
+        """Return the deepest layer of the tower whose output enters the projector; -1: the embeddings do."""
+        chosen = self.model.config.vision_feature_layer if choice is None else choice
+        states = self.model.config.vision_config.num_hidden_layers + 1
+        return max(state % states for state in ([chosen] if isinstance(chosen, int) else chosen)) - 1

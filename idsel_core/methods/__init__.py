@@ -1,0 +1,76 @@
+"""Selection methods, by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from idsel_core.methods.base import Method, take_best
+from idsel_core.methods.diversity import DiversityOnly
+from idsel_core.methods.downsample import Downsample
+from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.random import Random
+from idsel_core.methods.topk import TopK
+from idsel_core.methods.uniform import UniformGrid
+
+__all__ = [
+    "METHODS",
+    "DiversityOnly",
+    "Downsample",
+    "IDSelection",
+    "Method",
+    "Random",
+    "TopK",
+    "UniformGrid",
+    "get_method",
+    "list_methods",
+    "take_best",
+]
+
+METHODS: Mapping[str, type[Method]] = {
+    method.name: method
+    for method in (
+        IDSelection,
+        TopK,
+        DiversityOnly,
+        Random,
+        UniformGrid,
+        Downsample,
+    )
+}
+
+
+def list_methods() -> tuple[str, ...]:
+    """Return the names that `get_method` knows."""
+    return tuple(METHODS)
+
+
+def get_method(name: str, **knobs: Any) -> Method:
+    """Build a method by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_methods`.
+    knobs
+        Fields of the method; ``budget`` is one of all.
+
+    Raises
+    ------
+    ValueError
+        If the name or a knob is unknown; the message lists the known ones.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}{_hint(name, METHODS)}; known: {', '.join(METHODS)}")
+    known = [field.name for field in fields(METHODS[name])]
+    for knob in knobs:
+        if knob not in known:
+            raise ValueError(f"{name} has no knob {knob!r}{_hint(knob, known)}; known: {', '.join(known)}")
+    return METHODS[name](**knobs)
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,23 @@
+"""Control: diversity alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.greedy import Greedy
+from idsel_core.selection import Selection
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class DiversityOnly(Greedy):
+    """Run ID-Selection's greedy on equal scores; the first pick is the first token."""
+
+    name: ClassVar[str] = "diversity"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        return self.pick(tokens, torch.ones(tokens.mask.shape, device=tokens.features.device))

@@ -1,0 +1,49 @@
+"""Control: the image itself made smaller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.base import Method
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Downsample(Method):
+    """Make the image smaller, so that all its tokens are about the budget and never above it.
+
+    A square image of K tokens or more comes out at floor(sqrt(K)) by floor(sqrt(K)); others keep their shape as nearly
+    as whole tokens allow. ``counts`` of the selection tells what came out.
+    """
+
+    name: ClassVar[str] = "downsample"
+
+    def wanted_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the token grid of the smaller image."""
+        count = int(resolve_budget(self.budget, torch.tensor([rows * columns])))
+        high = max(1, math.isqrt(count * rows // columns))
+        return high, max(1, min(math.isqrt(count * columns // rows), count // high))
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Keep all tokens of images that were made smaller.
+
+        Raises
+        ------
+        ValueError
+            If an image has more tokens than the budget, because it was encoded as it is.
+        """
+        full = tokens.lengths if tokens.placeholders is None else tokens.placeholders
+        counts = resolve_budget(self.budget, full)
+        if bool((tokens.lengths > counts).any()):
+            raise ValueError(
+                f"downsample acts on the image: encode it on the grid that wanted_grid() gives; "
+                f"got {tokens.lengths.tolist()} tokens for a budget of {counts.tolist()}"
+            )
+        all_alike = tokens.mask.float().log()
+        place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
+        return Selection.from_order(place.masked_fill(~tokens.mask, -1), all_alike, self.budget)
