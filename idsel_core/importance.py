@@ -1,0 +1,277 @@
+"""Importance of visual tokens: attention rows, relevance, their normalisation and combination, on plain tensors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+Normalise = Literal["minmax", "raw"]
+Combine = Literal["mean", "product", "geometric"]
+
+
+class Scorable(Protocol):
+    """What a score may read of the tokens: `mask` bool (B, N), and views float (B, N), anything on padding."""
+
+    @property
+    def mask(self) -> Tensor:
+        """True on tokens, false on padding."""
+
+    @property
+    def saliency(self) -> Tensor:
+        """Attention that the vision tower pays to each token, 0 or more."""
+
+    @property
+    def instruction_attention(self) -> Tensor:
+        """Attention that the instruction pays to each token, 0 or more."""
+
+    @property
+    def relevance(self) -> Tensor:
+        """Cosine of each token and the text, -1 to 1."""
+
+
+def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return the attention of the first token ([CLS]) to all tokens, mean over heads.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, T, d), any float dtype; only the first of the T is used.
+    key : Tensor
+        (B, H', N, d) with H a multiple of H' (grouped queries), [CLS] among them.
+    scale : float
+        Factor of the products before the softmax.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1.
+    """
+    return _attend(query[:, :, :1], key, scale)[:, 0]
+
+
+def received(query: Tensor, key: Tensor, scale: float, chunk: int = 256) -> Tensor:
+    """Return the attention that each token receives, mean over queries and heads.
+
+    Parameters
+    ----------
+    query, key, scale
+        As in `cls_row`; all T queries are used.
+    chunk : int
+        Queries taken at a time, which bounds the memory to B x H x chunk x N numbers.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1.
+    """
+    total = torch.stack([_attend(part, key, scale).sum(dim=1) for part in torch.split(query, chunk, dim=2)]).sum(dim=0)
+    return total / query.shape[2]
+
+
+def instruction_row(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    question: Tensor,
+    columns: Tensor,
+    which: Literal["last", "mean"] = "last",
+) -> Tensor:
+    """Return the attention of the instruction to the visual tokens, softmax over these alone, mean over heads.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+    key : Tensor
+        (B, H', L, d) with H a multiple of H' (grouped queries).
+    scale : float
+        Factor of the products before the softmax.
+    question : Tensor
+        bool (B, L); true on the instruction's tokens.
+    columns : Tensor
+        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+    which : {"last", "mean"}
+        The query: the instruction's last token, or each of its tokens, averaged afterwards.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1, padding is 0.
+
+    Raises
+    ------
+    ValueError
+        If `which` is unknown, or a row has no instruction or no visual token.
+    """
+    if which not in ("last", "mean"):
+        raise ValueError(f"which must be 'last' or 'mean', not {which!r}")
+    visual = columns >= 0
+    for name, present in (("question", question.any(dim=1)), ("columns", visual.any(dim=1))):
+        if not bool(present.all()):
+            raise ValueError(f"{name} must name a token in every row; row {int(present.int().argmin())} has none")
+    if which == "last":
+        question = question & (question.flip(1).cumsum(dim=1).flip(1) == 1)
+    counts = question.sum(dim=1, keepdim=True)
+    places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual)
+    share = question.gather(1, places) / counts
+    return (rows * share[..., None]).sum(dim=1)
+
+
+def relevance_row(patches: Tensor, text: Tensor) -> Tensor:
+    """Return the cosine of each patch and the text in their shared space.
+
+    Parameters
+    ----------
+    patches : Tensor
+        (B, N, D), any float dtype.
+    text : Tensor
+        (B, D), any float dtype.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N), -1 to 1; 0 for zero vectors.
+    """
+    return torch.cosine_similarity(patches.float(), text.float()[:, None], dim=-1)
+
+
+def normalised(scores: Tensor, kind: Normalise, mask: Tensor) -> Tensor:
+    """Return scores as float32, 0 on padding, min-maxed over the tokens of each row or as they are.
+
+    Parameters
+    ----------
+    scores : Tensor
+        (B, N), any float dtype, finite and 0 or more on tokens.
+    kind : {"minmax", "raw"}
+        "minmax" maps a row's lowest score to 0 and its highest to 1. A row of equal scores becomes all ones: zeros
+        would say that nothing is worth keeping and leave the choice to the tokens' places.
+    mask : Tensor
+        bool (B, N); true on tokens.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is unknown, shapes differ, or the score of a token is negative, NaN or infinite.
+    """
+    if kind not in get_args(Normalise):
+        raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, not {kind!r}")
+    if scores.shape != mask.shape:
+        raise ValueError(f"scores must be shaped as mask, {tuple(mask.shape)}, not {tuple(scores.shape)}")
+    scores = scores.float()
+    if bool((wrong := mask & ~(scores.isfinite() & (scores >= 0))).any()):
+        row, token = wrong.nonzero()[0].tolist()
+        raise ValueError(f"scores must be finite and 0 or more; row {row}, token {token} has {scores[row, token]:g}")
+    if kind == "minmax":
+        low = scores.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
+        span = scores.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True) - low
+        scores = torch.where(span > 0, (scores - low) / span, 1.0)
+    return scores.masked_fill(~mask, 0.0)
+
+
+def unify(a: Tensor, b: Tensor, how: Combine = "mean") -> Tensor:
+    """Combine two scores of the same tokens.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        float (B, N), 0 or more.
+    how : {"mean", "product", "geometric"}
+        (a + b) / 2, a b, or the square root of a b.
+
+    Raises
+    ------
+    ValueError
+        If `how` is unknown or the shapes differ.
+    """
+    if how not in get_args(Combine):
+        raise ValueError(f"how must be one of {', '.join(get_args(Combine))}, not {how!r}")
+    if a.shape != b.shape:
+        raise ValueError(f"both scores must have one shape, not {tuple(a.shape)} and {tuple(b.shape)}")
+    if how == "mean":
+        return (a + b) / 2
+    return a * b if how == "product" else a.sqrt() * b.sqrt()
+
+
+def saliency(tokens: Scorable, normalise: Normalise = "minmax") -> Tensor:
+    """Score tokens by the attention that the vision tower pays to them."""
+    return normalised(tokens.saliency, normalise, tokens.mask)
+
+
+def instruction(tokens: Scorable, normalise: Normalise = "minmax") -> Tensor:
+    """Score tokens by the attention that the instruction pays to them."""
+    return normalised(tokens.instruction_attention, normalise, tokens.mask)
+
+
+def relevance(tokens: Scorable, normalise: Normalise = "minmax") -> Tensor:
+    """Score tokens by their cosine with the text; raw is (1 + cos) / 2, which is never negative and keeps the order."""
+    return normalised((1 + tokens.relevance.float()) / 2, normalise, tokens.mask)
+
+
+def unified(tokens: Scorable, normalise: Normalise = "minmax", how: Combine = "mean") -> Tensor:
+    """Score tokens by saliency and instruction attention together; each is normalised first."""
+    return unify(saliency(tokens, normalise), instruction(tokens, normalise), how)
+
+
+IMPORTANCE: Mapping[str, Callable[..., Tensor]] = {
+    "saliency": saliency,
+    "instruction": instruction,
+    "relevance": relevance,
+    "unified": unified,
+    "unified-product": partial(unified, how="product"),
+    "unified-geometric": partial(unified, how="geometric"),
+}
+
+
+def importance_scores(tokens: Scorable, name: str, normalise: Normalise = "minmax") -> Tensor:
+    """Return the importance of each token by the name of the score.
+
+    Parameters
+    ----------
+    tokens : Scorable
+        For example `VisualTokens`; only the views that the score needs are read.
+    name : str
+        A name in `IMPORTANCE`.
+    normalise : {"minmax", "raw"}
+        What is done to each score before it is combined with another, as in `normalised`.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N), 0 or more, 0 on padding.
+
+    Raises
+    ------
+    ValueError
+        If `name` or `normalise` is unknown.
+    """
+    if name not in IMPORTANCE:
+        near = difflib.get_close_matches(str(name), IMPORTANCE, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"importance must be one of {', '.join(IMPORTANCE)}, not {name!r}{hint}")
+    return IMPORTANCE[name](tokens, normalise=normalise)
+
+
+def _take(states: Tensor, places: Tensor) -> Tensor:
+    """Return states (B, H, L, d) at places (B, T), as (B, H, T, d)."""
+    heads, width = states.shape[1], states.shape[3]
+    return states.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
+
+
+def _attend(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads."""
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
+    batch, heads, length, width = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1], length, width)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = grouped @ key.float()[:, :, None].mT * scale
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None, None], -torch.inf)
+    rows: Tensor = logits.softmax(dim=-1).mean(dim=(1, 2))
+    return rows
