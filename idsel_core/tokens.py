@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+Which = Literal["last", "mean"]
 
 
 class Unavailable(ValueError):
@@ -66,7 +68,7 @@ class VisualTokens:
     sources: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     placeholders: Tensor | None = None
-    instruction: tuple[int, str] = (0, "last")
+    instruction: tuple[int, Which] = (0, "last")
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +130,7 @@ class VisualTokens:
         """A number that depends on the image's pixels alone, int64 (B,)."""
         return self._view("image_key")
 
-    def with_instruction(self, layer: int = 0, which: str = "last") -> VisualTokens:
+    def with_instruction(self, layer: int = 0, which: Which = "last") -> VisualTokens:
         """Return these tokens with `instruction_attention` read elsewhere; computed views stay shared.
 
         Parameters
@@ -162,5 +164,5 @@ def check_instruction(layer: int, which: str) -> None:
     """Raise ValueError unless ``instruction_attention`` can be read like this."""
     if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         raise ValueError(f"instruction layer must be an int, 0 or more, not {layer!r}")
-    if which not in ("last", "mean"):
-        raise ValueError(f"instruction tokens must be last or mean, not {which!r}")
+    if which not in get_args(Which):
+        raise ValueError(f"instruction tokens must be one of {', '.join(get_args(Which))}, not {which!r}")

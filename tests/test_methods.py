@@ -237,7 +237,7 @@ def test_methods_are_values():
         ({"features": "pixels"}, "features must be one of projector, encoder, not 'pixels'"),
         ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
         ({"instruction_layer": True}, "instruction layer must be an int, 0 or more, not True"),
-        ({"instruction_tokens": "first"}, "instruction tokens must be last or mean, not 'first'"),
+        ({"instruction_tokens": "first"}, "instruction tokens must be one of last, mean, not 'first'"),
         ({"name": "random", "seed": -1}, "seed must be an int, 0 or more, not -1"),
         ({"name": "random", "seed": 0.5}, "seed must be an int, 0 or more, not 0.5"),
     ],

@@ -17,7 +17,7 @@ from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.companion import Relevance
 from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images
 from idsel_core.selection import Selection
-from idsel_core.tokens import Unavailable, VisualTokens
+from idsel_core.tokens import Unavailable, VisualTokens, Which
 
 POSITIONS = ("compact", "keep")
 
@@ -295,7 +295,7 @@ class Backbone(ABC):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         question: Tensor,
-    ) -> Callable[[int, str], Tensor]:
+    ) -> Callable[[int, Which], Tensor]:
         tokens = slots.columns >= 0
 
         @functools.cache
@@ -315,7 +315,7 @@ class Backbone(ABC):
             query, key, scale = seen.tensors()
             return query[slots.rows], key[slots.rows], scale
 
-        def view(layer: int, which: str) -> Tensor:
+        def view(layer: int, which: Which) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")

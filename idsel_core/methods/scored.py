@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import get_args
 
 from torch import Tensor
 
-from idsel_core.importance import IMPORTANCE
+from idsel_core.importance import IMPORTANCE, Normalise, importance_scores
 from idsel_core.methods.base import Method
-from idsel_core.tokens import VisualTokens, check_instruction
+from idsel_core.tokens import VisualTokens, Which, check_instruction
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Scored(Method):
 
     _: KW_ONLY
     importance: str = "unified"
-    normalise: str = "minmax"
+    normalise: Normalise = "minmax"
     instruction_layer: int = 0
-    instruction_tokens: str = "last"
+    instruction_tokens: Which = "last"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob, allowed in (("importance", tuple(IMPORTANCE)), ("normalise", ("minmax", "raw"))):
+        for knob, allowed in (("importance", tuple(IMPORTANCE)), ("normalise", get_args(Normalise))):
             if getattr(self, knob) not in allowed:
                 raise ValueError(f"{knob} must be one of {', '.join(allowed)}, not {getattr(self, knob)!r}")
         check_instruction(self.instruction_layer, self.instruction_tokens)
@@ -43,4 +44,4 @@ class Scored(Method):
     def scores(self, tokens: VisualTokens) -> Tensor:
         """Return the importance of each token, float32 (B, N)."""
         tokens = tokens.with_instruction(self.instruction_layer, self.instruction_tokens)
-        return IMPORTANCE[self.importance](tokens, normalise=self.normalise)
+        return importance_scores(tokens, self.importance, self.normalise)
