@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -211,10 +212,13 @@ class _Images:
 
     def unit(self, tokens: Tensor) -> Tensor:
         """Return the unit features (B, T, D) of tokens (B, T)."""
-        first = self.x.shape[1] * torch.arange(len(self.x), device=tokens.device)
-        flat = (tokens + first[:, None]).flatten()
-        rows = self.x.flatten(0, 1).index_select(0, flat) * self.inverse.flatten()[flat, None]
-        return rows.view(*tokens.shape, -1)
+        flat = (tokens + self._starts).flatten()
+        rows = self.x.flatten(0, 1).index_select(0, flat)
+        return rows.mul_(self.inverse.flatten()[flat, None]).view(*tokens.shape, -1)
+
+    @cached_property
+    def _starts(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)[:, None] * self.x.shape[1]
 
     def strengths_of(self, picks: Tensor) -> Tensor:
         """Return the strengths (B, T, N) at which tokens (B, T) suppress every token."""
