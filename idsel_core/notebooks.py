@@ -179,6 +179,7 @@ def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any])
         kernel_name="python3",
         progress_bar=progress,
         stdout_file=stream,
+        stderr_file=stream,
         extra_arguments=["--log-level=CRITICAL"],
     )
 

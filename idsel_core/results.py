@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 VERSION: Final = 1
 
 _TEXT = ("backbone", "dataset", "part", "question_id", "image_id", "family", "method")
-_KNOBS = ("importance", "normalise", "features", "update")
+_KNOBS = ("importance", "normalise", "features", "update", "instruction")
 
 SCHEMA: Final = pa.schema(
     [
@@ -33,6 +33,7 @@ SCHEMA: Final = pa.schema(
         pa.field("budget", pa.float64(), nullable=False),
         pa.field("tokens_before", pa.int32(), nullable=False),
         pa.field("tokens_kept", pa.int32(), nullable=False),
+        pa.field("on_objects", pa.float64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("prediction", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
@@ -40,7 +41,8 @@ SCHEMA: Final = pa.schema(
         pa.field("chance", pa.float64(), nullable=False),
     ]
 )
-"""Columns of the store. A knob that a method lacks is null. `budget` is what was asked: a share where it is below 1."""
+"""Columns of the store. A knob that a method lacks is null. `budget` is what was asked: a share where it is below 1.
+`instruction` says whose attention was read, as tokens@layer; `on_objects` is the share of kept tokens on an object."""
 
 CONFIGURATION: Final = (
     "backbone", "dataset", "part", "method", *_KNOBS, "gamma", "positions", "budget", "seed",
@@ -116,8 +118,8 @@ def validate(job: str, rows: pd.DataFrame) -> pa.Table:
 
 
 def _check_values(job: str, rows: pd.DataFrame) -> None:
-    for name in ("correct", "chance"):
-        bad = rows.loc[~rows[name].between(0, 1), name]
+    for name in ("correct", "chance", "on_objects"):
+        bad = rows.loc[~rows[name].between(0, 1) & rows[name].notna(), name]
         if len(bad):
             raise ValueError(f"column {name!r} of job {job!r} holds {bad.iloc[0]}; allowed is 0 to 1")
     over = rows[~rows["tokens_kept"].between(0, rows["tokens_before"])]

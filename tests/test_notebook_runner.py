@@ -22,13 +22,20 @@ shuffle = True  # their order
 limit = None  # none by default
 """
 
+WORK = """
+import sys
+print(f"{questions} questions, {gammas}")
+print("half\\rdone", file=sys.stderr)
+1 / (questions - 4)
+"""
+
 
 @pytest.fixture
 def notebook(tmp_path):
     path = tmp_path / "sweep.ipynb"
     cells = [
         nbformat.v4.new_code_cell(SOURCE.strip(), metadata={"tags": ["parameters"]}, id="parameters"),
-        nbformat.v4.new_code_cell("print(f'{questions} questions, {gammas}'); 1 / (questions - 4)", id="work"),
+        nbformat.v4.new_code_cell(WORK.strip(), id="work"),
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), path)
@@ -99,7 +106,9 @@ def test_the_command_runs_a_notebook_with_file_and_pairs(notebook, tmp_path, cap
     assert main([str(notebook), str(output), "-f", str(tmp_path / "p.yaml"), "-p", "questions", "6"]) == 0
     executed = nbformat.read(output, as_version=4)
     assert executed.metadata.papermill.parameters == {"questions": 6, "gammas": [1.0]}
-    assert "sweep: 6 questions, [1.0]" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    for line in ("sweep: 6 questions, [1.0]", "sweep: half", "sweep: done", "sweep: cell 3 of 3, "):
+        assert line in shown
 
 
 def test_a_failing_cell_ends_in_1_and_leaves_the_executed_notebook(notebook, tmp_path, capsys):
