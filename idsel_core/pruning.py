@@ -232,7 +232,7 @@ class _Patch:
         self.generate: Callable[..., Any] = model.generate
         self.own = model.__dict__.get("generate")
         self.inside = False
-        self.hook = model.register_forward_pre_hook(self.before_forward, with_kwargs=True, prepend=True)
+        self.hook = model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
 
         @functools.wraps(self.generate)
         def generate(*args: Any, **kwargs: Any) -> Any:

@@ -257,6 +257,13 @@ def test_own_positions_are_closed_up_or_kept(clip):
         assert not torch.allclose(clip(**inputs).logits, shifted, atol=1e-3)
 
 
+def test_gaps_between_positions_are_not_read_as_borders_without_a_cache(clip):
+    inputs = {**tiny.prompts((1,)), "attention_mask": None}
+    with prune(clip, ragged(1), positions="keep"):
+        wanted = clip(**inputs, use_cache=True).logits
+        torch.testing.assert_close(clip(**inputs, use_cache=False).logits, wanted, atol=2e-5, rtol=1e-4)
+
+
 def test_merged_features_are_what_the_model_reads(clip):
     @dataclasses.dataclass(frozen=True)
     class Doubled(Fixed):
