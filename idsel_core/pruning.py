@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +278,7 @@ class _Patch:
         return out
 
 
-_PATCHES: WeakKeyDictionary[nn.Module, _Patch] = WeakKeyDictionary()
+_PATCHES: dict[nn.Module, _Patch] = {}
 
 
 def _bound(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

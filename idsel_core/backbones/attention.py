@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -56,7 +55,7 @@ class Watched:
         return self.query, self.key, self.scale
 
 
-_WATCHED: WeakKeyDictionary[nn.Module, Watched] = WeakKeyDictionary()
+_WATCHED: dict[nn.Module, Watched] = {}
 
 
 def _watch_attention(
