@@ -227,7 +227,8 @@ def share_of_full(
         The method whose rows are the reference.
     level, resamples, seed
         See `bootstrap_mean`. Questions are drawn within each family, the same ones for every setting and the
-        reference, so the interval covers the reference's own spread.
+        reference, so the interval covers the reference's own spread. Resamples in which the reference scores 0 in a
+        family are left out; only a handful of questions can have any.
 
     Returns
     -------
@@ -251,12 +252,13 @@ def share_of_full(
     shares, drawn = [], []
     for number, (family, part) in enumerate(scores.groupby(level="family")):
         both = np.column_stack([part.to_numpy(), whole.loc[part.index].to_numpy()])
-        means = resampled_means(both, resamples, (seed, number))
-        if not means[:, -1].all():
+        if not both[:, -1].any():
             raise ValueError(f"method {full!r} scores 0 in family {family!r}: a share of it means nothing")
         shares.append(both[:, :-1].mean(0) / both[:, -1].mean())
-        drawn.append(means[:, :-1] / means[:, -1:])
-    low, high = _bounds(np.mean(drawn, axis=0), level)
+        means = resampled_means(both, resamples, (seed, number))
+        drawn.append(means[:, :-1] / np.where(means[:, -1:] > 0, means[:, -1:], np.nan))
+    means = np.mean(drawn, axis=0)
+    low, high = _bounds(means[np.isfinite(means).all(1)], level)
     return _labelled(scores, {"share": np.mean(shares, axis=0), "low": low, "high": high}, level, resamples, seed)
 
 

@@ -164,6 +164,13 @@ def test_share_interval_agrees_with_scipy_on_stratified_ratios():
     assert (ours["low"], ours["high"]) == pytest.approx((interval.low, interval.high), abs=0.004)
 
 
+def test_share_of_a_handful_of_questions_has_an_interval():
+    rows = _rows({"full": [1, 0, 0], "a": [1, 0, 0], "b": [0, 1, 1]})
+    table = share_of_full(rows, ["method"]).set_index("method")
+    assert table.loc["a", ["share", "low", "high"]].tolist() == [1.0, 1.0, 1.0]
+    assert table.loc["b", ["low", "high"]].tolist() == [0.0, 2.0]
+
+
 def test_share_needs_a_reference_that_means_something():
     with pytest.raises(ValueError, match=r"no rows of method 'full'.*\['a'\]"):
         share_of_full(_rows({"a": [1, 0]}), ["method"])
