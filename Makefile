@@ -25,8 +25,9 @@ env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbon
 figures: env ## Run the ablation notebooks, draw all figures and tables
 	@$(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
 
+# One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 test: env ## Run the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 lab: env ## Open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks
