@@ -148,8 +148,8 @@ def id_select(
     features : Tensor
         (B, N, D) or (N, D), any float dtype; a zero vector is at distance 1 from every token.
     scores : Tensor
-        (B, N) or (N,), any float dtype, 0 or more. Scores and similarities are computed in float32, or in
-        float64 if either input is float64.
+        (B, N) or (N,), any float dtype, 0 or more. Scores are computed in float64 (on MPS, which has none, float32),
+        similarities in float32 or, if the features are, float64.
     budget : int or float
         Tokens or share of each row, as in `resolve_budget`.
     gamma : float
@@ -226,9 +226,9 @@ class _Images:
 
     def strengths(self, cosines: Tensor) -> Tensor:
         """Return w = exp(-gamma d^2), or for *multiply* 1 - w, without the loss of digits near w = 1."""
-        limits = torch.finfo(cosines.dtype)
-        distance = torch.nn.functional.threshold(1 - cosines, 32 * limits.eps, 0.0)  # duplicates: 0, not rounding
-        exponent = distance.square_().mul_(-min(self.gamma, limits.max))
+        rounding = 32 * torch.finfo(cosines.dtype).eps
+        distance = torch.nn.functional.threshold(1 - cosines.to(_score_dtype(cosines)), rounding, 0.0)
+        exponent = distance.square_().mul_(-min(self.gamma, torch.finfo(distance.dtype).max))
         return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
 
     def suppress(self, scores: Tensor, dead: Tensor, strengths: Tensor, values: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ def _check_knobs(gamma: float, update: str) -> None:
 
 
 def _as_batch(features: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Check types and shapes; return features, scores and mask with a batch axis, floats in the working dtype."""
+    """Check types and shapes; return features, scores and mask with a batch axis, floats as they are worked with."""
     for name, value in (("features", features), ("scores", scores)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -361,9 +361,14 @@ def _as_batch(features: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Te
         raise ValueError(
             f"features, scores and mask must be on one device, not {features.device}, {scores.device}, {mask.device}"
         )
-    working = torch.promote_types(torch.promote_types(features.dtype, scores.dtype), torch.float32)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     batch = (-1, *features.shape[-2:])
-    return features.to(working).reshape(batch), scores.to(working).reshape(batch[:2]), mask.reshape(batch[:2])
+    return features.reshape(batch), scores.to(_score_dtype(scores)).reshape(batch[:2]), mask.reshape(batch[:2])
+
+
+def _score_dtype(like: Tensor) -> torch.dtype:
+    # In float32 equal scores stay equal after 1 - 1e-9, and the choice would fall to the tokens' places.
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def _inverse_norms(x: Tensor, scores: Tensor, valid: Tensor) -> Tensor:

@@ -81,14 +81,13 @@ def small_cases(count, feature_kind, update):
             torch.tensor(make_scores(kind, n, rng)),
             int(rng.integers(1, n + 1)),
             gamma,
-            kind,
         )
 
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("features", FEATURES)
 def test_float64_order_is_that_of_the_slow_reference(features, update):
-    for x, s, k, gamma, _ in small_cases(300, features, update):
+    for x, s, k, gamma in small_cases(300, features, update):
         cosines = cosine_table(x.tolist())
         for trace in (False, True):
             order = id_select(x, s, k, gamma, update, trace=trace).order[0].tolist()
@@ -100,34 +99,34 @@ def test_float64_order_is_that_of_the_slow_reference(features, update):
 
 
 def test_float32_order_leaves_the_reference_only_at_ties_within_rounding():
-    left = dict.fromkeys(SCORES, 0)
+    cases = left = 0
     for features, update in itertools.product(FEATURES, UPDATES):
-        for x, s, k, gamma, kind in small_cases(120, features, update):
+        for x, s, k, gamma in small_cases(120, features, update):
             if (features, gamma) == ("tight", INF):
                 continue  # there everything hangs on which distances count as zero
             order = id_select(x.float(), s.float(), k, gamma, update).order[0].tolist()
             cosines = cosine_table(x.float().double().tolist())
             behind, _ = follow(cosines, s.float().double().tolist(), order, gamma, update)
             assert max(behind) <= 1e-6 * float(s.max())
-            left[kind] += max(behind) > 0
-    # Of 200 cases a kind. Equal scores after equal suppression are ties by construction, other scores hardly ever.
-    assert left["uniform"] + left["peaked"] <= 4
-    assert sum(left.values()) <= 60
+            cases, left = cases + 1, left + (max(behind) > 0)
+    assert cases > 1000 and left <= 0.01 * cases
 
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("features", ["gaussian", "clustered"])
-def test_long_images_and_large_budgets(features, update):
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 0.0), (torch.float32, 1e-7)])
+def test_long_images_and_large_budgets(features, update, dtype, allowed):
     rng = np.random.default_rng(7)
     n = 300
-    x = make_features(features, n, 16, rng)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    x = torch.tensor(make_features(features, n, 64, rng)).to(dtype)
+    unit = x.double() / x.double().norm(dim=1, keepdim=True)
     cosines = (unit @ unit.T).tolist()
     for kind in ("peaked", "flat", "uniform"):
-        s = make_scores(kind, n, rng)
-        orders = {k: id_select(torch.tensor(x), torch.tensor(s), k, 20.0, update).order[0] for k in (1, 9, 60, 200, n)}
-        behind, _ = follow(cosines, s.tolist(), orders[n].tolist(), 20.0, update)
-        assert max(behind) == 0
+        s = torch.tensor(make_scores(kind, n, rng)).to(dtype)
+        orders = {k: id_select(x, s, k, 20.0, update).order[0] for k in (1, 9, 60, 200, n)}
+        behind, _ = follow(cosines, s.double().tolist(), orders[n].tolist(), 20.0, update)
+        assert max(behind) <= allowed * float(s.max())
+        assert sum(v > 0 for v in behind) <= 2
         for k, order in orders.items():
             assert torch.equal(order, orders[n][:k])
 
