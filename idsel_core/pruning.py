@@ -119,7 +119,7 @@ class Pruning:
         images = {name: inputs[name] for name in self.backbone.image_inputs if inputs.get(name) is not None}
         grid = self.method.wanted_grid(*self.backbone.image_grid(pixels))
         with _stopwatch(pixels.device) as encode_ms:
-            encoded = self.backbone.encode(grid=grid, **images)
+            encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
         with _stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
             selection = self.method.select(tokens)

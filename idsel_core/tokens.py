@@ -46,7 +46,8 @@ class VisualTokens:
         Row and column of each token, int64 (B, N, 2); -1 at padding and at tokens that lie on no grid.
     sources : Mapping[str, Callable]
         For each view that can be had, the function that computes it. That of ``instruction_attention`` takes
-        ``(layer, which)``, the others take nothing.
+        ``(layer, which)``, ``projector`` takes features, the others take nothing. Views of other layers of the tower
+        are named ``view@depth``.
     reasons : Mapping[str, str]
         For views that cannot be had, why.
     placeholders : Tensor, optional
@@ -126,6 +127,78 @@ class VisualTokens:
         return self._view("relevance")
 
     @property
+    def relevance_product(self) -> Tensor:
+        """Inner product of each token with the question in a shared image-text space, float32 (B, N)."""
+        return self._view("relevance_product")
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys of the tower's layer that feeds the projector, (B, N, heads, d)."""
+        return self._view("keys")
+
+    @property
+    def cls_features(self) -> Tensor:
+        """What the [CLS] token would enter the projector with, (B, Dv)."""
+        return self._view("cls_features", axes=1)
+
+    @property
+    def word_similarity(self) -> Tensor:
+        """Cosine of each token with each word of the question, as the language model reads them, float32 (B, N, T).
+
+        Rows with fewer words hold -inf after the last one.
+        """
+        return self._view("word_similarity")
+
+    @property
+    def crops(self) -> Tensor:
+        """Row and column, in the layout of an image's crops, of the crop that each token is of, int64 (B, N, 2).
+
+        -1, -1 where a token is of the thumbnail. The grid of such images is counted within each crop.
+        """
+        return self._view("crops")
+
+    @property
+    def frames(self) -> Tensor:
+        """Video frame of each token, from 0, int64 (B, N)."""
+        return self._view("frames")
+
+    def at_depth(self, name: str, depth: float) -> Tensor:
+        """Return a view of another layer of the vision tower than the one that feeds the projector.
+
+        Parameters
+        ----------
+        name : str
+            "cls_attention", "received_attention", "keys", or "wide_cls_attention", which is the attention of [CLS]
+            with all heads taken as one.
+        depth : float
+            Share of the tower's layers, 0 (the first layer) to 1 (the last one). `Backbone.encode` has to be asked for
+            it, as `prune` does for the ``depths`` of a method.
+
+        Raises
+        ------
+        Unavailable
+            If the tower's attention at this depth was not kept, or it has no [CLS] token.
+        """
+        place = f"{name}@{depth:g}"
+        if place in self.sources:
+            return self._view(place)
+        if f"received_attention@{depth:g}" in self.sources and name in self.reasons:
+            raise Unavailable(place, self.reasons[name])
+        raise Unavailable(place, f"the images were not encoded with it; call encode(..., depths=({depth:g},))")
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector to merged encoder features, (B, K, Dv) to (B, K, D).
+
+        Raises
+        ------
+        Unavailable
+            If no projector is at hand.
+        """
+        if "projector" not in self.sources:
+            raise Unavailable("projector", self.reasons.get("projector", "nothing here computes it"))
+        return self.sources["projector"](encoder_features)
+
+    @property
     def image_key(self) -> Tensor:
         """A number that depends on the image's pixels alone, int64 (B,)."""
         return self._view("image_key")
@@ -148,14 +221,15 @@ class VisualTokens:
         check_instruction(layer, which)
         return replace(self, instruction=(layer, which))
 
-    def _view(self, name: str, *arguments: Any) -> Tensor:
+    def _view(self, name: str, *arguments: Any, axes: int = 2) -> Tensor:
         key = (name, *arguments)
         if key not in self._cache:
             if name not in self.sources:
                 raise Unavailable(name, self.reasons.get(name, "nothing here computes it"))
             view = self.sources[name](*arguments)
-            if view.shape[: min(view.ndim, 2)] != self.mask.shape[: view.ndim]:
-                raise ValueError(f"{name} must begin with {tuple(self.mask.shape)}, not {tuple(view.shape)}")
+            axes = min(view.ndim, axes)
+            if view.shape[:axes] != self.mask.shape[:axes]:
+                raise ValueError(f"{name} must begin with {tuple(self.mask.shape[:axes])}, not {tuple(view.shape)}")
             self._cache[key] = view
         return self._cache[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from idsel_core import importance
 
 _NAME = "idsel_watch"
 
@@ -129,3 +132,44 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__} has {config.num_hidden_layers} layers, but {len(found)} attention modules"
         )
     return found
+
+
+def attention_views(seen: Watched, first: int, has_cls: bool) -> dict[str, Callable[[], Tensor]]:
+    """Return the views of visual tokens that one layer of a vision tower gives.
+
+    Parameters
+    ----------
+    seen : Watched
+        The layer, after it has run.
+    first : int
+        Tokens of the tower before the first visual token.
+    has_cls : bool
+        Whether the tower's first token is a [CLS].
+    """
+    query, key, scale = seen.tensors()
+    views: dict[str, Callable[[], Tensor]] = {
+        "received_attention": lambda: importance.received(query, key, scale)[:, first:],
+        "keys": lambda: key.transpose(1, 2)[:, first:],
+    }
+    if has_cls:
+        views["cls_attention"] = lambda: importance.cls_row(query, key, scale)[:, first:]
+        views["wide_cls_attention"] = lambda: _wide_cls_row(query, key)[:, first:]
+    return views
+
+
+def _wide_cls_row(query: Tensor, key: Tensor) -> Tensor:
+    first, keys = (states.transpose(1, 2).flatten(2)[:, None] for states in (query[:, :, :1], key))
+    return importance.cls_row(first, keys, keys.shape[-1] ** -0.5)
+
+
+def layer_at(depth: float, layers: int) -> int:
+    """Return the layer at a depth of 0 (the first) to 1 (the last) of a tower.
+
+    Raises
+    ------
+    ValueError
+        If `depth` is not in this range.
+    """
+    if not 0 <= depth <= 1:
+        raise ValueError(f"depth must be a share of the tower's layers, 0 to 1, not {depth!r}")
+    return max(0, math.floor(depth * layers + 0.5) - 1)

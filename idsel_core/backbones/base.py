@@ -92,6 +92,9 @@ _STORED = ("encoder_features", "mask", "grid", "placeholders")
 _WHY_NO_VIEW = {
     "cls_attention": "this vision tower has no [CLS] token",
     "received_attention": "no attention layer feeds the projector",
+    "wide_cls_attention": "this vision tower has no [CLS] token",
+    "cls_features": "this vision tower has no [CLS] token",
+    "keys": "no attention layer feeds the projector",
     "image_key": "the pixels were not seen",
 }
 
@@ -158,7 +161,13 @@ class Backbone(ABC):
         """Rows and columns of the token grid that images of this size give."""
 
     @abstractmethod
-    def encode(self, pixel_values: Tensor, grid: tuple[int, int] | None = None, **image_inputs: Any) -> Encoded:
+    def encode(
+        self,
+        pixel_values: Tensor,
+        grid: tuple[int, int] | None = None,
+        depths: Iterable[float] = (),
+        **image_inputs: Any,
+    ) -> Encoded:
         """Run the vision tower once.
 
         Parameters
@@ -168,6 +177,8 @@ class Backbone(ABC):
         grid : tuple[int, int], optional
             Rows and columns of tokens to get, by resizing the images; as they are by default. A method's
             ``wanted_grid`` tells.
+        depths : Iterable[float]
+            Further depths of the tower, 0 to 1, at which views are wanted. A method's ``depths`` tells.
         image_inputs
             Others of `image_inputs`.
         """
@@ -219,9 +230,12 @@ class Backbone(ABC):
         )
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": _constant(encoded.encoder_features),
+            "projector": self.project,
+            "word_similarity": self._words(features, slots, input_ids, question),
             **encoded.views,
         }
         reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
+        reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
         if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
             sources["instruction_attention"] = self._instruction(
                 features, slots, input_ids, attention_mask, position_ids, question
@@ -229,9 +243,10 @@ class Backbone(ABC):
         else:
             reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"
         if self.relevance is not None:
-            sources["relevance"] = self._relevance(self.relevance, encoded, slots, input_ids, question)
+            sources |= self._relevance(self.relevance, encoded, slots, input_ids, question)
         else:
-            reasons["relevance"] = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
+            why = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
+            reasons |= {"relevance": why, "relevance_product": why}
         return VisualTokens(features, encoded.mask, encoded.grid, sources, reasons, placeholders=encoded.placeholders)
 
     def shorten(
@@ -324,21 +339,38 @@ class Backbone(ABC):
 
         return view
 
-    def _relevance(
-        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
-    ) -> Callable[[], Tensor]:
+    def _words(self, features: Tensor, slots: Slots, input_ids: Tensor, question: Tensor) -> Callable[[], Tensor]:
         @torch.no_grad()
         def view() -> Tensor:
-            silent = (~question.any(1)).nonzero()[:, 0].tolist()
-            if silent:
-                raise Unavailable("relevance", f"no text follows image {silent[0]}")
-            width = int(question.sum(1).max())
-            order = question.sort(dim=1, descending=True, stable=True).indices[:, :width]
-            ids, mask = input_ids[slots.rows].gather(1, order), question.gather(1, order)
-            text = source.embed_text(ids * mask, mask.long())
-            return importance.relevance_row(source.project(encoded.encoder_features), text)
+            ids, mask = _questions("word_similarity", slots, input_ids, question)
+            words = self.core.get_input_embeddings()(ids)
+            return importance.word_cosines(features, words, mask)
 
         return view
+
+    def _relevance(
+        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        @functools.cache
+        @torch.no_grad()
+        def embedded() -> tuple[Tensor, Tensor]:
+            ids, mask = _questions("relevance", slots, input_ids, question)
+            return source.project(encoded.encoder_features), source.embed_text(ids * mask, mask.long())
+
+        return {
+            "relevance": lambda: importance.relevance_row(*embedded()),
+            "relevance_product": lambda: importance.relevance_product(*embedded()),
+        }
+
+
+def _questions(view: str, slots: Slots, input_ids: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
+    """Return token ids of the text that asks of each image, (I, T), and where they are no padding."""
+    silent = (~question.any(1)).nonzero()[:, 0].tolist()
+    if silent:
+        raise Unavailable(view, f"no text follows image {silent[0]}")
+    width = int(question.sum(1).max())
+    order = question.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    return input_ids[slots.rows].gather(1, order), question.gather(1, order)
 
 
 def _kept_features(tokens: VisualTokens, selection: Selection) -> list[Tensor]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from idsel_core import importance
-from idsel_core.backbones.attention import attention_modules, watch
+from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
 from idsel_core.backbones.base import Backbone, Encoded, pixel_key
 
 
@@ -25,7 +24,13 @@ class Llava(Backbone):
         """Rows and columns of patches in images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
 
-    def encode(self, pixel_values: Tensor, grid: tuple[int, int] | None = None, **image_inputs: Any) -> Encoded:
+    def encode(
+        self,
+        pixel_values: Tensor,
+        grid: tuple[int, int] | None = None,
+        depths: Iterable[float] = (),
+        **image_inputs: Any,
+    ) -> Encoded:
         """Run the vision tower once.
 
         Parameters
@@ -35,6 +40,8 @@ class Llava(Backbone):
         grid : tuple[int, int], optional
             Rows and columns of patches to get; the images are resized (bicubic, antialiased) and the tower's
             positions interpolated.
+        depths : Iterable[float]
+            Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
             ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
 
@@ -56,23 +63,28 @@ class Llava(Backbone):
             pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
             if "interpolate_pos_encoding" in inspect.signature(self.core.vision_tower.forward).parameters:
                 options["interpolate_pos_encoding"] = True
-        layer = self._feeding_layer(options.get("vision_feature_layer"))
+        modules = attention_modules(self.core.vision_tower)
+        feeding = self._feeding_layer(options.get("vision_feature_layer"))
+        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
+        if feeding >= 0:
+            layers[""] = feeding
         entered: list[Tensor] = []
         with ExitStack() as stack:
             hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
-            seen = stack.enter_context(watch(attention_modules(self.core.vision_tower)[layer])) if layer >= 0 else None
+            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
             output = self.core.get_image_features(pixel_values, return_dict=True, **options)
         features = torch.stack(list(output.pooler_output))
         images, count = features.shape[:2]
         length = output.last_hidden_state.shape[1]
         before_grid, cropped = length - rows * columns, length - count
         views: dict[str, Callable[[], Tensor]] = {"image_key": key}
-        if seen is not None:
-            query, key_states, scale = seen.tensors()
-            views["received_attention"] = lambda: importance.received(query, key_states, scale)[:, cropped:]
-            if before_grid:
-                views["cls_attention"] = lambda: importance.cls_row(query, key_states, scale)[:, cropped:]
+        for suffix, layer in layers.items():
+            of_layer = attention_views(seen[layer], cropped, bool(before_grid))
+            views |= {f"{name}{suffix}": view for name, view in of_layer.items()}
+        if before_grid:
+            chosen = self._chosen(options.get("vision_feature_layer"))
+            views["cls_features"] = lambda: torch.cat([output.hidden_states[state][:, 0] for state in chosen], -1)
         place = torch.arange(cropped - before_grid, rows * columns, device=features.device)[:, None]
         place = torch.cat([place.div(columns, rounding_mode="floor"), place % columns], 1).masked_fill(place < 0, -1)
         return Encoded(
@@ -94,8 +106,12 @@ class Llava(Backbone):
     def _patch(self) -> int:
         return int(self.model.config.vision_config.patch_size)
 
+    def _chosen(self, choice: int | list[int] | None) -> list[int]:
+        """Return which hidden states of the tower enter the projector."""
+        chosen = self.model.config.vision_feature_layer if choice is None else choice
+        return [chosen] if isinstance(chosen, int) else list(chosen)
+
     def _feeding_layer(self, choice: int | list[int] | None) -> int:
         """Return the deepest layer of the tower whose output enters the projector; -1: the embeddings do."""
-        chosen = self.model.config.vision_feature_layer if choice is None else choice
         states = self.model.config.vision_config.num_hidden_layers + 1
-        return max(state % states for state in ([chosen] if isinstance(chosen, int) else chosen)) - 1
+        return max(state % states for state in self._chosen(choice)) - 1

@@ -36,6 +36,11 @@ class Method(ABC):
     def __post_init__(self) -> None:
         resolve_budget(self.budget, torch.tensor([sys.maxsize]))
 
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        return ()
+
     def wanted_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the token grid that the method wants of an image: the one it has, unless it acts on pixels."""
         return rows, columns
