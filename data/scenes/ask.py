@@ -16,6 +16,41 @@ CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 COUNTS = ("1", "2", "3", "4")
 ORDINALS = ("first", "second", "third", "fourth")
 PLURALS = {noun: "crosses" if noun == "cross" else f"{noun}s" for noun in NOUNS}
+FRAMES = (
+    *(
+        "USER",
+        ":",
+        "ASSISTANT",
+        "Is",
+        "there",
+        "a",
+        "an",
+        "How",
+        "many",
+        "objects",
+        "are",
+        "What",
+        "color",
+        "is",
+        "the",
+    ),
+    *(
+        "shape",
+        "object",
+        "size",
+        "left",
+        "right",
+        "of",
+        "above",
+        "below",
+        "Where",
+        "letter",
+        "digit",
+        "shown",
+        "word",
+        "?",
+    ),
+)
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -85,7 +120,9 @@ def counting(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question("counting", "color" if by_color else "noun", text, COUNTS, answer, about)
 
 
-def _attribute(rng: np.random.Generator, things: Sequence[Thing], kind: str) -> tuple[str, tuple[str, ...], str, int] | None:
+def _attribute(
+    rng: np.random.Generator, things: Sequence[Thing], kind: str
+) -> tuple[str, tuple[str, ...], str, int] | None:
     pools = {
         "color": [i for i in _unique([t.noun for t in things]) if things[i].noun in NOUNS],
         "shape": [i for i in _unique([t.color for t in things]) if things[i].noun in SHAPES],
@@ -170,7 +207,9 @@ def reading(rng: np.random.Generator, scene: Scene) -> Question | None:
     if words and rng.random() < 0.6:
         i = words[0]
         k = int(rng.integers(min(len(things[i].text), len(ORDINALS))))
-        return Question("reading", "word", f"What is the {ORDINALS[k]} letter of the word?", LETTERS, things[i].text[k], (i,))
+        return Question(
+            "reading", "word", f"What is the {ORDINALS[k]} letter of the word?", LETTERS, things[i].text[k], (i,)
+        )
     noun, alphabet = _pick(rng, (("letter", LETTERS), ("digit", DIGITS)))
     glyphs = [i for i, t in enumerate(things) if t.noun == noun]
     if len(glyphs) == 1 and rng.random() < 0.5:
@@ -210,9 +249,17 @@ def ask(rng: np.random.Generator, scene: Scene, count: int, tries: int = 40) -> 
 
 def vocabulary() -> list[str]:
     """Return every word that a question or an answer can hold, in a fixed order."""
-    frames = (
-        "USER : ASSISTANT Is there a an How many objects are What color is the shape object size left right of above below "
-        "Where What letter digit shown word ?"
-    ).split()
-    words = [*frames, *ORDINALS, *NOUNS, *PLURALS.values(), *COLORS, *SIZES, *CORNERS, *OPTIONS, *YES_NO, *LETTERS, *DIGITS]
+    words = [
+        *FRAMES,
+        *ORDINALS,
+        *NOUNS,
+        *PLURALS.values(),
+        *COLORS,
+        *SIZES,
+        *CORNERS,
+        *OPTIONS,
+        *YES_NO,
+        *LETTERS,
+        *DIGITS,
+    ]
     return list(dict.fromkeys(words))

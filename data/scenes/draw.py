@@ -191,7 +191,9 @@ def draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator, part
     else:
         ink = text_mask(thing.text, FONTS[rng.integers(len(FONTS))])
         scale = min(0.72 * height / ink.height, 0.82 * width / ink.width)
-        ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.LANCZOS)
+        ink = ink.resize(
+            (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.LANCZOS
+        )
     if len(thing.text) == 1:
         ink = ink.rotate(angle, Image.Resampling.BICUBIC)
     dark = np.dot(rgb, (0.299, 0.587, 0.114)) > 110
@@ -274,7 +276,8 @@ def draw_scene(
         sizes = ["small" if hard or rng.random() < 0.5 else "large" for _ in looks]
         edges = [int(rng.integers(*(TINY if hard else SIZES[s]))) for s in sizes]
         texts = [
-            {"letter": LETTERS, "digit": DIGITS}[n][rng.integers(10)] if n in ("letter", "digit") else "" for n, _ in looks
+            {"letter": LETTERS, "digit": DIGITS}[n][rng.integers(10)] if n in ("letter", "digit") else ""
+            for n, _ in looks
         ]
         extents = [(e, e) for e in edges]
         if hard:

@@ -21,7 +21,7 @@ from data.scenes.draw import PARTS, Scene, draw_scene, scene_rng
 
 IMAGES = {"validation": 200, "test": 640, "hard": 120}
 PER_IMAGE = 5
-JPEG_QUALITY = 88
+JPEG_QUALITY = 85
 
 
 def draw_part(part: str, count: int) -> list[tuple[Scene, list[Question]]]:

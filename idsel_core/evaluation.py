@@ -1,0 +1,463 @@
+"""Evaluate methods on a data set of questions about images: one row a question.
+
+Encode the images of a part once, or try one method, from the command line:
+
+    python -m idsel_core.evaluation encode --part test
+    python -m idsel_core.evaluation try --part validation --method idselection --budget 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
+from idsel_core.methods import Method, UniformGrid, get_method, list_methods
+from idsel_core.methods.scored import Scored
+from idsel_core.results import sha256
+
+DATA = Path("data/scenes")
+MODEL = Path("data/backbone/assembled")
+CACHE = Path(".cache/encodings")
+FULL, BLIND = "full", "no-image"
+"""Names, beside those of methods, of the two ends of the scale: all visual tokens, and no image at all."""
+
+_QUESTION_COLUMNS = ("question_id", "image_id", "family", "question", "choices", "answer")
+_IMAGE_COLUMNS = ("image_id", "image", "objects")
+_VIEWS = ("cls_attention", "received_attention", "image_key")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Questions and images of one part of a data set.
+
+    Attributes
+    ----------
+    name : str
+        Name of the part.
+    questions : DataFrame
+        One row a question: question_id, image_id, family, question, choices, answer.
+    images : DataFrame
+        One row an image, indexed by image_id: image (JPEG or PNG bytes), objects (boxes in pixels).
+    files : tuple[Path, Path]
+        Where they were read from.
+    """
+
+    name: str
+    questions: pd.DataFrame
+    images: pd.DataFrame
+    files: tuple[Path, Path]
+
+    def picture(self, image_id: str) -> Image.Image:
+        """Return one image."""
+        return Image.open(io.BytesIO(cast(bytes, self.images.at[image_id, "image"]))).convert("RGB")
+
+
+def read_part(name: str, folder: Path = DATA, limit: int = 0) -> Part:
+    """Read a part of a data set.
+
+    Parameters
+    ----------
+    name : str
+        The part: ``<name>-questions.parquet`` and ``<name>-images.parquet`` lie in `folder`.
+    folder : Path
+        Folder of the data set.
+    limit : int
+        Take about this many questions, the first ones of each family; 0 takes all.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such part; names those that there are.
+    ValueError
+        If a file is damaged, or its content is not what it should be, or `limit` is negative.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"limit must be a number of questions, or 0 for all, not {limit!r}")
+    paths = (folder / f"{name}-questions.parquet", folder / f"{name}-images.parquet")
+    if not all(path.is_file() for path in paths):
+        known = sorted(path.name.removesuffix("-questions.parquet") for path in folder.glob("*-questions.parquet"))
+        raise FileNotFoundError(f"no part {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
+    questions = _read_parquet(paths[0], _QUESTION_COLUMNS)
+    images = _read_parquet(paths[1], _IMAGE_COLUMNS).set_index("image_id")
+    lost = sorted(set(questions["image_id"]) - set(images.index))
+    if lost:
+        raise ValueError(f"{paths[0]} asks about images that {paths[1]} does not hold, the first is {lost[0]!r}")
+    if limit:
+        first = questions.groupby("family", sort=False).head(-(-limit // questions["family"].nunique()))
+        questions = first.reset_index(drop=True)
+        images = images.loc[questions["image_id"].unique()]
+    return Part(name, questions, images, paths)
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it with `git checkout -- {path}`") from error
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame))}")
+    return frame
+
+
+def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any]:
+    """Load a LLaVA-like model with its processor, and the companion for relevance where the folder holds one.
+
+    Parameters
+    ----------
+    folder : Path
+        Laid out like a hub checkpoint; weights as safetensors. No code in it is ever run.
+    device : str
+        As torch names it.
+
+    Returns
+    -------
+    tuple
+        The backbone, and the processor.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If its weights are missing, damaged or do not fit.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor, VisionTextDualEncoderModel
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no weights (*.safetensors): delete it and run `make env`")
+    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    load: Any = AutoModelForImageTextToText.from_pretrained
+    load_companion: Any = VisionTextDualEncoderModel.from_pretrained
+    load_processor: Any = AutoProcessor.from_pretrained
+    try:
+        model, report = load(folder, output_loading_info=True, use_safetensors=True, **safe)
+        companion = folder / "companion"
+        dual = load_companion(companion, use_safetensors=True, **safe) if companion.is_dir() else None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read ({error}): delete it and run `make env`") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ValueError(f"the weights in {folder} lack {missing}: delete it and run `make env`")
+    processor = load_processor(folder, **safe)
+    relevance = None if dual is None else Companion(dual.to(device).eval())
+    return adapter_for(model.to(device).eval(), relevance), processor
+
+
+def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:
+    """Return the pixel values of images, (I, 3, height, width)."""
+    pixels: Tensor = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+    return pixels.to(device)
+
+
+@torch.no_grad()
+def encode_part(backbone: Backbone, processor: Any, part: Part, batch: int = 8) -> Encoded:
+    """Run the vision tower once on each image of a part, with a progress bar."""
+    pieces: list[dict[str, Tensor]] = []
+    names = list(part.images.index)
+    for start in tqdm(range(0, len(names), batch), desc=f"encode {part.name}", unit="batch"):
+        pictures = [part.picture(name) for name in names[start : start + batch]]
+        encoded = backbone.encode(image_pixels(processor, pictures, backbone.model.device))
+        pieces.append(encoded.tensors([view for view in _VIEWS if view in encoded.views]))
+    return Encoded.from_tensors({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+
+
+def fingerprint(part: Part, folder: Path = MODEL) -> dict[str, str]:
+    """Return what an encoding depends on: hashes of the images and of the weights."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return {"images": sha256(part.files[1]), **{path.name: sha256(path) for path in weights}}
+
+
+def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> None:
+    """Write an encoding with what it was made from, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    save_file(encoded.tensors(), temporary, metadata=made_from)
+    temporary.replace(path)
+
+
+def read_encoding(path: Path, made_from: dict[str, str]) -> Encoded | None:
+    """Read a stored encoding; None where there is none, or one of other images or weights, or a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() != made_from:
+                return None
+        return Encoded.from_tensors(load_file(path))
+    except (OSError, SafetensorError):
+        return None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, a part of a data set and its images, encoded once and shared by all methods and budgets.
+
+    Attributes
+    ----------
+    backbone : Backbone
+        The model.
+    processor : Any
+        Its processor.
+    part : Part
+        Questions and images.
+    encoded : Encoded
+        One row an image, in the order of ``part.images``.
+    name : str
+        What the results call the model.
+    positions : {"compact", "keep"}
+        As for `prune`.
+    """
+
+    backbone: Backbone
+    processor: Any
+    part: Part
+    encoded: Encoded
+    name: str = "embedded"
+    positions: str = "compact"
+
+    def run(self, methods: Iterable[Method | str], batch: int = 50) -> pd.DataFrame:
+        """Ask all questions with each method, with a progress bar.
+
+        Parameters
+        ----------
+        methods : iterable of Method or str
+            Methods; `FULL` (all tokens) and `BLIND` (no image) are allowed beside them.
+        batch : int
+            Questions at a time.
+
+        Returns
+        -------
+        DataFrame
+            One row a question and method, ready for `Results.write`.
+        """
+        methods = list(methods)
+        frames = []
+        total = len(methods) * len(self.part.questions)
+        with tqdm(total=total, desc=f"ask {self.part.name}", unit="question", mininterval=5) as bar:
+            for method in methods:
+                bar.set_postfix_str(str(method), refresh=False)
+                for start in range(0, len(self.part.questions), batch):
+                    frames.append(self._ask(method, self.part.questions.iloc[start : start + batch]))
+                    bar.update(len(frames[-1]))
+        return pd.concat(frames, ignore_index=True)
+
+    @torch.no_grad()
+    def _ask(self, method: Method | str, questions: pd.DataFrame) -> pd.DataFrame:
+        if method == BLIND:
+            inputs = self._prompts(questions, [0] * len(questions))
+            short, before, kept = dict(inputs), [0] * len(questions), [np.empty(0, int)] * len(questions)
+        else:
+            acting = UniformGrid(1.0) if isinstance(method, str) else method
+            short, before, kept = self._shorten(acting, questions)
+        width = short["input_ids"].shape[1]
+        out = self.backbone.model.generate(**short, max_new_tokens=self._answer_tokens, do_sample=False)
+        predictions = self.processor.batch_decode(out[:, width:], skip_special_tokens=True)
+        predictions = [prediction.strip() for prediction in predictions]
+        whole = not isinstance(method, str)
+        return pd.DataFrame(
+            {
+                "backbone": self.name,
+                "dataset": self.part.files[0].parent.name,
+                "part": self.part.name,
+                "question_id": questions["question_id"].to_numpy(),
+                "image_id": questions["image_id"].to_numpy(),
+                "family": questions["family"].to_numpy(),
+                "method": method.name if isinstance(method, Method) else method,
+                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
+                "instruction": _instruction(method),
+                "gamma": getattr(method, "gamma", np.nan),
+                "positions": self.positions,
+                "budget": float(method.budget) if isinstance(method, Method) else float(before[0]),
+                "tokens_before": before,
+                "tokens_kept": [len(tokens) for tokens in kept],
+                "on_objects": [self._share_on_objects(i, t) for i, t in zip(questions["image_id"], kept, strict=True)],
+                "seed": getattr(method, "seed", 0) if whole else 0,
+                "prediction": predictions,
+                "answer": questions["answer"].to_numpy(),
+                "correct": np.array(predictions) == questions["answer"].to_numpy(),
+                "chance": [1 / len(choices) for choices in questions["choices"]],
+            }
+        )
+
+    def _shorten(self, method: Method, questions: pd.DataFrame) -> tuple[dict[str, Any], list[int], list[np.ndarray]]:
+        rows = self.part.images.index.get_indexer(pd.Index(questions["image_id"]))
+        device = self.backbone.model.device
+        encoded = self.encoded.take(torch.from_numpy(rows))
+        rows_columns = tuple(int(side) + 1 for side in self.encoded.grid[0].amax(0))
+        wanted = method.wanted_grid(*rows_columns)
+        before = encoded.placeholders.tolist()
+        if wanted != rows_columns:
+            pictures = [self.part.picture(image_id) for image_id in questions["image_id"]]
+            encoded = self.backbone.encode(image_pixels(self.processor, pictures, device), grid=wanted)
+        inputs = self._prompts(questions, before)
+        tokens = self.backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"])
+        selection = method.select(tokens)
+        short = self.backbone.shorten(inputs, tokens, selection, self.positions)
+        grid_rows, columns = wanted
+        scale = np.array([rows_columns[0] / grid_rows, rows_columns[1] / columns])
+        kept = []
+        for row, indices in enumerate(selection.rows()):
+            place = (tokens.grid[row, indices].numpy() + 0.5) * scale
+            kept.append(place.astype(int) @ np.array([rows_columns[1], 1]))
+        return short, before, kept
+
+    def _prompts(self, questions: pd.DataFrame, placeholders: Sequence[int]) -> dict[str, Tensor]:
+        image = self.processor.image_token
+        texts = []
+        for question, count in zip(questions["question"], placeholders, strict=True):
+            content = [{"type": "image"}] * bool(count) + [{"type": "text", "text": question}]
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            texts.append(text.replace(image, image * count))
+        inputs = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
+        device = self.backbone.model.device
+        return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+
+    @property
+    def _answer_tokens(self) -> int:
+        answers = self.part.questions["answer"].unique().tolist()
+        return max(map(len, self.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]))
+
+    def on_objects(self, image_id: str) -> np.ndarray:
+        """Return which tokens' middles lie in an object's box, bool (N,), for an image in raster order."""
+        first = self.part.images.index.get_loc(image_id)
+        grid = self.encoded.grid[first].numpy() + 0.5
+        side = self.part.picture(image_id).size[0]
+        x, y = (grid[:, ::-1] * side / (self.encoded.grid[first].amax(0).numpy() + 1)[::-1]).T
+        inside = np.zeros(len(x), bool)
+        for box in cast(list[dict[str, int]], self.part.images.at[image_id, "objects"]):
+            inside |= (x >= box["left"]) & (x < box["right"]) & (y >= box["top"]) & (y < box["bottom"])
+        return inside
+
+    def _share_on_objects(self, image_id: str, tokens: np.ndarray) -> float:
+        return float(self.on_objects(image_id)[tokens].mean()) if len(tokens) else np.nan
+
+
+def _instruction(method: Method | str) -> str | None:
+    return f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
+
+
+def open_study(
+    part: str,
+    *,
+    limit: int = 0,
+    model: Path | str = MODEL,
+    data: Path | str = DATA,
+    cache: Path | str = CACHE,
+    device: str = "cpu",
+) -> Study:
+    """Load the model and a part, and its encoding; encode and store it first where that is not done yet.
+
+    Parameters
+    ----------
+    part, limit, data
+        As for `read_part`.
+    model, device
+        As for `load_model`.
+    cache : Path or str
+        Folder of stored encodings.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `read_part` and `load_model`.
+    """
+    model, whole = Path(model), read_part(part, Path(data))
+    chosen = read_part(part, Path(data), limit)
+    backbone, processor = load_model(model, device)
+    made_from, path = fingerprint(whole, model), Path(cache) / f"{part}.safetensors"
+    encoded = read_encoding(path, made_from)
+    if encoded is not None:
+        rows = whole.images.index.get_indexer(chosen.images.index)
+        encoded = encoded if limit == 0 else encoded.take(torch.from_numpy(rows))
+    else:
+        encoded = encode_part(backbone, processor, chosen)
+        if limit == 0:
+            write_encoding(encoded, path, made_from)
+    return Study(backbone, processor, chosen, encoded)
+
+
+def accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy of each method and budget, in all and by family, with the chance level."""
+    by = ["method", "budget"]
+    chance = rows.drop_duplicates("question_id").assign(method="chance", budget=0.0, correct=lambda r: r["chance"])
+    rows = pd.concat([rows.assign(correct=rows["correct"].astype(float)), chance], ignore_index=True)
+    wide = rows.pivot_table(index=by, columns="family", values="correct", sort=False)
+    wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
+    return wide
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m idsel_core.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--part", default="validation", help="part of the data set (default: %(default)s)")
+    common.add_argument("--model", type=Path, default=MODEL, help="model folder (default: %(default)s)")
+    common.add_argument("--data", type=Path, default=DATA, help="data set folder (default: %(default)s)")
+    common.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    encode = commands.add_parser("encode", parents=[common], help="encode the images of a part once")
+    encode.add_argument("--out", type=Path, help="file to write (default: .cache/encodings/PART.safetensors)")
+    attempt = commands.add_parser("try", parents=[common], help="print the accuracy of one method")
+    attempt.add_argument("--method", default="idselection", help=f"one of {', '.join((FULL, BLIND, *list_methods()))}")
+    attempt.add_argument("--budget", type=_budget, default=64, help="visual tokens, or a share such as 0.1")
+    attempt.add_argument("--knob", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="e.g. gamma 5")
+    attempt.add_argument("--limit", type=int, default=0, help="about this many questions; 0 is all")
+    return parser
+
+
+def _budget(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def _method(given: argparse.Namespace) -> Method | str:
+    if given.method in (FULL, BLIND):
+        return str(given.method)
+    plain = get_method(given.method, budget=given.budget)
+    kinds = {field.name: type(getattr(plain, field.name)) for field in fields(plain)}
+    return get_method(given.method, budget=given.budget, **{k: kinds.get(k, str)(v) for k, v in given.knob})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns 0, or 2 if the call or the files were wrong."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.command == "encode":
+            part = read_part(given.part, given.data)
+            backbone, processor = load_model(given.model, given.device)
+            path = given.out or CACHE / f"{given.part}.safetensors"
+            write_encoding(encode_part(backbone, processor, part), path, fingerprint(part, given.model))
+            print(path)
+            return 0
+        method = _method(given)
+        study = open_study(given.part, limit=given.limit, model=given.model, data=given.data, device=given.device)
+        print(accuracy(study.run([method])).round(3).to_string())
+    except (OSError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Ablation: which importance should a token have before the picking starts?
+#
+# *Saliency* is what the vision tower's [CLS] attends to, *instruction* what the instruction attends to in the language
+# model, *relevance* the likeness of a patch and the question in a shared image-text space, *unified* a blend of
+# saliency and instruction. At the language model's input layer the last prompt token carries nothing of the question,
+# so the mean over the question's tokens stands beside it as `mean@0`. Each score is min-maxed per image or left raw,
+# and tokens are alike by projector features or by encoder features.
+
+# %% tags=["parameters"]
+part = "validation"  # part of the data set; hyper-parameters are chosen on validation alone
+questions = 0  # about how many questions, 0 for all
+importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
+normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
+features = ["projector", "encoder"]  # by which features tokens are alike
+instruction_tokens = ["last", "mean"]  # who asks, in the scores with instruction attention
+budgets = [64, 16]  # visual tokens kept
+gamma = 20.0  # sharpness of the suppression
+resamples = 2000  # bootstrap resamples of the intervals
+results_dir = "results"  # folder of the result store
+
+# %%
+import os
+import time
+from itertools import product
+from pathlib import Path
+
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
+started = time.perf_counter()
+
+from IPython.display import Markdown
+
+from idsel_core import IDSelection, figures, words
+from idsel_core.evaluation import FULL, MODEL, open_study
+from idsel_core.results import Results, provenance
+
+figures.use_theme()
+
+# %% [markdown]
+# Scores without instruction attention are asked once; the others once for each way of asking.
+
+# %%
+methods = dict.fromkeys(
+    IDSelection(
+        budget=budget,
+        gamma=gamma,
+        importance=importance,
+        normalise=normalise,
+        features=space,
+        instruction_tokens=asks if importance.startswith(("instruction", "unified")) else "last",
+    )
+    for budget, importance, normalise, space, asks in product(
+        budgets, importances, normalisations, features, instruction_tokens
+    )
+)
+study = open_study(part, limit=questions)
+rows = study.run([FULL, *methods])
+
+# %%
+names = ("part", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
+parameters = {name: globals()[name] for name in names}
+files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
+results = Results(results_dir)
+results.write("03_ablation_importance", rows, provenance(parameters, files, started=started))
+rows = results.frame("03_ablation_importance")
+
+# %% [markdown]
+# ## What it shows
+#
+# Points are accuracies with 95 % bootstrap intervals over questions.
+
+# %%
+figures.importance_figure(rows, resamples)
+# %%
+Markdown(words.about_importance(rows, resamples=resamples))

@@ -1,0 +1,85 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # All figures and tables, from the stored results
+#
+# What do the ablations show? Everything here is drawn from the result store, without the model and without a GPU.
+
+# %% tags=["parameters"]
+resamples = 2000  # bootstrap resamples of the intervals
+table_budgets = [192, 128, 64, 32, 16]  # budgets of the table
+results_dir = "results"  # folder of the result store
+figures_dir = "figures"  # folder for the figures
+tables_dir = "tables"  # folder for the tables
+
+# %%
+import os
+from pathlib import Path
+
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
+
+import pandas as pd
+from IPython.display import Markdown
+
+from idsel_core import figures, words
+from idsel_core.results import Results
+
+figures.use_theme()
+results = Results(results_dir)
+
+# %% [markdown]
+# ## The embedded backbone while it was trained
+
+# %%
+log = pd.read_json("data/backbone/train.log.jsonl", lines=True)
+figures.save(figures.training_figure(log), figures_dir, "training")
+
+# %% [markdown]
+# ## Sharpness of the suppression and update rule (validation part)
+
+# %%
+gamma = results.frame("02_ablation_gamma")
+figures.save(figures.gamma_figure(gamma, resamples), figures_dir, "gamma")
+Markdown(words.about_gamma(gamma, resamples=resamples))
+
+# %% [markdown]
+# ## Importance (validation part)
+
+# %%
+importance = results.frame("03_ablation_importance")
+figures.save(figures.importance_figure(importance, resamples), figures_dir, "importance")
+Markdown(words.about_importance(importance, resamples=resamples))
+
+# %% [markdown]
+# ## Budget and controls (test part)
+
+# %%
+budget = results.frame("04_ablation_budget")
+compact = budget[budget["positions"] == "compact"]
+figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget")
+Markdown(words.about_budget(compact, resamples=resamples))
+
+# %%
+figures.save(figures.family_figure(compact, resamples), figures_dir, "families")
+
+# %%
+figures.save(figures.objects_figure(compact), figures_dir, "objects")
+
+# %%
+positions = budget[budget["method"].isin(["idselection", "uniform"])]
+Markdown(words.about_positions(positions, resamples))
+
+# %% [markdown]
+# ## The table
+#
+# Accuracy in percent by family, and the share of full performance with its 95 % interval.
+
+# %%
+table = figures.method_table(compact, table_budgets, resamples)
+Markdown(figures.save_table(table, tables_dir, "budget"))
