@@ -192,7 +192,7 @@ def id_select(
                 one = slice(row, row + 1)
                 order[row, :count] = _shortlisted(images[one], s[one], dead[one], count)
         else:
-            picks, _, _ = _greedy(images, s, dead, most, steps=steps if trace else None)
+            picks, _ = _greedy(images, s, dead, most, steps if trace else None)
             order = picks.masked_fill(unused, -1)
     traced = torch.stack(steps, dim=1).masked_fill_(unused[..., None], -math.inf) if trace else None
     return Selection.from_order(order, s, budget, traced)
@@ -241,32 +241,21 @@ class _Images:
 
 
 def _greedy(
-    images: _Images,
-    scores: Tensor,
-    dead: Tensor,
-    rounds: int,
-    table: Tensor | None = None,
-    sentinel: int | None = None,
-    steps: list[Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the rounds on scores (B, N); return picks and their scores when picked, (B, rounds), and the new scores.
+    images: _Images, scores: Tensor, dead: Tensor, rounds: int, steps: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run rounds on scores (B, N); return the picks (B, rounds) and the new scores. `steps` receives the scores before.
 
-    `table` (1, N, N) holds strengths already known (B = 1). With a `sentinel` (B = 1) the rounds end as soon as that
-    token would be picked. `steps` receives the scores before each pick.
+    A round is a few kernels for the whole batch and never waits for the device.
     """
-    picks, values = [], []
+    picks = []
     dead = dead.clone()
     for _ in range(rounds):
-        value, pick = scores.max(dim=1, keepdim=True)
-        if sentinel is not None and int(pick) == sentinel:
-            break
         if steps is not None:
             steps.append(scores.float())
-        strengths = images.strengths_of(pick) if table is None else table.index_select(1, pick[0])
-        scores = images.suppress(scores, dead.scatter_(1, pick, True), strengths, value)
+        value, pick = scores.max(dim=1, keepdim=True)
+        scores = images.suppress(scores, dead.scatter_(1, pick, True), images.strengths_of(pick), value)
         picks.append(pick)
-        values.append(value)
-    return torch.cat(picks, dim=1), torch.cat(values, dim=1), scores
+    return torch.cat(picks, dim=1), scores
 
 
 def _shortlisted(image: _Images, scores: Tensor, dead: Tensor, count: int) -> Tensor:
@@ -285,7 +274,7 @@ def _shortlisted(image: _Images, scores: Tensor, dead: Tensor, count: int) -> Te
             break
         size = min(size, 2 * count, LONGEST_SHORTLIST, scores.shape[1] - 1)
         if size < 4:
-            picks, _, scores = _greedy(image, scores, dead, min(count, 16))
+            picks, scores = _greedy(image, scores, dead, min(count, 16))
             size = 16
         else:
             picks, scores = _shortlist_rounds(image, scores, dead, ranking.indices[:, : size + 1], count)
@@ -307,13 +296,23 @@ def _shortlist_rounds(
     short, rank = ranked.sort(dim=1)
     sentinel = int(rank.argmax())
     near = image.unit(short)
-    table = image.strengths(near @ near.mT)
-    table[..., sentinel] = 0 if image.update == "subtract" else 1
-    rounds = min(count, short.shape[1] - 1)
-    local, values, _ = _greedy(image, scores.gather(1, short), dead.gather(1, short), rounds, table, sentinel)
-    picks = short.gather(1, local)
-    if picks.shape[1] < count:
-        scores = image.suppress(scores, dead.scatter(1, picks, True), image.strengths_of(picks), values)
+    table = image.strengths(near @ near.mT)[0].numpy()  # its calls cost a fifth of torch's, on rows as short as these
+    table[:, sentinel] = 0 if image.update == "subtract" else 1
+    now, gone = scores.gather(1, short)[0].numpy(), dead.gather(1, short)[0].numpy()
+    below_all = -math.inf if image.update == "subtract" else -1.0  # infinity times 0 would be NaN
+    now[gone] = below_all
+    picked: list[int] = []
+    values: list[float] = []
+    while len(picked) < count and (best := int(now.argmax())) != sentinel:
+        picked.append(best)
+        values.append(now[best])
+        now = now - max(now[best], 0.0) * table[best] if image.update == "subtract" else now * table[best]
+        gone[best] = True
+        now[gone] = below_all
+    picks = short[:, picked]
+    if len(picked) < count:
+        at_pick = scores.new_tensor([values])
+        scores = image.suppress(scores, dead.scatter(1, picks, True), image.strengths_of(picks), at_pick)
     return picks, scores
 
 
