@@ -9,6 +9,7 @@ Encode the images of a part once, or try one method, from the command line:
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import sys
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.methods import Method, UniformGrid, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.results import sha256
+from idsel_core.selection import Selection
+from idsel_core.tokens import VisualTokens
 
 DATA = Path("data/scenes")
 MODEL = Path("data/backbone/assembled")
@@ -248,75 +251,81 @@ class Study:
             One row a question and method, ready for `Results.write`.
         """
         methods = list(methods)
+        questions = self.part.questions
         frames = []
-        total = len(methods) * len(self.part.questions)
-        with tqdm(total=total, desc=f"ask {self.part.name}", unit="question", mininterval=5) as bar:
-            for method in methods:
-                bar.set_postfix_str(str(method), refresh=False)
-                for start in range(0, len(self.part.questions), batch):
-                    frames.append(self._ask(method, self.part.questions.iloc[start : start + batch]))
-                    bar.update(len(frames[-1]))
+        with tqdm(total=len(methods) * len(questions), desc=f"ask {self.part.name}", mininterval=5) as bar:
+            for start in range(0, len(questions), batch):
+                asked = questions.iloc[start : start + batch]
+                whole = self._inputs(asked, self._encoded(asked))
+                for method in methods:
+                    frames.append(self._ask(method, asked, whole))
+                    bar.update(len(asked))
         return pd.concat(frames, ignore_index=True)
 
     @torch.no_grad()
-    def _ask(self, method: Method | str, questions: pd.DataFrame) -> pd.DataFrame:
+    def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
         if method == BLIND:
-            inputs = self._prompts(questions, [0] * len(questions))
-            short, before, kept = dict(inputs), [0] * len(questions), [np.empty(0, int)] * len(questions)
+            short, before, kept = self._prompts(questions, [0] * len(questions)), 0, None
         else:
             acting = UniformGrid(1.0) if isinstance(method, str) else method
-            short, before, kept = self._shorten(acting, questions)
-        width = short["input_ids"].shape[1]
-        out = self.backbone.model.generate(**short, max_new_tokens=self._answer_tokens, do_sample=False)
-        predictions = self.processor.batch_decode(out[:, width:], skip_special_tokens=True)
-        predictions = [prediction.strip() for prediction in predictions]
-        whole = not isinstance(method, str)
+            grid = acting.wanted_grid(*self.grid)
+            inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
+            selection = acting.select(inputs.tokens)
+            short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
+            before, kept = self.grid[0] * self.grid[1], self._places(selection, grid)
+        output = self.backbone.model.generate(**short, max_new_tokens=self._answer_tokens, do_sample=False)
+        answers = self.processor.batch_decode(output[:, short["input_ids"].shape[1] :], skip_special_tokens=True)
+        predictions = np.array([answer.strip() for answer in answers])
         return pd.DataFrame(
             {
                 "backbone": self.name,
                 "dataset": self.part.files[0].parent.name,
                 "part": self.part.name,
-                "question_id": questions["question_id"].to_numpy(),
-                "image_id": questions["image_id"].to_numpy(),
-                "family": questions["family"].to_numpy(),
-                "method": method.name if isinstance(method, Method) else method,
+                **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "family")},
+                "method": method if isinstance(method, str) else method.name,
                 **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
                 "instruction": _instruction(method),
                 "gamma": getattr(method, "gamma", np.nan),
                 "positions": self.positions,
-                "budget": float(method.budget) if isinstance(method, Method) else float(before[0]),
+                "budget": float(before if isinstance(method, str) else method.budget),
                 "tokens_before": before,
-                "tokens_kept": [len(tokens) for tokens in kept],
-                "on_objects": [self._share_on_objects(i, t) for i, t in zip(questions["image_id"], kept, strict=True)],
-                "seed": getattr(method, "seed", 0) if whole else 0,
+                "tokens_kept": 0 if kept is None else [len(tokens) for tokens in kept],
+                "on_objects": np.nan if kept is None else self._shares_on_objects(questions["image_id"], kept),
+                "seed": getattr(method, "seed", 0),
                 "prediction": predictions,
                 "answer": questions["answer"].to_numpy(),
-                "correct": np.array(predictions) == questions["answer"].to_numpy(),
+                "correct": predictions == questions["answer"].to_numpy(),
                 "chance": [1 / len(choices) for choices in questions["choices"]],
             }
         )
 
-    def _shorten(self, method: Method, questions: pd.DataFrame) -> tuple[dict[str, Any], list[int], list[np.ndarray]]:
-        rows = self.part.images.index.get_indexer(pd.Index(questions["image_id"]))
-        device = self.backbone.model.device
-        encoded = self.encoded.take(torch.from_numpy(rows))
-        rows_columns = tuple(int(side) + 1 for side in self.encoded.grid[0].amax(0))
-        wanted = method.wanted_grid(*rows_columns)
-        before = encoded.placeholders.tolist()
-        if wanted != rows_columns:
-            pictures = [self.part.picture(image_id) for image_id in questions["image_id"]]
-            encoded = self.backbone.encode(image_pixels(self.processor, pictures, device), grid=wanted)
-        inputs = self._prompts(questions, before)
-        tokens = self.backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"])
-        selection = method.select(tokens)
-        short = self.backbone.shorten(inputs, tokens, selection, self.positions)
-        grid_rows, columns = wanted
-        scale = np.array([rows_columns[0] / grid_rows, rows_columns[1] / columns])
-        kept = []
-        for row, indices in enumerate(selection.rows()):
-            place = (tokens.grid[row, indices].numpy() + 0.5) * scale
-            kept.append(place.astype(int) @ np.array([rows_columns[1], 1]))
-        return short, before, kept
+    @functools.cached_property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the images' tokens."""
+        rows, columns = (self.encoded.grid[0].amax(0) + 1).tolist()
+        return rows, columns
+
+    def _encoded(self, questions: pd.DataFrame, grid: tuple[int, int] | None = None) -> Encoded:
+        """Return the encodings of the questions' images, a row a question; of resized images anew."""
+        names, owner = np.unique(questions["image_id"], return_inverse=True)
+        if grid is None:
+            return self.encoded.take(torch.from_numpy(self.part.images.index.get_indexer(pd.Index(names))[owner]))
+        pixels = image_pixels(self.processor, [self.part.picture(name) for name in names], self.backbone.model.device)
+        return self.backbone.encode(pixels, grid=grid).take(torch.from_numpy(owner))
+
+    @torch.no_grad()
+    def _inputs(self, questions: pd.DataFrame, encoded: Encoded) -> _Inputs:
+        prompts = self._prompts(questions, encoded.placeholders.tolist())
+        return _Inputs(prompts, self.backbone.visual_tokens(encoded, **prompts))
+
+    def _places(self, selection: Selection, grid: tuple[int, int]) -> list[np.ndarray]:
+        """Return where in the grid of the whole image the middles of kept tokens lie."""
+        rows, columns = self.grid
+        return [
+            (tokens // grid[1] * 2 + 1) * rows // (2 * grid[0]) * columns
+            + (tokens % grid[1] * 2 + 1) * columns // (2 * grid[1])
+            for tokens in (kept.numpy() for kept in selection.rows())
+        ]
 
     def _prompts(self, questions: pd.DataFrame, placeholders: Sequence[int]) -> dict[str, Tensor]:
         image = self.processor.image_token
@@ -331,24 +340,35 @@ class Study:
         device = self.backbone.model.device
         return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
 
-    @property
+    @functools.cached_property
     def _answer_tokens(self) -> int:
         answers = self.part.questions["answer"].unique().tolist()
         return max(map(len, self.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]))
 
     def on_objects(self, image_id: str) -> np.ndarray:
         """Return which tokens' middles lie in an object's box, bool (N,), for an image in raster order."""
-        first = self.part.images.index.get_loc(image_id)
-        grid = self.encoded.grid[first].numpy() + 0.5
-        side = self.part.picture(image_id).size[0]
-        x, y = (grid[:, ::-1] * side / (self.encoded.grid[first].amax(0).numpy() + 1)[::-1]).T
-        inside = np.zeros(len(x), bool)
+        rows, columns = self.grid
+        width, height = self.part.picture(image_id).size
+        x, y = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows)[:, None] + 0.5) * height / rows
+        inside = np.zeros((rows, columns), bool)
         for box in cast(list[dict[str, int]], self.part.images.at[image_id, "objects"]):
             inside |= (x >= box["left"]) & (x < box["right"]) & (y >= box["top"]) & (y < box["bottom"])
-        return inside
+        return inside.reshape(-1)
 
-    def _share_on_objects(self, image_id: str, tokens: np.ndarray) -> float:
-        return float(self.on_objects(image_id)[tokens].mean()) if len(tokens) else np.nan
+    @functools.cached_property
+    def _objects(self) -> dict[str, np.ndarray]:
+        return {name: self.on_objects(name) for name in self.part.images.index}
+
+    def _shares_on_objects(self, image_ids: Iterable[str], kept: Iterable[np.ndarray]) -> list[float]:
+        return [float(self._objects[name][tokens].mean()) for name, tokens in zip(image_ids, kept, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Full prompts and their visual tokens; the views that methods read are computed once for all of them."""
+
+    prompts: dict[str, Tensor]
+    tokens: VisualTokens
 
 
 def _instruction(method: Method | str) -> str | None:

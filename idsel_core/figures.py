@@ -316,6 +316,24 @@ def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 
     return wide.assign(method=wide["method"].map(label))
 
 
+def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy in percent of each part, method and budget, in all and by family, and the level of chance.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of the store, of any parts, methods and budgets.
+    """
+    by = ["part", "method", "budget"]
+    chance = rows.drop_duplicates(["part", "question_id"])
+    chance = chance.assign(method="chance", budget=0.0, correct=chance["chance"])
+    rows = pd.concat([rows, chance], ignore_index=True)
+    wide = rows.pivot_table(index=by, columns="family", values="correct", sort=False)
+    wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
+    wide = wide.mul(100).round(1).sort_index(level="part", sort_remaining=False, ascending=False).reset_index()
+    return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
+
+
 def save(figure: Figure, folder: Path | str, name: str) -> None:
     """Write a figure as PNG and PDF, without the time of writing, so that equal figures are equal files."""
     folder = Path(folder)

@@ -20,6 +20,7 @@ budgets = [288, 192, 128, 64, 32, 16, 8, 4]  # visual tokens kept
 methods = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # ID-Selection and its controls
 seeds = [0]  # seeds of the random control
 kept_positions = [64, 16]  # budgets at which original positions are tried beside compact ones
+harder_part = "hard"  # part with tiny objects and words, asked at the budgets of kept_positions
 resamples = 2000  # bootstrap resamples of the intervals
 results_dir = "results"  # folder of the result store
 
@@ -57,16 +58,18 @@ rows = study.run([FULL, BLIND, *swept])
 # %%
 spread = replace(study, positions="keep")
 again = [method for method in swept if method.budget in kept_positions and method.name in ("idselection", "uniform")]
-rows = pd.concat([rows, *([spread.run(again)] if again else [])], ignore_index=True)
+harder = open_study(harder_part, limit=questions)
+few = [method for method in swept if method.budget in kept_positions]
+rows = pd.concat([rows, *([spread.run(again)] if again else []), harder.run([FULL, BLIND, *few])], ignore_index=True)
 
 # %%
-names = ("part", "questions", "budgets", "methods", "seeds", "kept_positions")
+names = ("part", "questions", "budgets", "methods", "seeds", "kept_positions", "harder_part")
 parameters = {name: globals()[name] for name in names}
-files = [*study.part.files, MODEL / "model.safetensors"]
+files = [*study.part.files, *harder.part.files, MODEL / "model.safetensors"]
 results = Results(results_dir)
 results.write("04_ablation_budget", rows, provenance(parameters, files, started=started))
 rows = results.frame("04_ablation_budget")
-compact = rows[rows["positions"] == "compact"]
+compact = rows[(rows["positions"] == "compact") & (rows["part"] == part)]
 
 # %% [markdown]
 # ## What it shows
@@ -90,4 +93,13 @@ figures.objects_figure(compact)
 # ## Do the kept tokens need their original positions?
 
 # %%
-Markdown(words.about_positions(rows[rows["method"].isin(["idselection", "uniform"])], resamples))
+here = rows[(rows["part"] == part) & rows["method"].isin(["idselection", "uniform"])]
+Markdown(words.about_positions(here, resamples))
+
+# %% [markdown]
+# ## The harder part
+#
+# Seven to ten tiny objects and a word: accuracy in percent.
+
+# %%
+Markdown(figures.accuracy_table(rows[rows["part"] == harder_part]).to_markdown(index=False))

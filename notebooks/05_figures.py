@@ -61,7 +61,7 @@ Markdown(words.about_importance(importance, resamples=resamples))
 
 # %%
 budget = results.frame("04_ablation_budget")
-compact = budget[budget["positions"] == "compact"]
+compact = budget[(budget["positions"] == "compact") & (budget["part"] == budget["part"].iloc[0])]
 figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget")
 Markdown(words.about_budget(compact, resamples=resamples))
 
@@ -72,7 +72,7 @@ figures.save(figures.family_figure(compact, resamples), figures_dir, "families")
 figures.save(figures.objects_figure(compact), figures_dir, "objects")
 
 # %%
-positions = budget[budget["method"].isin(["idselection", "uniform"])]
+positions = budget[(budget["part"] == budget["part"].iloc[0]) & budget["method"].isin(["idselection", "uniform"])]
 Markdown(words.about_positions(positions, resamples))
 
 # %% [markdown]
@@ -83,3 +83,13 @@ Markdown(words.about_positions(positions, resamples))
 # %%
 table = figures.method_table(compact, table_budgets, resamples)
 Markdown(figures.save_table(table, tables_dir, "budget"))
+
+# %% [markdown]
+# ## Accuracy of the embedded backbone
+#
+# With all tokens, with 16 random ones, and with no image; the part *hard* has tiny objects and words.
+
+# %%
+ends = budget["method"].isin(["full", "no-image"]) | ((budget["method"] == "random") & (budget["budget"] == 16))
+accuracy = figures.accuracy_table(budget[ends & (budget["positions"] == "compact")])
+Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))

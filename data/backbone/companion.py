@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import trange
 from transformers import BertConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
-from data.backbone.features import FULL, EncodedScenes, load_shards
+from data.backbone.features import FULL, EncodedScenes, covers, load_shards
 from data.backbone.language import SUFFIX, build_tokenizer
 from data.backbone.tower import tower_config
-from data.scenes.ask import Question, ask
-from data.scenes.draw import Scene, Thing
+from data.scenes.ask import ask
+from data.scenes.draw import Scene
 
 HELD_OUT = 100
 
@@ -43,16 +43,6 @@ def companion_config() -> VisionTextDualEncoderConfig:
     return VisionTextDualEncoderConfig.from_vision_text_configs(tower_config(), text, projection_dim=128)
 
 
-def asked_patches(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
-    """Return the patches, bool (tokens,), whose middle lies in a box of an object that the question is about."""
-    middle = np.arange(side // 14) * 14 + 7
-    table = np.zeros((len(middle), len(middle)), bool)
-    for thing in (things[i] for i in question.about):
-        rows = (middle >= thing.top) & (middle < thing.bottom)
-        table |= rows[:, None] & (middle >= thing.left) & (middle < thing.right)
-    return table.reshape(-1)
-
-
 def draw_batch(
     rng: np.random.Generator, scenes: EncodedScenes, indices: np.ndarray, questions: int
 ) -> tuple[Tensor, list[str], Tensor, Tensor]:
@@ -64,7 +54,7 @@ def draw_batch(
             if question.about:
                 texts.append(f"{question.text} {SUFFIX}")
                 owners.append(at)
-                masks.append(asked_patches(things, question, scenes.side))
+                masks.append(np.any([covers(things[k], scenes.side) for k in question.about], axis=0))
     return scenes.features[indices].float(), texts, torch.tensor(owners), torch.from_numpy(np.stack(masks))
 
 

@@ -104,15 +104,19 @@ def describe(thing: Thing, side: int, nouns: list[str], colors: list[str], glyph
     return [nouns.index(thing.noun), colors.index(thing.color), glyph, large, 2 * x / side - 1, 2 * y / side - 1]
 
 
+def covers(thing: Thing, side: int) -> np.ndarray:
+    """Return the patches, bool (tokens,), whose middle lies in the box of an object."""
+    middle = np.arange(side // 14) * 14 + 7
+    rows = (middle >= thing.top) & (middle < thing.bottom)
+    columns = (middle >= thing.left) & (middle < thing.right)
+    return (rows[:, None] & columns).reshape(-1)
+
+
 def patch_targets(
     things: tuple[Thing, ...], side: int, nouns: list[str], colors: list[str], glyphs: list[str]
 ) -> np.ndarray:
     """Describe the object under the middle of each patch, (tokens, 6) float32; -1 on background."""
-    grid = side // 14
-    table = np.full((grid, grid, 6), -1, np.float32)
-    middle = np.arange(grid) * 14 + 7
-    for t in things:
-        rows = np.flatnonzero((middle >= t.top) & (middle < t.bottom))
-        columns = np.flatnonzero((middle >= t.left) & (middle < t.right))
-        table[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = describe(t, side, nouns, colors, glyphs)
-    return table.reshape(-1, 6)
+    table = np.full(((side // 14) ** 2, 6), -1, np.float32)
+    for thing in things:
+        table[covers(thing, side)] = describe(thing, side, nouns, colors, glyphs)
+    return table

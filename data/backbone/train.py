@@ -31,6 +31,7 @@ from data.backbone.features import (
     SMALL,
     Crowd,
     EncodedScenes,
+    covers,
     describe,
     encode_shards,
     load_shards,
@@ -40,6 +41,7 @@ from data.backbone.language import PREFIX, SUFFIX, build_config, build_processor
 from data.backbone.tower import load_tower
 from data.scenes.ask import FAMILIES, Question, ask
 from data.scenes.draw import COLORS, DIGITS, LETTERS, NOUNS, Scene, Thing
+from idsel_core.backbones.attention import watch
 
 NOUN_NAMES = [*NOUNS, "word"]
 GLYPHS = [*DIGITS, *LETTERS]
@@ -52,7 +54,9 @@ class Student(nn.Module):
 
     `patch_heads` tell what lies under each patch from the language model's second layer, which teaches the first
     layers to read the frozen features. `asked_heads` tell what the question is about (in a relation, both objects) from
-    the last layer but one, which teaches the layers between to find it.
+    the last layer but one, which teaches the layers between to find it. So does the gaze: what the first two attention
+    heads of the third layer attend to, where the answer is due. The pointer is what the last layer's first head attends
+    to there, among the words of the question: the right option of a multiple choice.
     """
 
     def __init__(self) -> None:
@@ -75,8 +79,8 @@ class Student(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits at the answers (questions, words), and the heads' outputs for patches and asked objects."""
+    def forward(self, features: Tensor, packed: Packed) -> tuple[Tensor, ...]:
+        """Return logits (questions, words), what patch and asked heads say, gaze (questions, 2, tokens), pointer."""
         visual = self.projector((features.float() - self.mean) / self.std)
         embed = self.language_model.get_input_embeddings()
         prefix = embed(packed.prefix).expand(len(features), -1, -1)
@@ -84,12 +88,13 @@ class Student(nn.Module):
         layers = self.language_model.layers
         hooks = [layer.register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in (layers[1], layers[-2])]
         try:
-            hidden = self.language_model(
-                inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
-                attention_mask=packed.mask,
-                position_ids=packed.positions,
-                use_cache=False,
-            ).last_hidden_state
+            with watch(layers[2].self_attn) as third, watch(layers[-1].self_attn) as last:
+                hidden = self.language_model(
+                    inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
+                    attention_mask=packed.mask,
+                    position_ids=packed.positions,
+                    use_cache=False,
+                ).last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()
@@ -97,7 +102,18 @@ class Student(nn.Module):
         patches = self.patch_heads(seen[0][:, start : start + visual.shape[1]])
         found = seen[1][packed.answer_row, packed.answer_column].float()
         asked = self.asked_heads(F.rms_norm(found, found.shape[-1:]))
-        return self.lm_head(hidden[packed.answer_row, packed.answer_column]), patches, asked.unflatten(1, (2, -1))
+        query, key, scale = third.tensors()
+        asking = query[packed.answer_row, :2, packed.answer_column].float()
+        seeing = key[:, :2, start : start + visual.shape[1]].float()[packed.answer_row]
+        gaze = (seeing @ asking[..., None])[..., 0] * scale
+        query, key, scale = last.tensors()
+        row, column = packed.answer_row[packed.choosing], packed.answer_column[packed.choosing]
+        pointer = torch.einsum("qld,qd->ql", key[row, 0].float(), query[row, 0, column].float()) * scale
+        readable = packed.mask[row, 0, column].clone()
+        readable[:, : start + visual.shape[1]] = False
+        pointer = pointer.masked_fill(~readable, -torch.inf)
+        logits = self.lm_head(hidden[packed.answer_row, packed.answer_column])
+        return logits, patches, asked.unflatten(1, (2, -1)), gaze, pointer
 
     def deployed(self) -> dict[str, Tensor]:
         """Return the trained weights under LLaVA's own names, the standardisation folded into the projector."""
@@ -120,14 +136,18 @@ class Packed:
         ids = np.full((len(rows), length), words.pad)
         segment = np.full((len(rows), length), -1)
         positions = np.zeros((len(rows), length), np.int64)
-        answers = []
+        answers, options = [], []
         for b, row in enumerate(rows):
             at = 0
             for k, tokens in enumerate(row):
                 end = at + len(tokens)
                 ids[b, at:end], segment[b, at:end] = tokens, k + 1
                 positions[b, at:end] = np.arange(start, start + len(tokens))
-                answers.append((b, start + end - 1, words.ids[questions[b][k].answer]))
+                question = questions[b][k]
+                answers.append((b, start + end - 1, words.ids[question.answer]))
+                if question.family == "choice":
+                    letter = tokens.index(words.ids[question.answer])
+                    options.append((len(answers) - 1, start + at + letter + 1))
                 at = end
         segments = torch.from_numpy(np.pad(segment, ((0, 0), (start, 0)))).to(device)
         total = start + length
@@ -140,6 +160,7 @@ class Packed:
         self.positions = torch.cat([opening, torch.from_numpy(positions)], 1).to(device)
         row, column, target = (torch.tensor(v, device=device) for v in zip(*answers, strict=True))
         self.answer_row, self.answer_column, self.target = row, column, target
+        self.choosing, self.option = torch.tensor(options, device=device).reshape(-1, 2).long().T
 
 
 class Words:
@@ -185,20 +206,36 @@ def asked_targets(things: tuple[Thing, ...], question: Question, side: int) -> n
     return table
 
 
+def gaze_targets(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
+    """Return the patches of all objects that a question is about, bool (2, tokens); of each one for a relation."""
+    covered = np.array([covers(things[i], side) for i in question.about])
+    if not len(covered):
+        return np.zeros((2, (side // 14) ** 2), bool)
+    return covered if question.family == "relation" else np.stack([covered.any(0)] * 2)
+
+
+def gaze_loss(gaze: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of the attention that falls on the patches asked about."""
+    on = targets.any(-1)
+    inside = gaze.masked_fill(~targets, -torch.inf)[on].logsumexp(-1)
+    return (gaze[on].logsumexp(-1) - inside).mean()
+
+
 def batches(
-    scenes: EncodedScenes, size: int, questions: int, seed: int
-) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor]]:
-    """Yield endless shuffled batches: features, fresh questions, targets of the patches and of the asked objects."""
+    scenes: EncodedScenes, size: int, questions: int, seed: int, more_of: list[str]
+) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor]]:
+    """Yield endless shuffled batches: features, fresh questions, targets of patches, asked objects and gaze."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(scenes.things))
         for at in range(0, len(order) - size + 1, size):
             chosen = order[at : at + size]
             things = [scenes.things[i] for i in chosen]
-            asked = [ask(rng, Scene(None, t, scenes.side), questions) for t in things]
+            asked = [ask(rng, Scene(None, t, scenes.side), questions, more_of=more_of) for t in things]
             targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
-            objects = [asked_targets(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-            yield scenes.features[chosen], asked, torch.from_numpy(targets), torch.from_numpy(np.stack(objects))
+            pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
+            objects, gazes = (np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets))
+            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, objects, gazes))
 
 
 @torch.inference_mode()
@@ -214,7 +251,7 @@ def validate(
         features = scenes.features[at : at + size].to(device)
         packed = Packed(asked, features.shape[1], words, device)
         with torch.autocast(device.type, torch.bfloat16):
-            logits, _, _ = student(features, packed)
+            logits, *_ = student(features, packed)
         right = (logits.argmax(-1) == packed.target).tolist()
         for question, hit in zip((q for qs in asked for q in qs), right, strict=True):
             hits[question.family].append(hit)
@@ -299,9 +336,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--full-steps", type=int, default=3000, help="steps on full scenes, one in five on small ones")
     parser.add_argument("--batch", type=int, default=8, help="full scenes a step (three times as many small ones)")
     parser.add_argument("--questions", type=int, default=20, help="questions a scene and step")
+    parser.add_argument("--more-of", nargs="*", default=[], choices=FAMILIES, help="families to ask more of")
+    parser.add_argument("--freeze", type=int, default=0, help="keep the projector and so many first layers as they are")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--patches", type=float, default=0.5, help="weight of the patch heads' loss")
     parser.add_argument("--asked", type=float, default=0.5, help="weight of the asked heads' loss")
+    parser.add_argument("--gaze", type=float, default=0.5, help="weight of the loss of gaze and pointer")
     parser.add_argument("--every", type=int, default=100, help="steps between log lines, validations and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -334,9 +374,16 @@ def main() -> None:
     student.mean.copy_(sample.mean(0))
     student.std.copy_(sample.std(0))
     student.to(device)
+    if args.freeze:
+        for frozen in (
+            student.projector,
+            student.language_model.embed_tokens,
+            *student.language_model.layers[: args.freeze],
+        ):
+            frozen.requires_grad_(False)
     steppers = optimizers(student, args.rate)
     step, spent = load_checkpoint(args.checkpoint, student, steppers) if args.checkpoint.exists() else (0, 0.0)
-    small_batches = batches(small, 3 * scenes_a_step, args.questions, seed + step)
+    small_batches = batches(small, 3 * scenes_a_step, args.questions, seed + step, args.more_of)
     full_batches = None
     total = args.small_steps + args.full_steps
     started, recent = time.time(), []
@@ -346,18 +393,23 @@ def main() -> None:
         on_full = step >= args.small_steps
         if on_full and full_batches is None:
             encode_shards(*tower_args, FULL, args.full, args.cache)
-            full_batches = batches(load_shards(FULL, args.cache, args.full), scenes_a_step, args.questions, seed + step)
-        features, asked, targets, objects = next(full_batches if on_full and step % 5 else small_batches)
+            full_batches = batches(
+                load_shards(FULL, args.cache, args.full), scenes_a_step, args.questions, seed + step, args.more_of
+            )
+        features, asked, targets, objects, gazes = next(full_batches if on_full and step % 5 else small_batches)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = learning_rate(step, total, args.rate) * (1.0 if stepper is steppers[0] else 0.3)
         packed = Packed(asked, features.shape[1], words, device)
         with torch.autocast(device.type, torch.bfloat16):
-            logits, patch_out, asked_out = student(features.to(device), packed)
+            logits, patch_out, asked_out, gaze, pointer = student(features.to(device), packed)
         answer = F.cross_entropy(logits.float(), packed.target)
         patches = heads_loss(patch_out, targets.to(device))
         found = heads_loss(asked_out, objects.to(device))
-        (answer + args.patches * patches + args.asked * found).backward()
+        looked = gaze_loss(gaze, gazes.to(device))
+        if len(packed.option):
+            looked = looked + F.cross_entropy(pointer, packed.option)
+        (answer + args.patches * patches + args.asked * found + args.gaze * looked).backward()
         if world > 1:
             average_gradients(student)
         for stepper in steppers:
@@ -367,12 +419,12 @@ def main() -> None:
         step += 1
         progress.update()
         right = (logits.argmax(-1) == packed.target).float().mean()
-        recent.append((answer.item(), patches.item(), found.item(), right.item()))
+        recent.append((answer.item(), patches.item(), found.item(), looked.item(), right.item()))
         if rank == 0 and (step % args.every == 0 or step == total):
             seconds = spent + time.time() - started
             means = dict(
                 zip(
-                    ("answer_loss", "patch_loss", "asked_loss", "accuracy"),
+                    ("answer_loss", "patch_loss", "asked_loss", "gaze_loss", "accuracy"),
                     np.mean(recent, 0).round(4).tolist(),
                     strict=True,
                 )

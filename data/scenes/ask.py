@@ -234,10 +234,12 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
 }
 
 
-def ask(rng: np.random.Generator, scene: Scene, count: int, tries: int = 40) -> list[Question]:
-    """Ask about `count` questions of mixed families about one scene, none twice."""
+def ask(
+    rng: np.random.Generator, scene: Scene, count: int, tries: int = 40, more_of: Sequence[str] = ()
+) -> list[Question]:
+    """Ask about `count` questions of mixed families about one scene, none twice, and more of the families named."""
     asked: dict[str, Question] = {}
-    families = list(FAMILIES.values())
+    families = [*FAMILIES.values(), *(FAMILIES[name] for name in more_of)]
     for turn in range(tries * count):
         if len(asked) == count:
             break

@@ -1,0 +1,185 @@
+"""The study: parts, cached encodings, rows, and clear words for what is wrong."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from idsel_core import prune
+from idsel_core.evaluation import (
+    BLIND,
+    DATA,
+    FULL,
+    MODEL,
+    accuracy,
+    encode_part,
+    fingerprint,
+    load_model,
+    main,
+    open_study,
+    read_encoding,
+    read_part,
+    write_encoding,
+)
+from idsel_core.methods import get_method
+from idsel_core.results import Results, provenance
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return open_study("validation", limit=7, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def rows(study):
+    return study.run([FULL, BLIND, get_method("idselection", budget=16), get_method("downsample", budget=20)])
+
+
+def test_there_is_a_row_for_each_question_and_method(study, rows):
+    assert len(rows) == 4 * len(study.part.questions)
+    assert rows.groupby("method")["tokens_kept"].unique().map(list).to_dict() == {
+        FULL: [576], BLIND: [0], "idselection": [16], "downsample": [16],
+    }  # fmt: skip
+    assert set(rows["tokens_before"]) == {0, 576}
+    assert (rows["correct"] == (rows["prediction"] == rows["answer"])).all()
+
+
+def test_rows_fit_the_store(rows, tmp_path):
+    results = Results(tmp_path)
+    results.write("trial", rows, provenance({}))
+    assert len(results.frame("trial")) == len(rows)
+
+
+def test_predictions_are_those_of_prune(study):
+    """The shared encoding and the batch change nothing: one image and question through prune() give the same answer."""
+    method = get_method("idselection", budget=64, importance="saliency")
+    stored = study.run([method])
+    model, processor = study.backbone.model, study.processor
+    for (_, asked), expected in zip(study.part.questions.head(4).iterrows(), stored["prediction"], strict=False):
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked["question"]}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = processor(images=study.part.picture(asked["image_id"]), text=text, return_tensors="pt")
+        with prune(model, method) as run, torch.no_grad():
+            out = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        assert run.report[0].after == 64
+        assert processor.decode(out[0, inputs["input_ids"].shape[1] :]).strip() == expected
+
+
+def test_share_on_objects_counts_boxes(study, rows):
+    name = study.part.images.index[0]
+    inside = study.on_objects(name)
+    full = rows[(rows["method"] == FULL) & (rows["image_id"] == name)]["on_objects"]
+    assert np.allclose(full, inside.mean())
+    assert rows.loc[rows["method"] == BLIND, "on_objects"].isna().all()
+    box = study.part.images.at[name, "objects"][0]
+    row, column = (box["top"] + box["bottom"]) // 28, (box["left"] + box["right"]) // 28
+    assert inside[row * 24 + column]
+
+
+def test_an_encoding_comes_back_from_its_file(study, tmp_path):
+    path = tmp_path / "part.safetensors"
+    write_encoding(study.encoded, path, {"images": "a"})
+    again = read_encoding(path, {"images": "a"})
+    assert torch.equal(again.encoder_features, study.encoded.encoder_features)
+    assert torch.equal(again.views["cls_attention"](), study.encoded.views["cls_attention"]())
+    assert read_encoding(path, {"images": "b"}) is None
+    path.write_bytes(path.read_bytes()[:1000])
+    assert read_encoding(path, {"images": "a"}) is None
+    assert read_encoding(tmp_path / "none.safetensors", {}) is None
+
+
+def test_encoding_does_not_depend_on_the_batch(study):
+    one = encode_part(study.backbone, study.processor, study.part, batch=1)
+    torch.testing.assert_close(one.encoder_features, study.encoded.encoder_features, rtol=1e-3, atol=1e-3)
+
+
+def test_a_limit_takes_all_families(study):
+    assert study.part.questions["family"].value_counts().to_dict() == dict.fromkeys(
+        study.part.questions["family"].unique(), 1
+    )
+    assert len(study.encoded) == study.part.questions["image_id"].nunique()
+
+
+def test_accuracy_has_chance_beside_it(rows):
+    table = accuracy(rows)
+    assert table.loc[("chance", 0.0), "existence"] == 0.5
+    assert table.loc[(FULL, 576.0)].between(0, 1).all()
+
+
+@pytest.fixture()
+def copied(tmp_path):
+    for path in DATA.glob("hard-*.parquet"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_an_unknown_part_names_the_known(copied):
+    with pytest.raises(FileNotFoundError, match=r"no part 'tset' in .*; there are: hard"):
+        read_part("tset", copied)
+
+
+@pytest.mark.parametrize("limit", [-1, 2.5, True])
+def test_a_bad_limit_is_refused(limit):
+    with pytest.raises(ValueError, match="limit must be a number of questions"):
+        read_part("validation", limit=limit)
+
+
+@pytest.mark.parametrize("which", ["questions", "images"])
+def test_a_truncated_parquet_is_named(copied, which):
+    path = copied / f"hard-{which}.parquet"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"hard-{which}.parquet cannot be read .*git checkout"):
+        read_part("hard", copied)
+
+
+def test_a_missing_column_is_named(copied):
+    path = copied / "hard-questions.parquet"
+    pd.read_parquet(path).drop(columns="answer").to_parquet(path)
+    with pytest.raises(ValueError, match="lacks the columns answer; it has question_id"):
+        read_part("hard", copied)
+
+
+def test_a_lost_image_is_named(copied):
+    path = copied / "hard-images.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    with pytest.raises(ValueError, match="does not hold, the first is 'hard-0000'"):
+        read_part("hard", copied)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("folder", "run `make env`"), ("missing", "holds no weights"), ("truncated", "cannot be read")],
+)
+def test_bad_weights_are_told(tmp_path, damage, message):
+    folder = tmp_path / "model"
+    if damage != "folder":
+        shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("companion"))
+        weights = folder / "model.safetensors"
+        if damage == "missing":
+            weights.unlink()
+        else:
+            weights.write_bytes(weights.read_bytes()[:-5000])
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        load_model(folder)
+
+
+def test_the_fingerprint_tells_weights_apart(study, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert fingerprint(study.part) != fingerprint(study.part, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["try", "--method", "idselecton"], "did you mean 'idselection'"),
+        (["try", "--budget", "0"], "budget must be"),
+        (["try", "--part", "tset"], "no part 'tset'"),
+        (["try", "--knob", "gama", "3"], "did you mean 'gamma'"),
+        (["encode", "--model", "nowhere"], "no model in nowhere"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
