@@ -79,7 +79,7 @@ def test_images_are_what_the_generator_draws(part):
 def test_parts_share_no_handwriting():
     seen = Counter(sample.tobytes() for part in PARTS for digit in handwriting(part).values() for sample in digit)
     assert max(seen.values()) == 1
-    assert all(len(handwriting(part)[str(d)]) >= 10 for part in PARTS for d in range(10))
+    assert all(len(handwriting(part)[str(d)]) >= 5 for part in PARTS for d in range(10))
 
 
 def test_parts_share_no_image():

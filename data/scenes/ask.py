@@ -56,7 +56,10 @@ RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, its allowed answers, its answer, and the objects (by position) that it is about."""
+    """One question, its allowed answers, its answer, and the objects (by position) that it is about.
+
+    Answers are balanced among the stored questions of one `subject`: what the text names, where that hints at the answer.
+    """
 
     family: str
     template: str
@@ -64,6 +67,7 @@ class Question:
     choices: tuple[str, ...]
     answer: str
     about: tuple[int, ...]
+    subject: str = ""
 
 
 def _pick(rng: np.random.Generator, items: Sequence):
@@ -100,9 +104,9 @@ def existence(rng: np.random.Generator, scene: Scene) -> Question | None:
         about = [i for i, p in enumerate(phrases) if p == target]
         text, template = target, "phrase"
     article = "an" if text[0] in "aeiou" else "a"
-    return Question(
-        "existence", template, f"Is there {article} {text}?", YES_NO, "yes" if present else "no", tuple(about)
-    )
+    answer = "yes" if present else "no"
+    noun = text.split()[-1]
+    return Question("existence", template, f"Is there {article} {text}?", YES_NO, answer, tuple(about), noun)
 
 
 def counting(rng: np.random.Generator, scene: Scene) -> Question | None:

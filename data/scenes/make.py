@@ -39,6 +39,7 @@ def choose(pools: list[tuple[Scene, list[Question]]], per_image: int) -> list[li
     families: Counter[str] = Counter()
     templates: Counter[tuple[str, str]] = Counter()
     answers: Counter[tuple[str, str, str]] = Counter()
+    subjects: Counter[tuple[str, str, str, str]] = Counter()
     chosen = []
     for _, pool in pools:
         by_family: dict[str, list[Question]] = defaultdict(list)
@@ -49,13 +50,15 @@ def choose(pools: list[tuple[Scene, list[Question]]], per_image: int) -> list[li
             question = min(
                 by_family[family],
                 key=lambda q: (
-                    answers[q.family, q.template, q.answer] * len(q.choices),
+                    answers[q.family, q.template, q.answer] * len(q.choices)
+                    + subjects[q.family, q.template, q.subject, q.answer] * len(q.choices) * 4,
                     templates[q.family, q.template],
                 ),
             )
             families[family] += 1
             templates[family, question.template] += 1
             answers[family, question.template, question.answer] += 1
+            subjects[family, question.template, question.subject, question.answer] += 1
             picks.append(question)
         chosen.append(picks)
     return chosen
