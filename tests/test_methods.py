@@ -24,6 +24,15 @@ MATRIX = [
     METHODS["diversity"](budget=1),
     Random(budget=1),
     UniformGrid(budget=1),
+    METHODS["fastervlm"](budget=1),
+    METHODS["vispruner"](budget=1),
+    METHODS["hired"](budget=1),
+    METHODS["hiprune"](budget=1),
+    METHODS["divprune"](budget=1),
+    METHODS["cdpruner"](budget=1),
+    METHODS["scope"](budget=1),
+    METHODS["mmtok"](budget=1),
+    METHODS["trim"](budget=1),
 ]
 SIDE = 6
 
@@ -39,6 +48,9 @@ def image(seed: int, rows: int = SIDE, columns: int = SIDE) -> dict[str, Tensor]
         "cls_attention": torch.rand(count, generator=generator),
         "instruction_attention": torch.rand(count, generator=generator),
         "relevance": torch.rand(count, generator=generator),
+        "received_attention": torch.rand(count, generator=generator),
+        "received_attention@0.375": torch.rand(count, generator=generator),
+        "word_similarity": torch.rand(count, 3, generator=generator),
         "grid": torch.stack([place // columns, place % columns], 1),
         "image_key": torch.tensor(1000 + seed),
     }
@@ -52,8 +64,9 @@ def batch(*images: dict[str, Tensor]) -> VisualTokens:
         return torch.nn.utils.rnn.pad_sequence([one[name] for one in images], batch_first=True, padding_value=fill)
 
     mask = torch.arange(width) < torch.tensor([len(one["features"]) for one in images])[:, None]
-    views = ("encoder_features", "cls_attention", "instruction_attention", "relevance")
+    views = set(images[0]) - {"features", "grid", "image_key"}
     sources = {name: lambda *_, name=name: padded(name, math.nan) for name in views}
+    sources["projector"] = lambda x: torch.cat([x, x[..., :3]], -1)
     sources["image_key"] = lambda: torch.stack([one["image_key"] for one in images])
     return VisualTokens(padded("features", math.nan), mask, padded("grid", -1), sources)
 
@@ -106,6 +119,15 @@ def test_too_many_tokens_are_refused(method):
         (METHODS["diversity"](budget=2), set()),
         (Random(budget=2), {"image_key"}),
         (UniformGrid(budget=2), set()),
+        (METHODS["fastervlm"](budget=2), {"cls_attention"}),
+        (METHODS["vispruner"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["hired"](budget=2), {"cls_attention"}),
+        (METHODS["hiprune"](budget=2), {"received_attention", "received_attention@0.375"}),
+        (METHODS["divprune"](budget=2), set()),
+        (METHODS["cdpruner"](budget=2), {"relevance"}),
+        (METHODS["scope"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["mmtok"](budget=2), {"word_similarity", "encoder_features"}),
+        (METHODS["trim"](budget=2), {"relevance", "encoder_features"}),
     ],
     ids=repr,
 )

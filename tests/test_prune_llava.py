@@ -528,7 +528,7 @@ def test_an_old_transformers_is_refused(clip, monkeypatch):
 def test_every_method_prunes(clip, name):
     knobs = {"importance": "unified"} if "importance" in METHODS[name].__dataclass_fields__ else {}
     inputs = tiny.prompts((1, 2))
-    with prune(clip, METHODS[name](budget=7, **knobs)) as run_:
+    with prune(clip, METHODS[name](budget=7, **knobs), relevance=Companion(tiny.companion())) as run_:
         out = clip.generate(**inputs, **GREEDY, return_dict_in_generate=True)
     assert [r.after for r in run_.report] == [7, 7, 7]
     text = (inputs["input_ids"] > 0) & (inputs["input_ids"] != tiny.IMAGE)

@@ -8,22 +8,40 @@ from dataclasses import fields
 from typing import Any
 
 from idsel_core.methods.base import Method, take_best
+from idsel_core.methods.cdpruner import CDPruner
 from idsel_core.methods.diversity import DiversityOnly
+from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
+from idsel_core.methods.fastervlm import FasterVLM
+from idsel_core.methods.hiprune import HiPrune
+from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.random import Random
+from idsel_core.methods.scope import SCOPE
 from idsel_core.methods.topk import TopK
+from idsel_core.methods.trim import TRIM
 from idsel_core.methods.uniform import UniformGrid
+from idsel_core.methods.vispruner import VisPruner
 
 __all__ = [
     "METHODS",
+    "SCOPE",
+    "TRIM",
+    "CDPruner",
+    "DivPrune",
     "DiversityOnly",
     "Downsample",
+    "FasterVLM",
+    "HiPrune",
+    "HiRED",
     "IDSelection",
+    "MMTok",
     "Method",
     "Random",
     "TopK",
     "UniformGrid",
+    "VisPruner",
     "get_method",
     "list_methods",
     "take_best",
@@ -38,6 +56,15 @@ METHODS: Mapping[str, type[Method]] = {
         Random,
         UniformGrid,
         Downsample,
+        FasterVLM,
+        VisPruner,
+        HiRED,
+        HiPrune,
+        DivPrune,
+        CDPruner,
+        SCOPE,
+        MMTok,
+        TRIM,
     )
 }
 

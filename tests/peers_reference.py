@@ -1,0 +1,180 @@
+"""The peers' formulas, one image at a time in float64 NumPy, slowly: nothing incremental, nothing batched, no torch.
+
+Greedy methods are given as the scores of the next pick (`NEXT`), so that a test can also replay picks that a near tie
+made different. The others give what they keep (`KEPT`), with the smallest gap between what was taken and what was not.
+Merging methods give the merged encoder features as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+
+@dataclass
+class Kept:
+    """Tokens kept, the smallest gap of a decision, and merged features in the order in which they are read."""
+
+    tokens: list[int]
+    gap: float = math.inf
+    features: np.ndarray | None = None
+    notes: dict = field(default_factory=dict)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)
+
+
+def best(scores: np.ndarray, count: int, among: list[int] | None = None) -> tuple[list[int], float]:
+    """Return the `count` tokens of highest score, first of equals, and the gap to the next one."""
+    among = list(range(len(scores))) if among is None else among
+    ranking = sorted(among, key=lambda i: (-scores[i], i))
+    gap = math.inf
+    if 0 < count < len(ranking):
+        gap = scores[ranking[count - 1]] - scores[ranking[count]]
+    return ranking[:count], gap
+
+
+# ------------------------------------------------------------------------------------------------ greedy methods
+
+
+def divprune(image: dict, picks: list[int]) -> np.ndarray:
+    distance = 1 - unit(image["features"]) @ unit(image["features"]).T
+    if not picks:
+        others = distance + np.diag(np.full(len(distance), np.inf))
+        return others.min(1) if len(distance) > 1 else np.array([2.0])
+    return distance[picks].min(0)
+
+
+def cdpruner(image: dict, picks: list[int], spent: float = 1e-5) -> np.ndarray:
+    """Growth of the determinant, as the variance that the picks leave times squared relevance."""
+    x, r = unit(image["features"]), image["relevance"]
+    r = (r - r.min() + 1e-6) / (r.max() - r.min()) if r.max() > r.min() else np.ones_like(r)
+    similar = x @ x.T
+    variance = np.diag(similar).copy()
+    before = variance.copy()
+    if picks:
+        basis = similar[np.ix_(picks, picks)]
+        for i in range(len(x)):
+            explained = np.linalg.lstsq(basis, similar[picks, i], rcond=1e-10)[0]
+            variance[i] -= similar[i, picks] @ explained
+    return np.where(variance > spent * before, variance * r**2, -1 / (1 + r))
+
+
+def coverage(table: np.ndarray, picks: list[int]) -> np.ndarray:
+    """What each column adds to the sum over rows of the best value so far, which begins at 0."""
+    so_far = np.maximum(table[:, picks].max(1), 0) if picks else np.zeros(len(table))
+    return np.array([np.maximum(table[:, i], so_far).sum() - so_far.sum() for i in range(table.shape[1])])
+
+
+def scope(image: dict, picks: list[int]) -> np.ndarray:
+    x = unit(image["encoder_features"])
+    return coverage(x @ x.T, picks) * image["cls_attention"]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def mmtok(image: dict, picks: list[int]) -> np.ndarray:
+    words, x = image["word_similarity"].T, unit(image["encoder_features"])
+    words = words[np.isfinite(words[:, 0])]
+    rows = [softmax(words / 0.02) / len(words), 0.5 * softmax(x @ x.T / 0.2) / len(x)]
+    return coverage(np.concatenate(rows), picks)
+
+
+NEXT = {"divprune": divprune, "cdpruner": cdpruner, "scope": scope, "mmtok": mmtok}
+
+
+# ------------------------------------------------------------------------------------------------ other methods
+
+
+def fastervlm(image: dict, count: int) -> Kept:
+    return Kept(*best(image["cls_attention"], count))
+
+
+def vispruner(image: dict, count: int, important: float = 0.5) -> Kept:
+    attention, x = image["cls_attention"], unit(image["encoder_features"])
+    first = int(count * important)
+    ranking, _ = best(attention, len(attention))
+    # The order of the whole list matters.
+    gap = min((attention[a] - attention[b] for a, b in pairwise(ranking)), default=math.inf)
+    kept, rest = ranking[:first], ranking[first:]
+    while len(rest) > count - first:
+        remove = min(8, len(rest) - (count - first))
+        even, odd = rest[::2], rest[1::2]
+        alike = {i: max((x[i] @ x[j] for j in odd), default=-math.inf) for i in even}
+        falling = sorted(even, key=lambda i: -alike[i])
+        gap = min([gap, *(alike[a] - alike[b] for a, b in pairwise(falling))])
+        rest = falling[remove:] + odd
+    return Kept(kept + rest, gap)
+
+
+def hiprune(image: dict, count: int, anchors: float = 0.1, wrap: bool = False) -> Kept:
+    shallow, deep, grid = image["received_attention@0.375"], image["received_attention"], image["grid"].tolist()
+    taken, gap = best(shallow, round(count * anchors / 5))
+    columns, near = max(c for _, c in grid) + 1, []
+    for token in taken:
+        row, column = grid[token]
+        if wrap:
+            around = [token - 1, token + 1, token - columns, token + columns]
+            near += [min(max(i, 0), len(grid) - 1) for i in around]
+        else:
+            around = [[row - 1, column], [row + 1, column], [row, column - 1], [row, column + 1]]
+            near += [grid.index(cell) for cell in around if cell in grid]
+    taken = list(dict.fromkeys(taken + near))
+    rest, other = best(deep, count - len(taken), [i for i in range(len(deep)) if i not in taken])
+    return Kept(taken + rest, min(gap, other))
+
+
+def hired(image: dict, count: int, slip: bool = False) -> Kept:
+    """With crops as (row, column), (-1, -1) for the thumbnail."""
+    attention, early = image["cls_attention"], image["cls_attention@0"]
+    crops, grid = [tuple(c) for c in image["crops"].tolist()], image["grid"].tolist()
+    rows, columns = max(r for r, _ in crops) + 1, max(c for _, c in crops) + 1
+    parts = {(-1, -1): []} | {(r, c): [] for r in range(rows) for c in range(columns)}
+    for token, crop in enumerate(crops):
+        parts[crop].append(token)
+    base = parts[(-1, -1)]
+    high, wide = max(grid[i][0] for i in base) + 1, max(grid[i][1] for i in base) + 1
+    marked, gap = best(early, int(len(base) * 0.5), base)
+    share = dict.fromkeys(parts, 0.0)
+    for token in marked:
+        cell = divmod(base.index(token) * rows * columns // len(base), columns)
+        if not slip:
+            cell = grid[token][0] * rows // high, grid[token][1] * columns // wide
+        share[cell] += 1 / len(marked)
+    quota = {(-1, -1): min(int(count * 0.5), len(base))}
+    rest = count - quota[-1, -1]
+    for part in list(parts)[1:]:
+        if not marked:
+            share[part] = 1 / (len(parts) - 1)
+        quota[part] = min(int(share[part] * rest + 1e-9), len(parts[part]))
+    wanted = {part: share[part] * rest for part in parts} | {(-1, -1): quota[-1, -1]}
+    while not slip and sum(quota.values()) < count:
+        spare = [part for part in parts if quota[part] < len(parts[part])]
+        quota[max(spare, key=lambda part: (round(wanted[part] - quota[part], 9), -list(parts).index(part)))] += 1
+    kept = []
+    for part, members in parts.items():
+        chosen, other = best(attention, quota[part], members)
+        kept, gap = kept + chosen, min(gap, other)
+    return Kept(kept, gap, notes={"quota": list(quota.values())})
+
+
+def trim(image: dict, count: int, scores: str = "relevance", extra: int = 0) -> Kept:
+    count = min(count + extra, len(image[scores]))
+    ranking, gap = best(image[scores], count)
+    kept = sorted(ranking[: count - 1])
+    if count > 1:
+        gap = min(gap, best(image[scores], count - 1)[1])
+    others = [i for i in range(len(image[scores])) if i not in kept]
+    x = image["encoder_features"]
+    return Kept(ranking, gap, np.concatenate([x[kept], x[others].mean(0, keepdims=True)]))
+
+
+KEPT = {"fastervlm": fastervlm, "vispruner": vispruner, "hiprune": hiprune, "trim": trim}

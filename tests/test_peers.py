@@ -1,0 +1,419 @@
+"""The peers against slow float64 references, over the edges of their budgets, in padded batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import peers_reference as reference
+import pytest
+import torch
+from torch import Tensor
+
+from idsel_core.methods import METHODS, Method, get_method
+from idsel_core.tokens import Unavailable, VisualTokens
+
+BUDGETS = (1, 2, 15, 16, 30, 58, 64, 99, 100)
+# Scores that are closer than this share of the highest first one, or of what they are made from, may be ranked either
+# way in float32.
+TIE = 2e-6
+UNIT = {"divprune": 1.0, "cdpruner": 1.0, "scope": 0.0, "mmtok": 0.0}
+PER_TOKEN = ("cls_attention", "cls_attention@0", "cls_attention@0.25", "wide_cls_attention@1", "received_attention")
+PER_TOKEN += ("received_attention@0.375", "relevance", "relevance_product")
+
+
+def picture(seed: int, rows: int = 10, columns: int = 10) -> dict[str, Tensor]:
+    """Return clustered random views of one image, in float64."""
+    draw = np.random.default_rng(seed)
+    count = rows * columns
+    cluster = draw.integers(12, size=count)
+
+    def clustered(*width: int) -> np.ndarray:
+        return draw.standard_normal((12, *width))[cluster] + 0.35 * draw.standard_normal((count, *width))
+
+    place = np.arange(count)
+    image = {"features": clustered(48), "encoder_features": clustered(24), "keys": clustered(2, 8)}
+    image["keys@1"] = clustered(2, 8)
+    image["cls_features"] = draw.standard_normal(24)
+    for name in PER_TOKEN:
+        image[name] = np.exp(draw.standard_normal(12)[cluster] + 0.5 * draw.standard_normal(count)) / 50
+    words = int(draw.integers(3, 7))
+    image["word_similarity"] = np.full((count, 6), -np.inf)
+    image["word_similarity"][:, :words] = draw.uniform(-0.3, 0.3, (count, words))
+    image["grid"] = np.stack([place // columns, place % columns], 1)
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in image.items()}
+
+
+# Without a near tie among the first picks.
+PICTURES = [picture(0), picture(13, 8, 9), picture(4)]
+
+
+def project(x: Tensor) -> Tensor:
+    """Stand in for a projector; no two encoder features give the same."""
+    return torch.cat([x, x[..., :1] + 2 * x[..., 1:2]], -1).tanh()
+
+
+def batch(*images: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> VisualTokens:
+    """Return images as one batch, padded with what must not matter."""
+    images = [
+        {name: value.to(dtype) if value.is_floating_point() else value for name, value in image.items()}
+        for image in images
+    ]
+    width = max(len(image["features"]) for image in images)
+
+    def padded(name: str) -> Tensor:
+        fill = math.nan if images[0][name].is_floating_point() else -1
+        if name == "cls_features":
+            return torch.stack([image[name] for image in images])
+        return torch.nn.utils.rnn.pad_sequence([image[name] for image in images], True, fill)
+
+    mask = torch.arange(width) < torch.tensor([len(image["features"]) for image in images])[:, None]
+    sources = {name: lambda name=name: padded(name) for name in images[0] if name not in ("features", "grid")}
+    return VisualTokens(padded("features"), mask, padded("grid"), {**sources, "projector": project})
+
+
+def numpy_of(image: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
+    """Return an image as the reference reads it: float64, of the numbers that the method was given."""
+    return {n: (v.to(dtype).double() if v.is_floating_point() else v).numpy() for n, v in image.items()}
+
+
+def rows_of(method: Method, tokens: VisualTokens) -> tuple[list[list[int]], list[list[int]]]:
+    """Return kept tokens and pick order of each row."""
+    picks = method.select(tokens)
+    order = [row[:count].tolist() for row, count in zip(picks.order, picks.counts.tolist(), strict=True)]
+    return [row.tolist() for row in picks.rows()], order
+
+
+def replay(name: str, image: dict[str, np.ndarray], order: list[int]) -> float:
+    """Check that each pick was the best one, or nearly tied with it; return the smallest gap to a second best."""
+    gap = math.inf
+    slack = TIE * max(np.abs(reference.NEXT[name](image, [])).max(), UNIT[name])
+    for step, pick in enumerate(order):
+        scores = reference.NEXT[name](image, order[:step])
+        scores[order[:step]] = -np.inf
+        assert scores[pick] >= scores.max() - slack, f"{name}, pick {step}: {pick} instead of {scores.argmax()}"
+        if step < len(scores) - 1:
+            gap = min(gap, (np.sort(scores)[-1] - np.sort(scores)[-2]) / slack)
+    return gap
+
+
+def greedy(name: str, image: dict[str, np.ndarray], count: int) -> list[int]:
+    picks: list[int] = []
+    for _ in range(count):
+        scores = reference.NEXT[name](image, picks)
+        scores[picks] = -np.inf
+        picks.append(int(scores.argmax()))
+    return picks
+
+
+# ------------------------------------------------------------------------------------------------ the same picks
+
+
+@pytest.mark.parametrize("name", list(reference.NEXT))
+def test_greedy_methods_pick_what_the_formula_picks(name):
+    images = [numpy_of(image) for image in PICTURES]
+    _, longest = rows_of(get_method(name, budget=100), batch(*PICTURES))
+    for image, order in zip(images, longest, strict=True):
+        replay(name, image, order)
+        exact = greedy(name, image, 30)
+        assert replay(name, image, exact) > 1, "a near tie among the first 30 picks; draw other pictures"
+        assert order[:30] == exact
+    for budget in BUDGETS:
+        kept, order = rows_of(get_method(name, budget=budget), batch(*PICTURES))
+        for row, (image, all_picks) in enumerate(zip(images, longest, strict=True)):
+            count = min(budget, len(image["features"]))
+            assert order[row] == all_picks[:count] and kept[row] == sorted(order[row])
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", list(reference.KEPT))
+def test_methods_keep_what_the_formula_keeps(name, budget):
+    method, tokens = get_method(name, budget=budget), batch(*PICTURES)
+    picks = method.select(tokens)
+    compared = 0
+    for row, image in enumerate(map(numpy_of, PICTURES)):
+        wanted = reference.KEPT[name](image, min(budget, len(image["features"])))
+        if wanted.gap > 1e-7:
+            compared += 1
+            assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+            if wanted.features is not None:
+                got = picks.features[row, : len(wanted.tokens)]
+                torch.testing.assert_close(got.double(), project(torch.from_numpy(wanted.features)), atol=1e-5, rtol=0)
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("name", [*reference.NEXT, *reference.KEPT])
+def test_half_precision_keeps_nearly_the_same(name, record_property):
+    shares = []
+    for budget in (16, 64):
+        method = get_method(name, budget=budget)
+        exact, half = (rows_of(method, batch(*PICTURES, dtype=dtype))[0] for dtype in (torch.float32, torch.bfloat16))
+        shares += [len(set(a) & set(b)) / len(a) for a, b in zip(exact, half, strict=True)]
+    record_property("overlap", sum(shares) / len(shares))
+    assert sum(shares) / len(shares) > 0.7, shares
+
+
+# ------------------------------------------------------------------------------------------------ hard inputs
+
+
+def spoilt(image: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+    image = dict(image)
+    for name in ("features", "encoder_features", "keys", "keys@1"):
+        image[name] = image[name].clone()
+        if how == "duplicates":
+            image[name] = image[name][torch.arange(len(image[name])) % 20]
+        else:
+            image[name][[0, 7, 30]] = 0
+    return image
+
+
+PEERS = sorted({*reference.NEXT, *reference.KEPT})
+
+
+@pytest.mark.parametrize("how", ["duplicates", "zeros"])
+@pytest.mark.parametrize("name", PEERS)
+def test_duplicates_and_zero_vectors_do_not_repeat_or_lose_tokens(name, how):
+    images = [spoilt(image, how) for image in PICTURES]
+    for budget in (2, 30, 64, 99):
+        kept, order = rows_of(get_method(name, budget=budget), batch(*images))
+        for row, image in enumerate(images):
+            assert len(set(kept[row])) == len(order[row]) == min(budget, len(image["features"]))
+
+
+@pytest.mark.parametrize("how", ["duplicates", "zeros"])
+@pytest.mark.parametrize("name", list(reference.NEXT))
+def test_picks_among_duplicates_and_zero_vectors_are_as_good_as_the_best(name, how):
+    images = [spoilt(image, how) for image in PICTURES]
+    _, order = rows_of(get_method(name, budget=64), batch(*images))
+    for image, picks in zip(images, order, strict=True):
+        replay(name, numpy_of(image), picks)
+        if how == "duplicates" and name in ("divprune", "cdpruner"):
+            assert len({pick % 20 for pick in picks[:20]}) == 20
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_one_token_is_kept_and_equal_scores_are_settled(name):
+    one = picture(0, 1, 1)
+    assert rows_of(get_method(name, budget=1), batch(one))[0] == [[0]]
+    equal = {key: torch.ones_like(v) if key in PER_TOKEN else v for key, v in PICTURES[0].items()}
+    assert len(rows_of(get_method(name, budget=9), batch(equal))[0][0]) == 9
+
+
+# ------------------------------------------------------------------------------------------------ as published
+
+
+def test_vispruner_as_published_cannot_start_with_an_odd_list():
+    tokens = batch(PICTURES[0])
+    for budget, fits in ((64, True), (58, False), (30, False), (2, False), (16, True)):
+        if fits:
+            kept = [
+                rows_of(get_method("vispruner", budget=budget, faithful=flag), tokens)[0] for flag in (0 == 1, True)
+            ]
+            assert kept[0] == kept[1]
+        else:
+            with pytest.raises(ValueError, match=r"must be even; got \[\d+\]"):
+                get_method("vispruner", budget=budget, faithful=True).select(tokens)
+
+
+def test_vispruner_without_a_diverse_part_is_fastervlm():
+    tokens = batch(*PICTURES)
+    plain, important = (
+        rows_of(get_method("fastervlm", budget=20), tokens)[0],
+        get_method("vispruner", budget=20, important=1.0),
+    )
+    assert rows_of(important, tokens)[0] == plain
+
+
+def test_hiprune_neighbours_wrap_as_published_and_not_by_default():
+    image = dict(PICTURES[0])
+    shallow, deep = torch.zeros(100), torch.linspace(0, 1, 100)
+    shallow[20] = 1  # First column of the third row.
+    image |= {"received_attention@0.375": shallow, "received_attention": deep}
+    fixed, published = (
+        set(rows_of(get_method("hiprune", budget=10, anchors=0.5, faithful=flag), batch(image))[0][0])
+        for flag in (False, True)
+    )
+    assert fixed == {10, 20, 21, 30, *range(94, 100)}
+    assert published == {10, 19, 20, 21, 30, *range(95, 100)}
+    image["received_attention@0.375"] = torch.zeros(100).index_fill(0, torch.tensor(3), 1.0)
+    kept = rows_of(get_method("hiprune", budget=10, anchors=0.5, faithful=True), batch(image))[0][0]
+    assert kept[:5] == [0, 2, 3, 4, 13]
+
+
+def test_hiprune_has_no_anchor_at_small_budgets():
+    tokens = batch(PICTURES[0])
+    deep = PICTURES[0]["received_attention"].topk(16).indices.tolist()
+    assert rows_of(get_method("hiprune", budget=16), tokens)[0] == [sorted(deep)]
+
+
+def test_hiprune_off_the_grid_has_no_neighbours():
+    image = dict(PICTURES[0])
+    image["grid"] = torch.full_like(image["grid"], -1)
+    image["received_attention@0.375"] = torch.linspace(1, 0, 100)
+    image["received_attention"] = torch.linspace(0, 1, 100)
+    kept = rows_of(get_method("hiprune", budget=10, anchors=0.5), batch(image))[0][0]
+    assert kept == [0, *range(91, 100)]
+
+
+def test_divprune_as_published_picks_duplicates_again():
+    image = spoilt(PICTURES[0], "duplicates")
+    picks = get_method("divprune", budget=64, faithful=True).select(batch(image))
+    assert int(picks.counts) < 64
+    assert len({i % 20 for i in picks.rows()[0].tolist()}) == 20
+    exact, published = (
+        rows_of(get_method("divprune", budget=30, faithful=flag), batch(*PICTURES))[0] for flag in (False, True)
+    )
+    assert exact == published
+
+
+def test_cdpruner_as_published_loses_tokens_when_nothing_is_left_to_explain():
+    image = spoilt(PICTURES[0], "duplicates")
+    picks = get_method("cdpruner", budget=90, faithful=True).select(batch(image, PICTURES[1]))
+    assert 20 <= int(picks.counts[0]) < 90
+    exact, published = (
+        rows_of(get_method("cdpruner", budget=30, faithful=flag), batch(*PICTURES))[1] for flag in (False, True)
+    )
+    assert exact == published
+
+
+def test_cdpruner_fills_up_by_relevance():
+    image = spoilt(PICTURES[0], "duplicates")
+    order = rows_of(get_method("cdpruner", budget=64), batch(image))[1][0]
+    filled = image["relevance"][order[20:]]
+    assert bool((filled[1:] <= filled[:-1]).all())
+
+
+@pytest.mark.parametrize("name", ["cdpruner", "trim"])
+def test_clips_sign_can_be_turned(name):
+    turned = {**PICTURES[0], "relevance": -PICTURES[0]["relevance"]}
+    plain = rows_of(get_method(name, budget=20), batch(turned))
+    assert rows_of(get_method(name, budget=20, negated=True), batch(PICTURES[0])) == plain
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(16, 17), (100, 100), (0.111, 12), (0.005, 1)])
+def test_trim_as_published_keeps_the_mean_beside_the_budget(budget, kept):
+    picks = get_method("trim", budget=budget, faithful=True).select(batch(PICTURES[0]))
+    assert picks.counts.tolist() == [kept]
+    wanted = reference.trim(numpy_of(PICTURES[0]), kept - 1, "relevance_product", extra=1)
+    assert picks.rows()[0].tolist() == sorted(wanted.tokens)
+    torch.testing.assert_close(
+        picks.features[0].double(), project(torch.from_numpy(wanted.features)), atol=1e-5, rtol=0
+    )
+
+
+# ------------------------------------------------------------------------------------------------ HiRED's crops
+
+
+def cropped(seed: int, rows: int, columns: int, side: int = 6) -> dict[str, Tensor]:
+    """Return an image of one thumbnail and rows x columns crops, each of side x side tokens."""
+    parts = 1 + rows * columns
+    image = picture(seed, side * parts, side)
+    image["grid"] = picture(0, side, side)["grid"].repeat(parts, 1)
+    layout = [(-1, -1), *((r, c) for r in range(rows) for c in range(columns))]
+    image["crops"] = torch.tensor(layout).repeat_interleave(side * side, 0)
+    return image
+
+
+CROPS = [cropped(1, 2, 2), cropped(2, 1, 3), cropped(3, 2, 1)]
+
+
+@pytest.mark.parametrize("slip", [False, True])
+@pytest.mark.parametrize("budget", [2, 15, 16, 30, 58, 64, 107, 108, 144])
+def test_hired_keeps_what_the_formula_keeps_of_unequal_crops(budget, slip):
+    picks = get_method("hired", budget=budget, faithful=slip).select(batch(*CROPS))
+    for row, image in enumerate(map(numpy_of, CROPS)):
+        wanted = reference.hired(image, min(budget, len(image["features"])), slip)
+        assert wanted.gap > 1e-7
+        assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+    assert slip or picks.counts.tolist() == [min(budget, len(image["features"])) for image in CROPS]
+
+
+def test_hired_as_published_mistakes_columns_for_rows():
+    image = cropped(1, 2, 2, side=24)
+    early = torch.rand(24, 24, generator=torch.Generator().manual_seed(0)) / 10
+    early[12:, 12:] += 1
+    image["cls_attention@0"][:576] = early.flatten()
+
+    def in_crops(faithful: bool) -> list[int]:
+        kept = get_method("hired", budget=576, faithful=faithful).select(batch(image)).rows()[0]
+        return torch.bincount(kept // 576, minlength=5).tolist()
+
+    # Half of the marks lie in the bottom right, the others anywhere; by runs, they seem to lie in the bottom half.
+    base, *fixed = in_crops(False)
+    assert base == 288 and fixed[3] == 144 and max(fixed[:3]) < 60
+    _, *published = in_crops(True)
+    assert sum(published[2:]) > 170 and max(published) < 110
+
+
+def test_hired_of_a_whole_image_is_fastervlm_and_rounds_down_as_published():
+    tokens = batch(*PICTURES)
+    assert rows_of(get_method("hired", budget=20), tokens) == rows_of(get_method("fastervlm", budget=20), tokens)
+    assert tokens.computed == {"cls_attention"}
+    counts = [get_method("hired", budget=0.199, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)]
+    assert counts == [[20, 14, 20], [19, 14, 19]]
+
+
+def test_hired_passes_on_what_a_full_crop_cannot_take():
+    image = cropped(1, 2, 1)
+    image["cls_attention@0"] = torch.zeros(108)
+    image["cls_attention@0"][:36] = 1 - image["grid"][:36, 0] / 6  # All marks lie in the upper crop.
+    kept = get_method("hired", budget=100).select(batch(image)).rows()[0]
+    assert torch.bincount(kept // 36).tolist() == [36, 36, 28]
+    kept = get_method("hired", budget=100, faithful=True).select(batch(image)).rows()[0]
+    assert torch.bincount(kept // 36).tolist() == [36, 36]
+
+
+# ------------------------------------------------------------------------------------------------ views and knobs
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("fastervlm", "cls_attention"),
+        ("vispruner", "cls_attention"),
+        ("scope", "cls_attention"),
+        ("hired", "cls_attention"),
+        ("hiprune", "received_attention@0.375"),
+        ("cdpruner", "relevance"),
+        ("trim", "relevance"),
+        ("mmtok", "word_similarity"),
+    ],
+)
+def test_a_view_that_is_not_there_is_named(name, missing):
+    tokens = batch(PICTURES[0])
+    sources = {view: source for view, source in tokens.sources.items() if view != missing}
+    with pytest.raises(Unavailable, match=f"{missing} is not available"):
+        get_method(name, budget=4).select(VisualTokens(tokens.features, tokens.mask, tokens.grid, sources))
+
+
+@pytest.mark.parametrize("name", ["fastervlm", "vispruner", "hired", "scope"])
+def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
+    tokens = batch(*PICTURES)
+    swapped = [{**image, "cls_attention": image["received_attention"]} for image in PICTURES]
+    method = get_method(name, budget=20, attention="received")
+    assert rows_of(method, tokens) == rows_of(get_method(name, budget=20), batch(*swapped))
+    assert "cls_attention" not in tokens.computed
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("fastervlm", {"attention": "CLS"}, "attention must be one of cls, received, not 'CLS'"),
+        ("vispruner", {"important": 1.5}, "important must be a number from 0 to 1, not 1.5"),
+        ("vispruner", {"faithful": 1}, "faithful must be True or False, not 1"),
+        ("hiprune", {"anchors": -0.1}, "anchors must be a number from 0 to 1, not -0.1"),
+        ("hiprune", {"depth": True}, "depth must be a number from 0 to 1, not True"),
+        ("hired", {"thumbnail": math.nan}, "thumbnail must be a number from 0 to 1, not nan"),
+        ("scope", {"alpha": 0}, "alpha must be a number above 0, not 0"),
+        ("mmtok", {"word_temperature": math.inf}, "word_temperature must be a number above 0, not inf"),
+        ("cdpruner", {"negated": "yes"}, "negated must be True or False, not 'yes'"),
+    ],
+)
+def test_wrong_knobs_are_refused(name, knobs, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        get_method(name, budget=4, **knobs)
+
+
+def test_every_peer_has_a_reference():
+    controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
+    assert {*PEERS, "hired"} == set(METHODS) - controls
