@@ -85,8 +85,8 @@ def about_budget(rows: pd.DataFrame, method: str = "idselection", resamples: int
     blind = next(row for row in shares if row["method"] == "no-image")
     chance, right = rows["chance"].mean(), rows.loc[rows["method"] == "no-image", "correct"].mean()
     lines = [
-        f"With no image the model gets {100 * right:.1f} % of the questions right, where chance is {100 * chance:.1f} %: "
-        f"that is {100 * blind['share']:.1f} % of its full score."
+        f"With no image the model gets {100 * right:.1f} % of the questions right, where chance is {100 * chance:.1f} "
+        f"%: that is {100 * blind['share']:.1f} % of its full score."
     ]
     for row in sorted(shares, key=lambda row: -row["budget"]):
         if row["method"] != method:

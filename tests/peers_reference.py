@@ -50,7 +50,7 @@ def divprune(image: dict, picks: list[int]) -> np.ndarray:
     return distance[picks].min(0)
 
 
-def cdpruner(image: dict, picks: list[int], spent: float = 1e-5) -> np.ndarray:
+def cdpruner(image: dict, picks: list[int], spent: float = 1e-4) -> np.ndarray:
     """Growth of the determinant, as the variance that the picks leave times squared relevance."""
     x, r = unit(image["features"]), image["relevance"]
     r = (r - r.min() + 1e-6) / (r.max() - r.min()) if r.max() > r.min() else np.ones_like(r)

@@ -58,7 +58,7 @@ RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": 
 class Question:
     """One question, its allowed answers, its answer, and the objects (by position) that it is about.
 
-    Answers are balanced among the stored questions of one `subject`: what the text names, where that hints at the answer.
+    Answers are balanced among the stored questions of one `subject`: what the text names, where that hints at them.
     """
 
     family: str

@@ -1,0 +1,25 @@
+"""FasterVLM: the attention of [CLS] alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from idsel_core.methods.attended import Attended
+from idsel_core.methods.base import take_best
+from idsel_core.selection import Selection
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class FasterVLM(Attended):
+    """Keep the tokens that [CLS] attends to most.
+
+    Source: FasterVLM, arXiv 2412.01818.
+    """
+
+    name: ClassVar[str] = "fastervlm"
+
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        return take_best(self.row(tokens), tokens, self.budget)

@@ -1,0 +1,91 @@
+"""HiPrune: anchors of a shallow layer with their neighbours, and what the whole image looks at in a deep one."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.base import Method
+from idsel_core.methods.steps import check_flag, check_share, cut, picked, ranked
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Keep anchor tokens of a shallow layer, their neighbours, and the tokens that are attended to most in a deep one.
+
+    Attention is what a token receives from all tokens. At small budgets there are no anchors: with 5 tokens an anchor
+    and its neighbours, and a tenth of the budget for them, the first anchor comes above 25 tokens.
+
+    Source: HiPrune, arXiv 2508.00553.
+
+    Parameters
+    ----------
+    anchors : float
+        Share of the budget for anchors and their neighbours.
+    depth : float
+        Depth of the shallow layer, as a share of the tower's layers: the 9th of CLIP ViT-L's 24.
+    faithful : bool
+        Take neighbours by index, as the authors do: the left one of the first column is the end of the row above,
+        and those outside of the image are its first and last token.
+    """
+
+    name: ClassVar[str] = "hiprune"
+
+    _: KW_ONLY
+    anchors: float = 0.1
+    depth: float = 0.375
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("anchors", self.anchors)
+        check_share("depth", self.depth)
+        check_flag("faithful", self.faithful)
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        return (self.depth,)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
+        shallow = tokens.at_depth("received_attention", self.depth).float()
+        deep = tokens.received_attention.float().masked_fill(~mask, -torch.inf)
+        wanted = torch.round(counts * self.anchors / 5).long()
+        anchors = picked(cut(ranked((shallow,), mask), wanted), mask.shape[1])
+        near = _by_index(anchors, tokens) if self.faithful else _on_grid(anchors, tokens.grid)
+        tier = 2 * anchors.byte() + (near & ~anchors).byte()
+        order = ranked((tier, deep.where(~anchors, shallow)), mask)
+        return Selection.from_order(cut(order, counts), deep, self.budget)
+
+
+def _on_grid(anchors: Tensor, grid: Tensor) -> Tensor:
+    """Return which tokens lie above, below, left or right of an anchor, bool (B, N)."""
+    # Tokens off the grid, at -1, land in a corner of the margin, which is next to no cell.
+    rows, columns = (grid.flatten(0, 1).amax(0) + 3).tolist()
+    image = torch.arange(len(grid), device=grid.device)[:, None]
+    row, column = (grid + 1).unbind(-1)
+    cells = anchors.new_zeros(len(grid), rows, columns)
+    cells[image, row, column] = anchors
+    near = torch.zeros_like(cells)
+    near[:, 1:-1, 1:-1] = cells[:, :-2, 1:-1] | cells[:, 2:, 1:-1] | cells[:, 1:-1, :-2] | cells[:, 1:-1, 2:]
+    return near[image, row, column]
+
+
+def _by_index(anchors: Tensor, tokens: VisualTokens) -> Tensor:
+    """Return which tokens come one token or one row of tokens before or after an anchor, bool (B, N)."""
+    width = tokens.grid[..., 1].amax(1, keepdim=True) + 1
+    place = torch.arange(anchors.shape[1], device=anchors.device)
+    near = [place + step for step in (-1, 1)] + [place + step for step in (-width, width)]
+    last = tokens.lengths[:, None] - 1
+    marked = torch.zeros_like(anchors, dtype=torch.long)
+    for places in near:
+        marked.scatter_add_(1, places.clamp_min(0).minimum(last), anchors.long())
+    return marked > 0

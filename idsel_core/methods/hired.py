@@ -1,0 +1,109 @@
+"""HiRED: a budget for each crop, by what the thumbnail looks at, and the attention of [CLS] within it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.attended import Attended
+from idsel_core.methods.steps import check_flag, check_share, cut, picked, rank_within, ranked
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class HiRED(Attended):
+    """Share the budget out over the crops of an image, and keep the most attended tokens of each.
+
+    The thumbnail gets its share. The crops share the rest by how many of the thumbnail's most attended tokens, in the
+    tower's first layer, lie in each. An image that is encoded whole is one crop, and the method is FasterVLM.
+
+    Source: HiRED, arXiv 2408.10945.
+
+    Parameters
+    ----------
+    thumbnail : float
+        Share of the budget for the thumbnail, which has no more than its tokens; 1 minus it is the share of its tokens
+        that are counted for the crops.
+    depth : float
+        Depth of the first layer.
+    faithful : bool
+        Count the thumbnail's tokens, as the authors do, by runs in reading order instead of by where they lie, and
+        round every part of the budget down, so that fewer tokens are kept.
+    """
+
+    name: ClassVar[str] = "hired"
+
+    _: KW_ONLY
+    thumbnail: float = 0.5
+    depth: float = 0.0
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("thumbnail", self.thumbnail)
+        check_share("depth", self.depth)
+        check_flag("faithful", self.faithful)
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        return (self.depth,)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, scores = tokens.mask, self.row(tokens)
+        counts = resolve_budget(self.budget, tokens.lengths)
+        if self.faithful and isinstance(self.budget, float):
+            counts = (tokens.lengths.double() * self.budget).floor().long().clamp_min(1)
+        if "crops" not in tokens.sources:
+            return Selection.from_order(cut(ranked((scores,), mask), counts), scores, self.budget)
+        crops = torch.where(mask[..., None], tokens.crops, -1)
+        layout = crops.amax(1).clamp_min(0) + 1
+        # 0 is the thumbnail.
+        part = torch.where(crops[..., 0] < 0, 0, crops[..., 0] * layout[:, 1:] + crops[..., 1] + 1)
+        marks, sizes = self._marks(tokens, part, layout), _tally(part, mask, int(part.max()) + 1)
+        quotas = [self._quotas(*row) for row in zip(counts.tolist(), sizes.tolist(), marks.tolist(), strict=True)]
+        quota = torch.tensor(quotas, device=mask.device)
+        keep = mask & (rank_within(part, scores, mask) < quota.gather(1, part))
+        return Selection.from_order(cut(ranked((keep, scores), mask), keep.sum(1)), scores, self.budget)
+
+    def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor) -> Tensor:
+        """Count the thumbnail's most attended tokens that lie in each part, (B, P); none in part 0."""
+        base = tokens.mask & (part == 0)
+        size = base.sum(1, keepdim=True)
+        wanted = (size * (1 - self.thumbnail)).floor().long()[:, 0]
+        marked = picked(cut(ranked((self.row(tokens, self.depth),), base), wanted), part.shape[1])
+        rows, columns = layout[:, :1], layout[:, 1:]
+        if self.faithful:
+            cell = (base.cumsum(1) - 1) * rows * columns // size.clamp_min(1)
+        else:
+            high, wide = (tokens.grid[..., i].where(base, 0).amax(1, keepdim=True) + 1 for i in (0, 1))
+            cell = tokens.grid[..., 0] * rows // high * columns + tokens.grid[..., 1] * columns // wide
+        return _tally(cell.clamp_min(0) + 1, marked, int(part.max()) + 1)
+
+    def _quotas(self, count: int, sizes: list[int], marks: list[int]) -> list[int]:
+        """Share `count` tokens out over parts of the given sizes, the thumbnail first."""
+        base = min(math.floor(count * self.thumbnail), sizes[0])
+        if not any(marks):
+            marks = [0] + [1 if size else 0 for size in sizes[1:]]
+        shares = [(count - base) * mark / max(sum(marks), 1) for mark in marks]
+        quotas = [base] + [min(math.floor(s), n) for s, n in zip(shares[1:], sizes[1:], strict=True)]
+        if self.faithful and any(quotas):
+            return quotas
+        # One by one to the part that is furthest below its share; a part that is full passes it on.
+        shares[0] = base
+        for _ in range(count - sum(quotas)):
+            open_parts = [p for p, n in enumerate(sizes) if quotas[p] < n]
+            quotas[max(open_parts, key=lambda p: (shares[p] - quotas[p], -p))] += 1
+        return quotas
+
+
+def _tally(part: Tensor, counted: Tensor, parts: int) -> Tensor:
+    """Return how many of the tokens `counted` (B, N) are of each part, (B, parts)."""
+    return part.new_zeros(len(part), parts).scatter_add(1, part.where(counted, 0), counted.long())

@@ -1,0 +1,61 @@
+"""MMTok: tokens that cover both the question's words and the image."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.base import Method
+from idsel_core.methods.coverage import cover
+from idsel_core.methods.steps import check_above_zero, check_share, cosines, cut, unit
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class MMTok(Method):
+    """Pick greedily what best covers the words of the question and the patches of the image.
+
+    A word or a patch is covered by the largest share that a picked token has of its similarities, which are softmaxed
+    over the image. Words count as the prompt has them, with no stop words taken out.
+
+    Source: MMTok, arXiv 2508.18264.
+
+    Parameters
+    ----------
+    alpha : float
+        Weight of the patches' coverage beside that of the words.
+    word_temperature, patch_temperature : float
+        What cosines with words, and between patches, are divided by before their softmax.
+    """
+
+    name: ClassVar[str] = "mmtok"
+
+    _: KW_ONLY
+    alpha: float = 0.5
+    word_temperature: float = 0.02
+    patch_temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("alpha", self.alpha)
+        check_above_zero("word_temperature", self.word_temperature)
+        check_above_zero("patch_temperature", self.patch_temperature)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
+        words = tokens.word_similarity.float().masked_fill(~mask[..., None], -torch.inf).mT
+        real = words.amax(2) > -torch.inf
+        # A softmax of nothing but -inf is NaN.
+        words = (words.where(real[..., None], 0) / self.word_temperature).softmax(2) * real[..., None]
+        x = unit(tokens.encoder_features, mask)
+        patches = cosines(x, x).masked_fill_(~mask[:, None], -torch.inf).div_(self.patch_temperature).softmax(2)
+        words /= real.sum(1)[:, None, None]
+        patches *= self.alpha * mask[..., None] / tokens.lengths[:, None, None]
+        table = torch.cat([words, patches], 1)
+        order, gains = cover(table, torch.ones_like(table[:, 0]), mask, int(counts.max()))
+        return Selection.from_order(cut(order, counts), gains, self.budget)

@@ -1,0 +1,48 @@
+"""SCOPE: saliency times what a token adds to the coverage of the image."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.attended import Attended
+from idsel_core.methods.coverage import cover
+from idsel_core.methods.steps import check_above_zero, cosines, cut, unit
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class SCOPE(Attended):
+    """Pick the token of largest attention times coverage gain, again and again.
+
+    A token covers every other by their cosine, negative ones not at all; its gain is what it adds to the best cover so
+    far, summed over the image.
+
+    Source: SCOPE, arXiv 2510.24214.
+
+    Parameters
+    ----------
+    alpha : float
+        Power of the attention.
+    """
+
+    name: ClassVar[str] = "scope"
+
+    _: KW_ONLY
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_above_zero("alpha", self.alpha)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        counts = resolve_budget(self.budget, tokens.lengths)
+        x = unit(tokens.encoder_features, tokens.mask)
+        weights = self.row(tokens).relu().pow(self.alpha)
+        order, gains = cover(cosines(x, x), weights, tokens.mask, int(counts.max()))
+        return Selection.from_order(cut(order, counts), gains, self.budget)

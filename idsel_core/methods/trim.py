@@ -1,0 +1,63 @@
+"""TRIM: the tokens that match the question, and one mean of the others."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.base import Method
+from idsel_core.methods.steps import ascending, check_flag, cut, picked, ranked, take, with_states
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class TRIM(Method):
+    """Keep the tokens that are closest to the question in a shared image-text space, and the mean of all others.
+
+    The mean is taken before the projector and read last. It stands in the place of the best token that was not kept,
+    which is the last one of the selection's ``order``.
+
+    Source: TRIM, arXiv 2409.10994. The number of tokens is the budget, never adaptive.
+
+    Parameters
+    ----------
+    negated : bool
+        Keep the least similar tokens, as the authors do, because CLIP's own patches, which were not trained to match
+        text, answer with the wrong sign. A companion tuned on patches needs no such thing.
+    faithful : bool
+        As the authors do, compare by the product without norms, and keep the mean beside the budget, rounded down,
+        instead of within it.
+    """
+
+    name: ClassVar[str] = "trim"
+
+    _: KW_ONLY
+    negated: bool = False
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("negated", self.negated)
+        check_flag("faithful", self.faithful)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
+        if self.faithful:
+            if isinstance(self.budget, float):
+                counts = (tokens.lengths.double() * self.budget).floor().long()
+            counts = (counts + 1).minimum(tokens.lengths)
+        scores = (tokens.relevance_product if self.faithful else tokens.relevance).float()
+        scores = (-scores if self.negated else scores).masked_fill(~mask, -torch.inf)
+        order = cut(ranked((scores,), mask), counts)
+        kept = order.masked_fill(torch.arange(order.shape[1], device=order.device) == counts[:, None] - 1, -1)
+        others = mask & ~picked(kept, mask.shape[1])
+        states = tokens.encoder_features.float().masked_fill(~mask[..., None], 0)
+        mean = (states * others[..., None]).sum(1) / others.sum(1)[:, None]
+        states = take(states, ascending(kept, mask.shape[1]))
+        states[torch.arange(len(states), device=states.device), counts - 1] = mean
+        return with_states(Selection.from_order(order, scores, self.budget), tokens, states)

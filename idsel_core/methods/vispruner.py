@@ -1,0 +1,91 @@
+"""VisPruner: important tokens, and of the rest those without a look-alike."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.attended import Attended
+from idsel_core.methods.steps import check_flag, check_share, cosines, cut, picked, ranked, take, unit
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+REMOVED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class VisPruner(Attended):
+    """Keep the most attended tokens, and thin the others out by pairs that look alike.
+
+    The others stand in a list by falling attention. Each round compares the tokens at its even places with those at its
+    odd places, deletes the up to 8 even ones that are most alike to an odd one, and lists the surviving even ones by
+    falling likeness before the odd ones.
+
+    Source: VisPruner, arXiv 2412.01818.
+
+    Parameters
+    ----------
+    important : float
+        Share of the budget that is kept for its attention.
+    faithful : bool
+        Refuse, as the authors' code fails to do, lists that begin with an odd number of tokens.
+    """
+
+    name: ClassVar[str] = "vispruner"
+
+    _: KW_ONLY
+    important: float = 0.5
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("important", self.important)
+        check_flag("faithful", self.faithful)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image.
+
+        Raises
+        ------
+        ValueError
+            If `faithful` and the list of an image begins with an odd number of tokens.
+        """
+        scores, counts = self.row(tokens), resolve_budget(self.budget, tokens.lengths)
+        ranking = ranked((scores,), tokens.mask)
+        first = (counts.double() * self.important).floor().long()
+        sizes = tokens.lengths - first
+        if self.faithful and bool((sizes % 2).any()):
+            raise ValueError(
+                f"VisPruner's code pairs the tokens that are not kept for their attention, so their number must be "
+                f"even; got {sizes.tolist()}"
+            )
+        x = take(unit(tokens.encoder_features, tokens.mask), ranking)
+        ranks = torch.arange(ranking.shape[1], device=ranking.device)
+        rest = cut(ranks + first[:, None], sizes)
+        keep = (ranks < first[:, None]) | picked(_thinned(cosines(x, x), rest, sizes, counts - first), len(ranks))
+        return Selection.from_order(cut(ranking.gather(1, ranked((keep,), tokens.mask)), counts), scores, self.budget)
+
+
+def _thinned(similarity: Tensor, listed: Tensor, sizes: Tensor, goals: Tensor) -> Tensor:
+    """Thin lists (B, M) of tokens out from `sizes` (B,) to `goals` (B,), as (B, max goal), padded with -1."""
+    rows = torch.arange(len(listed), device=listed.device)[:, None, None]
+    left, wanted = sizes.tolist(), goals.tolist()
+    while left != wanted:
+        # The same on both sides, so that the host need not wait.
+        left = [n - min(REMOVED_AT_ONCE, n - goal, (n + 1) // 2) for n, goal in zip(left, wanted, strict=True)]
+        gone = torch.minimum(sizes - goals, (sizes + 1) // 2).clamp_max(REMOVED_AT_ONCE)
+        sizes = sizes - gone
+        even, odd = listed[:, ::2], listed[:, 1::2]
+        alike = similarity[rows, even[:, :, None], odd[:, None, :]].masked_fill((odd < 0)[:, None, :], -torch.inf)
+        # A list of one has no odd place.
+        nearest = torch.nn.functional.pad(alike, (0, 1), value=-torch.inf).amax(2)
+        falling = even.gather(1, ranked((nearest,), even >= 0))
+        rank = torch.arange(even.shape[1], device=listed.device)
+        listed = torch.cat([falling.masked_fill(rank < gone[:, None], -1), odd], 1)
+        stays = ranked((listed >= 0,), torch.ones_like(listed, dtype=torch.bool))
+        listed = listed.gather(1, stays)[:, : max(left)]
+    return listed
