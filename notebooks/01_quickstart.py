@@ -40,6 +40,7 @@ from idsel_core.evaluation import BLIND, FULL, MODEL, Part, Study, encode_part, 
 from idsel_core.results import Results, provenance
 
 figures.use_theme()
+_ = torch.set_grad_enabled(False)
 
 # %% [markdown]
 # ## One image, one question

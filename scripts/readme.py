@@ -21,7 +21,10 @@ def table(name: str) -> str:
 
 def time_taken() -> str:
     """Say how long `make figures` took when it last ran whole."""
-    timing = json.loads(Path("results/timing.json").read_text())
+    stored = Path("results/timing.json")
+    if not stored.exists():
+        return "How long `make figures` takes has not been measured as a whole yet."
+    timing = json.loads(stored.read_text())
     minutes = timing["seconds"] / 60
     return f"`make figures` took {minutes:.1f} minutes on {timing['cores']} cores ({timing['machine']})."
 
