@@ -190,7 +190,7 @@ def budget_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_ylabel("share of full performance")
     _budget_axis(axis, rows.loc[~rows["method"].isin(["full", "no-image"]), "budget"])
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -242,7 +242,7 @@ def objects_figure(rows: pd.DataFrame) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_ylabel("kept tokens on objects")
     _budget_axis(axis, rows["budget"])
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -263,7 +263,7 @@ def training_figure(log: pd.DataFrame) -> Figure:
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.set_xlabel("training step")
     axis.set_ylabel("accuracy on held-out scenes")
-    axis.legend(fontsize="small", ncols=2)
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
