@@ -30,6 +30,7 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.methods import Method, UniformGrid, get_method, list_methods
 from idsel_core.methods.scored import Scored
+from idsel_core.prefix import generate_sharing
 from idsel_core.results import sha256
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -266,6 +267,7 @@ class Study:
     def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
         if method == BLIND:
             short, before, kept = self._prompts(questions, [0] * len(questions)), 0, None
+            owner = torch.arange(len(questions))
         else:
             acting = UniformGrid(1.0) if isinstance(method, str) else method
             grid = acting.wanted_grid(*self.grid)
@@ -273,8 +275,10 @@ class Study:
             selection = acting.select(inputs.tokens)
             short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
             before, kept = self.grid[0] * self.grid[1], self._places(selection, grid)
-        output = self.backbone.model.generate(**short, max_new_tokens=self._answer_tokens, do_sample=False)
-        answers = self.processor.batch_decode(output[:, short["input_ids"].shape[1] :], skip_special_tokens=True)
+            owner = _alike(questions["image_id"], selection)
+        options = {"max_new_tokens": self._answer_tokens, "do_sample": False}
+        output = generate_sharing(self.backbone.model, short, owner, **options)
+        answers = self.processor.batch_decode(output, skip_special_tokens=True)
         predictions = np.array([answer.strip() for answer in answers])
         return pd.DataFrame(
             {
@@ -369,6 +373,15 @@ class _Inputs:
 
     prompts: dict[str, Tensor]
     tokens: VisualTokens
+
+
+def _alike(image_ids: pd.Series, selection: Selection) -> Tensor:
+    """Give rows of the same image and the same kept tokens the same number, int64 (B,)."""
+    if selection.features is not None:
+        return torch.arange(len(selection))
+    images = torch.from_numpy(pd.factorize(image_ids)[0]).to(selection.indices)
+    rows = torch.cat([images[:, None], selection.indices], 1).cpu().numpy()
+    return torch.from_numpy(np.unique(rows, axis=0, return_inverse=True)[1])
 
 
 def _instruction(method: Method | str) -> str | None:
