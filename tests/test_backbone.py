@@ -1,6 +1,7 @@
 """The embedded backbone: its tokenizer and processor, its weights, and what training says of it."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,17 @@ from data.backbone.companion import companion_config
 from data.backbone.features import FULL, covers, patch_targets
 from data.backbone.language import build_config, build_processor, prompt
 from data.backbone.tower import load_tower
-from data.backbone.train import Packed, Student, Words, gaze_loss, load_checkpoint, optimizers, save_checkpoint
+from data.backbone.train import (
+    Packed,
+    Student,
+    Words,
+    gaze_loss,
+    load_checkpoint,
+    optimizers,
+    save_checkpoint,
+    vote_loss,
+    vote_targets,
+)
 from data.scenes.ask import ask, vocabulary
 from data.scenes.draw import COLORS, draw_scene, scene_rng
 from idsel_core.evaluation import MODEL
@@ -66,7 +77,7 @@ def test_the_deployed_student_equals_the_packed_one():
     asked = [ask(torch_rng(k), draw_scene(scene_rng("train", k), "train"), 3) for k in range(2)]
     words = Words()
     with torch.no_grad():
-        logits, *_ = student(features, Packed(asked, 576, words, torch.device("cpu")))
+        logits = student(features, Packed(asked, 576, words, torch.device("cpu"))).logits
         for row, question, expected in zip([0, 0, 0, 1, 1, 1], [q for qs in asked for q in qs], logits, strict=True):
             ids = [*words.prefix, *[model.config.image_token_id] * 576, *words.question(question)]
             out = model(
@@ -74,6 +85,64 @@ def test_the_deployed_student_equals_the_packed_one():
                 mm_encoder_outputs={"image": _encoded(model, features[row : row + 1])},
             )
             torch.testing.assert_close(out.logits[0, -1], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_another_span_moves_the_questions_and_keeps_all_visual_tokens():
+    """Squeezed positions are those that a shorter prompt gives the question; LLaVA at those positions agrees."""
+    torch.manual_seed(0)
+    student = Student().eval()
+    model = LlavaForConditionalGeneration(build_config()).eval()
+    model.load_state_dict(student.deployed(), strict=False)
+    features, words = torch.randn(1, 576, 384), Words()
+    (question,) = ask(torch_rng(3), draw_scene(scene_rng("train", 3), "train"), 1)
+    packed = Packed([[question]], 576, words, torch.device("cpu"), span=40)
+    first = len(words.prefix)
+    assert packed.positions.shape[1] == first + 576 + len(words.question(question))
+    assert packed.positions[0, first : first + 576].unique().tolist() == list(range(first, first + 40))
+    assert packed.positions[0, first + 576] == first + 40
+    ids = torch.tensor([[*words.prefix, *[model.config.image_token_id] * 576, *words.question(question)]])
+    with torch.no_grad():
+        out = model(
+            input_ids=ids,
+            position_ids=packed.positions,
+            attention_mask=torch.ones_like(ids),
+            mm_encoder_outputs={"image": _encoded(model, features)},
+        )
+        expected = student(features, packed).logits[0]
+    torch.testing.assert_close(out.logits[0, -1], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_trained_weights_can_be_gone_on_from():
+    torch.manual_seed(0)
+    student, again = Student(), Student()
+    for one in (student, again):
+        one.mean.normal_()
+        one.std.uniform_(0.5, 2)
+    again.adopt({name: tensor.clone() for name, tensor in student.deployed().items()})
+    for name, tensor in again.deployed().items():
+        torch.testing.assert_close(tensor, student.deployed()[name], rtol=1e-5, atol=1e-5)
+
+
+def test_each_counted_object_has_one_vote():
+    scene = draw_scene(scene_rng("train", 3), "train")
+    question = next(q for k in range(50) for q in ask(torch_rng(k), scene, 9) if q.family == "counting")
+    votes = vote_targets(scene.things, question, FULL.side)
+    assert votes.sum() == int(question.answer)
+    assert all(votes[covers(scene.things[i], FULL.side)].sum() == 1 for i in question.about)
+
+
+def test_the_vote_loss_is_least_at_equal_votes():
+    targets = torch.tensor([[True, False, True, False]])
+    visual = slice(1, 5)
+
+    def loss(*shares: float) -> float:
+        return vote_loss(torch.tensor([shares]).log(), targets, visual).item()
+
+    even = loss(0.3, 0.2, 1e-9, 0.2, 1e-9, 0.3)
+    assert even == pytest.approx(-(0.4 * math.log(0.2) + 0.6 * math.log(0.6)))
+    assert even < loss(0.2, 0.3, 1e-9, 0.3, 1e-9, 0.2)
+    assert even < loss(0.3, 0.3, 1e-9, 0.1, 1e-9, 0.3)
+    assert even < loss(0.25, 0.2, 0.1, 0.2, 1e-9, 0.25)
 
 
 def _encoded(model, features):
