@@ -173,14 +173,30 @@ def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.
 
 
 @torch.no_grad()
-def encode_part(backbone: Backbone, processor: Any, part: Part, batch: int = 8) -> Encoded:
-    """Run the vision tower once on each image of a part, with a progress bar."""
+def encode_part(
+    backbone: Backbone, processor: Any, part: Part, batch: int = 8, depths: Sequence[float] | None = None
+) -> Encoded:
+    """Run the vision tower once on each image of a part, with a progress bar.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The model.
+    processor : Any
+        Its processor.
+    part : Part
+        Whose images to encode.
+    batch : int
+        Images at a time.
+    depths : sequence of float, optional
+        Keep all views of the tower, also at these depths of it; by default the few small ones that most methods read.
+    """
     pieces: list[dict[str, Tensor]] = []
     names = list(part.images.index)
     for start in tqdm(range(0, len(names), batch), desc=f"encode {part.name}", unit="batch"):
         pictures = [part.picture(name) for name in names[start : start + batch]]
-        encoded = backbone.encode(image_pixels(processor, pictures, backbone.model.device))
-        pieces.append(encoded.tensors([view for view in _VIEWS if view in encoded.views]))
+        encoded = backbone.encode(image_pixels(processor, pictures, backbone.model.device), depths=depths or ())
+        pieces.append(encoded.tensors(None if depths is not None else [v for v in _VIEWS if v in encoded.views]))
     return Encoded.from_tensors({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
 
@@ -262,6 +278,38 @@ class Study:
                     frames.append(self._ask(method, asked, whole))
                     bar.update(len(asked))
         return pd.concat(frames, ignore_index=True)
+
+    @torch.no_grad()
+    def applicable(self, methods: Iterable[Method]) -> tuple[list[Method], dict[str, str]]:
+        """Try methods on the first question, and tell those that can run here from those that cannot.
+
+        Parameters
+        ----------
+        methods : iterable of Method
+            Methods, each with its budget.
+
+        Returns
+        -------
+        tuple
+            The methods that can run, in order; and for each other one, as "name" or "name at budget" where it runs at
+            another budget, why it cannot.
+        """
+        usable: list[Method] = []
+        refused: dict[Method, str] = {}
+        asked = self.part.questions.head(1)
+        whole = self._inputs(asked, self._encoded(asked))
+        for method in methods:
+            try:
+                self._ask(method, asked, whole)
+                usable.append(method)
+            except ValueError as error:
+                refused[method] = str(error)
+        running = {method.name for method in usable}
+        reasons = {
+            f"{method.name} at {method.budget:g}" if method.name in running else method.name: why
+            for method, why in refused.items()
+        }
+        return usable, reasons
 
     @torch.no_grad()
     def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
@@ -396,6 +444,7 @@ def open_study(
     data: Path | str = DATA,
     cache: Path | str = CACHE,
     device: str = "cpu",
+    depths: Sequence[float] | None = None,
 ) -> Study:
     """Load the model and a part, and its encoding; encode and store it first where that is not done yet.
 
@@ -407,6 +456,8 @@ def open_study(
         As for `load_model`.
     cache : Path or str
         Folder of stored encodings.
+    depths : sequence of float, optional
+        As for `encode_part`; such encodings are large and are not stored.
 
     Raises
     ------
@@ -416,6 +467,8 @@ def open_study(
     model, whole = Path(model), read_part(part, Path(data))
     chosen = read_part(part, Path(data), limit)
     backbone, processor = load_model(model, device)
+    if depths is not None:
+        return Study(backbone, processor, chosen, encode_part(backbone, processor, chosen, depths=depths))
     made_from, path = fingerprint(whole, model), Path(cache) / f"{part}.safetensors"
     encoded = read_encoding(path, made_from)
     if encoded is not None:

@@ -183,3 +183,21 @@ def test_the_fingerprint_tells_weights_apart(study, tmp_path):
 def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_cannot_run_says_why_and_the_rest_runs(study):
+    # The stored encoding lacks the keys that HiPrune's depth needs; a budget above 576 cannot be kept.
+    tried = [get_method("uniform", budget=16), get_method("hiprune", budget=16), get_method("uniform", budget=600)]
+    usable, reasons = study.applicable(tried)
+    assert usable == tried[:1]
+    assert set(reasons) == {"hiprune", "uniform at 600"}
+    assert "depths=(0.375,)" in reasons["hiprune"]
+    assert "got 600 tokens, and the longest row has 576" in reasons["uniform at 600"]
+
+
+def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):
+    method = get_method("hiprune", budget=16)
+    deep = open_study("validation", limit=7, cache=tmp_path, depths=method.depths)
+    assert deep.applicable([method]) == ([method], {})
+    assert set(deep.run([method])["tokens_kept"]) == {16}
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,102 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
+#
+# Every method of the registry, at equal numbers of visual tokens, on the test part, on which nothing was chosen. Each
+# runs with the settings that its authors give; no method was tuned here. Methods inside the language model keep the asked
+# number on average over its layers, or, where a few layers make that impossible, after their last stage.
+
+# %% tags=["parameters"]
+part = "test"  # part of the data set
+questions = 0  # about how many questions, 0 for all
+budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
+methods = []  # names of methods, [] for all of the registry
+shown_budgets = [64, 32, 16]  # budgets of the detailed figures
+resamples = 2000  # bootstrap resamples of the intervals
+results_dir = "results"  # folder of the result store
+
+# %%
+import os
+import time
+from pathlib import Path
+
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
+started = time.perf_counter()
+
+from IPython.display import Markdown
+
+from idsel_core import comparison, figures, get_method, list_methods
+from idsel_core.evaluation import BLIND, FULL, MODEL, open_study
+from idsel_core.results import Results, provenance
+
+figures.use_theme()
+
+# %% [markdown]
+# Some methods read attention, keys or the [CLS] token of several layers, so the images are encoded with all of these.
+# What a method needs and this backbone does not have is told, not guessed.
+
+# %%
+swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
+depths = sorted({depth for method in swept for depth in method.depths})
+study = open_study(part, limit=questions, depths=depths)
+usable, missing = study.applicable(swept)
+Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
+
+# %%
+rows = study.run([FULL, BLIND, *usable])
+
+# %%
+parameters = {name: globals()[name] for name in ("part", "questions", "budgets", "methods", "missing")}
+files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
+results = Results(results_dir)
+results.write("06_comparison", rows, provenance(parameters, files, started=started))
+rows = results.frame("06_comparison")
+
+# %% [markdown]
+# ## Share of full performance
+#
+# Mean over question families of accuracy / accuracy with all tokens, with half the width of its 95 % paired bootstrap
+# interval.
+
+# %%
+comparison.ranking_figure(rows, resamples)
+# %% [markdown]
+# ## Who wins, ties and loses
+#
+# A win or loss is a paired difference of accuracy whose 95 % interval leaves out zero. There is no correction for the
+# number of comparisons: with many peers and budgets, a few of them are chance.
+
+# %%
+duels = comparison.duels(rows, resamples=resamples)
+comparison.duels_figure(duels, shown_budgets)
+# %%
+Markdown(comparison.about_comparison(duels))
+
+# %% [markdown]
+# ## Family by family
+
+# %%
+comparison.families_figure(rows, shown_budgets[-1], resamples)
+# %% [markdown]
+# ## Easy and hard questions
+#
+# Of the questions that all tokens answer, those are easy that the smaller image answers too, at the same budget.
+
+# %%
+split = comparison.split_by_downsampling(rows)
+comparison.split_figure(split, shown_budgets, resamples)
+# %%
+Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
+
+# %% [markdown]
+# ## The table
+
+# %%
+Markdown(comparison.comparison_table(rows, shown_budgets, missing, resamples).to_markdown(index=False))
