@@ -47,8 +47,8 @@ class PruMergePlus(Method):
         Tokens that are added to each; all others where there are fewer.
     faithful : bool
         As the authors do, keep as many attended tokens as the budget, as many again evenly spaced over the whole image,
-        and the sum, which is twice the budget and one. A spaced token that is attended too is read twice, and stands
-        in the place of a token that is not kept as well.
+        and the sum, which is twice the budget and one. A spaced token that is attended too is read twice; so that each
+        has a place, one of the most attended tokens that are not kept lends its own.
     """
 
     name: ClassVar[str] = "prumergeplus"
