@@ -16,11 +16,15 @@ import numpy as np
 
 @dataclass
 class Kept:
-    """Tokens kept, the smallest gap of a decision, and merged features in the order in which they are read."""
+    """Tokens kept, the smallest gap of a decision, and merged features in the order in which they are read.
+
+    They are what enters the projector, or what the language model reads.
+    """
 
     tokens: list[int]
     gap: float = math.inf
     features: np.ndarray | None = None
+    read: np.ndarray | None = None
     notes: dict = field(default_factory=dict)
 
 
@@ -177,4 +181,108 @@ def trim(image: dict, count: int, scores: str = "relevance", extra: int = 0) -> 
     return Kept(ranking, gap, np.concatenate([x[kept], x[others].mean(0, keepdims=True)]))
 
 
+def joined(x: np.ndarray, members: list[int], targets: list[int]) -> tuple[dict[int, list[int]], float]:
+    """Give each member to the target of highest cosine; return the members of each, and the smallest gap."""
+    groups, gap = {target: [] for target in targets}, math.inf
+    for member in members if targets else []:
+        alike = [x[member] @ x[target] for target in targets]
+        groups[targets[int(np.argmax(alike))]].append(member)
+        gap = min(gap, best(np.array(alike), 1)[1])
+    return groups, gap
+
+
+def visionzip(image: dict, count: int, share: float = 54 / 64, total: bool = False, cls: bool = True) -> Kept:
+    attention, x = image["cls_attention"], image["encoder_features"]
+    dominant = math.floor(share * count + 0.5)
+    with_cls = cls and dominant > 0
+    kept, gap = best(attention, dominant - with_cls)
+    rest = [i for i in range(len(x)) if i not in kept]
+    contextual = count - dominant
+    targets = rest[:: max(1, len(rest) // contextual)][:contextual] if contextual else []
+    others = [i for i in rest if i not in targets]
+    groups, other = joined(unit(image["keys"].mean(1)), others, targets)
+    merged = [
+        (x[i] + x[of_it].mean(0) if of_it else x[i]) if total else x[[i, *of_it]].mean(0) for i, of_it in groups.items()
+    ]
+    first = [image["cls_features"]] if with_cls else []
+    spare, last = best(attention, int(with_cls), others)
+    return Kept(
+        kept + targets + spare, min(gap, other, last), np.array([*first, *x[sorted(kept)], *merged]), notes=groups
+    )
+
+
+def prumergeplus(image: dict, count: int, step: int = 0, near: int = 32) -> Kept:
+    """With a `step`, as published: `count` attended, as many at this step over the whole image, and the sum."""
+    attention, x = image["wide_cls_attention@1"], image["encoder_features"]
+    keys = unit(image["keys@1"].reshape(len(x), -1))
+    ranking, _ = best(attention, len(x))
+    attended, gap = best(attention, count if step else count // 2)
+    rest, spaced = [i for i in range(len(x)) if i not in attended], count - 1 - len(attended)
+    centres = attended + [rest[(2 * i + 1) * len(rest) // (2 * spaced)] for i in range(spaced)]
+    if step:
+        centres = attended + list(range(step // 2, len(x), step))
+    merged = []
+    for i in centres:
+        likest, other = best(keys @ keys[i], near, [j for j in range(len(x)) if j != i])
+        merged.append(x[i] + sum((attention[j] * x[j] for j in likest), np.zeros(x.shape[1])))
+        gap = min(gap, other)
+    others = [i for i in ranking if i not in centres]
+    merged.append(sum(attention[j] * x[j] for j in others))
+    again = len(centres) - len(set(centres))
+    gap = min(gap, best(attention, again + 1, others)[1])
+    return Kept(list(dict.fromkeys(centres)) + others[: again + 1], gap, np.array(merged), notes={"centres": centres})
+
+
+def tome(image: dict, count: int, halves: bool = False) -> Kept:
+    x, keys = image["encoder_features"], image["keys"].mean(1)
+    groups, gap = [[i] for i in range(len(x))], math.inf
+    while len(groups) > count:
+        even, odd = groups[::2], groups[1::2]
+        a, b = (unit(np.array([keys[group].mean(0) for group in half])) for half in (even, odd))
+        alike = a @ b.T
+        merges, other = best(alike.max(1), min(len(groups) - count, len(odd)))
+        gap = min([gap, other, *(best(alike[i], 1)[1] for i in merges)])
+        whole = [list(group) for group in odd]
+        for i in merges:
+            whole[int(alike[i].argmax())] += even[i]
+        groups = [group for i, group in enumerate(even) if i not in merges] + whole
+        groups = groups if halves else sorted(groups, key=min)
+    return Kept([min(group) for group in groups], gap, np.array([x[group].mean(0) for group in groups]))
+
+
+def vscan(image: dict, count: int, lossy: bool = False, windows: int = 4) -> Kept:
+    shallow, deep, grid = image["cls_attention@0.25"], image["cls_attention"], image["grid"].tolist()
+    rows, columns = max(r for r, _ in grid) + 1, max(c for _, c in grid) + 1
+    parts: dict[tuple, list[int]] = {}
+    for token, (row, column) in enumerate(grid):
+        parts.setdefault((row * windows // rows, column * windows // columns), []).append(token)
+    local, kept, gap = count // 2, [], math.inf
+    for _ in range(local // windows**2 if lossy else local):
+        # One more token of each window, the most attended first where they do not all get one.
+        following = []
+        for members in parts.values():
+            left = [i for i in members if i not in kept]
+            following += best(shallow, 1, left)[0]
+            gap = min(gap, best(shallow, 1, left)[1])
+        taken, other = best(shallow, windows**2 if lossy else local - len(kept), following)
+        kept, gap = kept + taken, min(gap, other)
+    chosen, other = best(deep, count - local, [i for i in range(len(deep)) if i not in kept])
+    kept = sorted(kept + chosen)
+    x = image["features"]
+    groups, last = joined(unit(x), [i for i in range(len(x)) if i not in kept], kept)
+    return Kept(kept, min(gap, other, last), read=np.array([x[[i, *of_it]].mean(0) for i, of_it in groups.items()]))
+
+
+def evs(video: dict, count: int) -> Kept:
+    x, where = (
+        unit(video["features"]),
+        [(f, *cell) for f, cell in zip(video["frames"], video["grid"].tolist(), strict=True)],
+    )
+    before = [where.index((f - 1, *cell)) if (f - 1, *cell) in where else None for f, *cell in where]
+    scores = np.array([255.0 if j is None else 1 - x[i] @ x[j] for i, j in enumerate(before)])
+    kept, gap = best(scores, count)
+    return Kept(kept, gap if scores[kept[-1]] < 255 else math.inf, notes={"scores": scores})
+
+
 KEPT = {"fastervlm": fastervlm, "vispruner": vispruner, "hiprune": hiprune, "trim": trim}
+KEPT |= {"visionzip": visionzip, "prumergeplus": prumergeplus, "tome": tome, "vscan": vscan}

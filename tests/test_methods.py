@@ -33,6 +33,11 @@ MATRIX = [
     METHODS["scope"](budget=1),
     METHODS["mmtok"](budget=1),
     METHODS["trim"](budget=1),
+    METHODS["visionzip"](budget=1),
+    METHODS["prumergeplus"](budget=1),
+    METHODS["tome"](budget=1),
+    METHODS["vscan"](budget=1),
+    METHODS["evs"](budget=1),
 ]
 SIDE = 6
 
@@ -51,7 +56,13 @@ def image(seed: int, rows: int = SIDE, columns: int = SIDE) -> dict[str, Tensor]
         "received_attention": torch.rand(count, generator=generator),
         "received_attention@0.375": torch.rand(count, generator=generator),
         "word_similarity": torch.rand(count, 3, generator=generator),
+        "cls_attention@0.25": torch.rand(count, generator=generator),
+        "wide_cls_attention@1": torch.rand(count, generator=generator),
+        "keys": torch.randn(count, 2, 4, generator=generator),
+        "keys@1": torch.randn(count, 2, 4, generator=generator),
+        "frames": place % 3,
         "grid": torch.stack([place // columns, place % columns], 1),
+        "cls_features": torch.randn(5, generator=generator),
         "image_key": torch.tensor(1000 + seed),
     }
 
@@ -60,15 +71,16 @@ def batch(*images: dict[str, Tensor]) -> VisualTokens:
     """Return images as one batch, padded with what must not matter."""
     width = max(len(one["features"]) for one in images)
 
-    def padded(name: str, fill: float) -> Tensor:
+    def padded(name: str) -> Tensor:
+        fill = math.nan if images[0][name].is_floating_point() else -1
         return torch.nn.utils.rnn.pad_sequence([one[name] for one in images], batch_first=True, padding_value=fill)
 
     mask = torch.arange(width) < torch.tensor([len(one["features"]) for one in images])[:, None]
-    views = set(images[0]) - {"features", "grid", "image_key"}
-    sources = {name: lambda *_, name=name: padded(name, math.nan) for name in views}
+    whole = {"cls_features", "image_key"}
+    sources = {name: lambda *_, name=name: padded(name) for name in set(images[0]) - {"features", "grid"} - whole}
+    sources |= {name: lambda name=name: torch.stack([one[name] for one in images]) for name in whole}
     sources["projector"] = lambda x: torch.cat([x, x[..., :3]], -1)
-    sources["image_key"] = lambda: torch.stack([one["image_key"] for one in images])
-    return VisualTokens(padded("features", math.nan), mask, padded("grid", -1), sources)
+    return VisualTokens(padded("features"), mask, padded("grid"), sources)
 
 
 def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
@@ -128,6 +140,11 @@ def test_too_many_tokens_are_refused(method):
         (METHODS["scope"](budget=2), {"cls_attention", "encoder_features"}),
         (METHODS["mmtok"](budget=2), {"word_similarity", "encoder_features"}),
         (METHODS["trim"](budget=2), {"relevance", "encoder_features"}),
+        (METHODS["visionzip"](budget=2), {"cls_attention", "keys", "encoder_features", "cls_features"}),
+        (METHODS["prumergeplus"](budget=2), {"wide_cls_attention@1", "keys@1", "encoder_features"}),
+        (METHODS["tome"](budget=2), {"keys", "encoder_features"}),
+        (METHODS["vscan"](budget=2), {"cls_attention", "cls_attention@0.25"}),
+        (METHODS["evs"](budget=2), {"frames"}),
     ],
     ids=repr,
 )

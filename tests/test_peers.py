@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods import METHODS, Method, get_method
+from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
 BUDGETS = (1, 2, 15, 16, 30, 58, 64, 99, 100)
@@ -19,7 +20,7 @@ BUDGETS = (1, 2, 15, 16, 30, 58, 64, 99, 100)
 TIE = 2e-6
 UNIT = {"divprune": 1.0, "cdpruner": 1.0, "scope": 0.0, "mmtok": 0.0}
 PER_TOKEN = ("cls_attention", "cls_attention@0", "cls_attention@0.25", "wide_cls_attention@1", "received_attention")
-PER_TOKEN += ("received_attention@0.375", "relevance", "relevance_product")
+PER_TOKEN += ("received_attention@0.25", "received_attention@0.375", "relevance", "relevance_product")
 
 
 def picture(seed: int, rows: int = 10, columns: int = 10) -> dict[str, Tensor]:
@@ -84,6 +85,27 @@ def rows_of(method: Method, tokens: VisualTokens) -> tuple[list[list[int]], list
     return [row.tolist() for row in picks.rows()], order
 
 
+def read_rows(method: Method, tokens: VisualTokens) -> list[Tensor]:
+    """Return what the language model reads of each image."""
+    picks = method.select(tokens)
+    features = picks.features
+    if features is None:
+        features = tokens.features.gather(1, picks.indices.clamp_min(0)[..., None].expand(-1, -1, 48))
+    assert features.dtype == tokens.features.dtype
+    return [row[:count] for row, count in zip(features, picks.counts.tolist(), strict=True)]
+
+
+def check_features(picks: Selection, row: int, wanted: reference.Kept) -> None:
+    """Check what the language model reads of one image against merged features."""
+    if (read := wanted.read) is None and wanted.features is not None:
+        read = project(torch.from_numpy(wanted.features))
+    if read is None:
+        assert picks.features is None
+    else:
+        got = picks.features[row, : int(picks.counts[row])].double()
+        torch.testing.assert_close(got, torch.as_tensor(read), atol=1e-5, rtol=0)
+
+
 def replay(name: str, image: dict[str, np.ndarray], order: list[int]) -> float:
     """Check that each pick was the best one, or nearly tied with it; return the smallest gap to a second best."""
     gap = math.inf
@@ -136,9 +158,7 @@ def test_methods_keep_what_the_formula_keeps(name, budget):
         if wanted.gap > 1e-7:
             compared += 1
             assert picks.rows()[row].tolist() == sorted(wanted.tokens)
-            if wanted.features is not None:
-                got = picks.features[row, : len(wanted.tokens)]
-                torch.testing.assert_close(got.double(), project(torch.from_numpy(wanted.features)), atol=1e-5, rtol=0)
+            check_features(picks, row, wanted)
     assert compared >= 2
 
 
@@ -178,6 +198,7 @@ def test_duplicates_and_zero_vectors_do_not_repeat_or_lose_tokens(name, how):
         kept, order = rows_of(get_method(name, budget=budget), batch(*images))
         for row, image in enumerate(images):
             assert len(set(kept[row])) == len(order[row]) == min(budget, len(image["features"]))
+        assert all(row.isfinite().all() for row in read_rows(get_method(name, budget=budget), batch(*images)))
 
 
 @pytest.mark.parametrize("how", ["duplicates", "zeros"])
@@ -296,9 +317,273 @@ def test_trim_as_published_keeps_the_mean_beside_the_budget(budget, kept):
     assert picks.counts.tolist() == [kept]
     wanted = reference.trim(numpy_of(PICTURES[0]), kept - 1, "relevance_product", extra=1)
     assert picks.rows()[0].tolist() == sorted(wanted.tokens)
-    torch.testing.assert_close(
-        picks.features[0].double(), project(torch.from_numpy(wanted.features)), atol=1e-5, rtol=0
+    check_features(picks, 0, wanted)
+
+
+# ------------------------------------------------------------------------------------------------ merging
+
+MERGING = ("trim", "visionzip", "prumergeplus", "tome", "vscan")
+
+
+@pytest.mark.parametrize("budget", [*BUDGETS, 0.03, 0.2, 0.5])
+@pytest.mark.parametrize("name", MERGING)
+def test_a_batch_merges_as_its_images_alone(name, budget):
+    together = read_rows(get_method(name, budget=budget), batch(*PICTURES))
+    for row, image in zip(together, PICTURES, strict=True):
+        method = get_method(name, budget=min(budget, len(image["features"])))
+        (alone,) = read_rows(method, batch(image))
+        torch.testing.assert_close(row, alone, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("tome", {}), ("vscan", {}), ("visionzip", {"attention": "received", "dominant": 1.0})]
+)
+def test_nothing_is_merged_where_everything_is_kept(name, knobs):
+    tokens = batch(*PICTURES)
+    rows = read_rows(get_method(name, budget=100, **knobs), tokens)
+    source = tokens.features if name == "vscan" else project(tokens.encoder_features)
+    for row, whole in zip(rows, source, strict=True):
+        assert torch.equal(row, whole[: len(row)])
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_half_precision_is_merged_in_full_precision(name):
+    coarse = [{key: v.bfloat16().float() if v.is_floating_point() else v for key, v in one.items()} for one in PICTURES]
+    method = get_method(name, budget=16)
+    for half, full in zip(
+        read_rows(method, batch(*PICTURES, dtype=torch.bfloat16)), read_rows(method, batch(*coarse)), strict=True
+    ):
+        torch.testing.assert_close(half, full.bfloat16(), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("budget", "patches", "merged"), [(192, 161, 30), (128, 107, 20), (64, 53, 10), (32, 26, 5), (2, 1, 0), (1, 0, 0)]
+)
+def test_visionzip_splits_the_budget_as_published(budget, patches, merged):
+    image = picture(5, 24, 24)
+    tokens = batch({**image, "cls_features": torch.full((24,), 3.0)})
+    picks = get_method("visionzip", budget=budget).select(tokens)
+    attended = image["cls_attention"].argsort(descending=True).tolist()
+    order = picks.order[0].tolist()
+    assert order[:patches] == attended[:patches]
+    targets = order[patches:-1]
+    assert len(targets) == merged and targets == sorted(targets) and not set(targets) & set(attended[:patches])
+    assert order[-1] == next(i for i in attended if i not in order[:-1])
+    read = picks.features[0]
+    assert torch.equal(read[0], project(torch.full((24,), 3.0)))
+    kept = image["encoder_features"][sorted(attended[:patches])].float()
+    torch.testing.assert_close(read[1 : 1 + patches], project(kept))
+
+
+def test_visionzip_as_published_adds_means_and_makes_longer_tokens():
+    tokens, lengths = batch(*PICTURES), []
+    for faithful in (False, True):
+        picks = get_method("visionzip", budget=16, faithful=faithful).select(tokens)
+        for row, image in enumerate(map(numpy_of, PICTURES)):
+            wanted = reference.visionzip(image, 16, total=faithful)
+            check_features(picks, row, wanted)
+            lengths.append(np.linalg.norm(wanted.features[-2:], axis=1).mean())
+    assert np.mean(lengths[3:]) > 1.7 * np.mean(lengths[:3])
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_visionzip_of_a_tower_without_cls_keeps_one_more_token(budget):
+    picks = get_method("visionzip", budget=budget, attention="received").select(tokens := batch(*PICTURES))
+    for row, image in enumerate(map(numpy_of, PICTURES)):
+        image["cls_attention"] = image["received_attention"]
+        wanted = reference.visionzip(image, min(budget, len(image["features"])), cls=False)
+        assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+        check_features(picks, row, wanted)
+    assert not {"cls_attention", "cls_features"} & tokens.computed
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_visionzip_takes_other_splits(share):
+    picks = get_method("visionzip", budget=20, dominant=share).select(batch(*PICTURES))
+    for row, image in enumerate(map(numpy_of, PICTURES)):
+        wanted = reference.visionzip(image, 20, share)
+        assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+        check_features(picks, row, wanted)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept", "step"), [(64, 129, 9), (32, 65, 18), (16, 33, 36), (64 / 576, 129, 9), (0.0278, 33, 35)]
+)
+def test_prumergeplus_as_published_reads_twice_the_budget_and_some_tokens_again(budget, kept, step):
+    image = picture(7, 24, 24)
+    picks = get_method("prumergeplus", budget=budget, faithful=True).select(batch(image))
+    assert picks.counts.tolist() == [kept] == [len(set(picks.rows()[0].tolist()))]
+    wanted = reference.prumergeplus(numpy_of(image), kept // 2, step)
+    centres = wanted.notes["centres"]
+    assert len(centres) == kept - 1 > len(set(centres))
+    assert picks.order[0].tolist() == wanted.tokens
+    check_features(picks, 0, wanted)
+    again = [centres.index(i) for i in centres[kept // 2 :] if centres.index(i) < kept // 2]
+    assert again and bool((picks.features[0][again[0]] == picks.features[0][kept // 2 :]).all(1).any())
+    assert get_method("prumergeplus", budget=budget).select(batch(image)).counts.tolist() == [kept // 2]
+
+
+@pytest.mark.parametrize(("budget", "spaced", "attended"), [(0.2222, 144, 127), (288, 288, 288), (1, 1, 1)])
+def test_prumergeplus_as_published_fails_where_the_counts_do_not_fit(budget, spaced, attended):
+    tokens = batch(picture(7, 24, 24) if budget != 1 else picture(7, 1, 2))
+    with pytest.raises(ValueError, match=rf"a budget of {budget} gives {spaced} and {attended} of (576|2) tokens"):
+        get_method("prumergeplus", budget=budget, faithful=True).select(tokens)
+
+
+def test_prumergeplus_keeps_spaced_tokens_apart_from_attended_ones():
+    image = {**PICTURES[0], "wide_cls_attention@1": torch.linspace(1, 0.1, 100)}
+    order = get_method("prumergeplus", budget=21).select(batch(image)).order[0].tolist()
+    assert order == [*range(10), *range(14, 100, 9), 10]
+
+
+def test_prumergeplus_takes_fewer_neighbours():
+    picks = get_method("prumergeplus", budget=16, neighbours=3).select(batch(*PICTURES))
+    for row, image in enumerate(map(numpy_of, PICTURES)):
+        check_features(picks, row, reference.prumergeplus(image, 16, near=3))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_tome_as_published_leaves_tokens_in_the_order_of_the_halves(budget):
+    picks = get_method("tome", budget=budget, faithful=True).select(batch(*PICTURES))
+    compared = 0
+    for row, image in enumerate(map(numpy_of, PICTURES)):
+        wanted = reference.tome(image, min(budget, len(image["features"])), halves=True)
+        if wanted.gap > 1e-7:
+            compared += 1
+            assert picks.order[row, : len(wanted.tokens)].tolist() == wanted.tokens
+            check_features(picks, row, wanted)
+    assert compared >= 2
+    order = picks.order[0].tolist()
+    assert (order == sorted(order)) == (budget in (1, 100))
+
+
+def test_tome_weighs_merged_tokens_by_what_they_are_made_of():
+    image = dict(PICTURES[0])
+    image["keys"] = torch.nn.functional.one_hot(torch.arange(100) * 5 // 100, 5).double()[:, None]
+    (read,) = read_rows(get_method("tome", budget=5), batch(image))
+    means = image["encoder_features"].view(5, 20, -1).mean(1)
+    torch.testing.assert_close(read, project(means.float()), atol=1e-6, rtol=0)
+    (read,) = read_rows(get_method("tome", budget=1), batch(image))
+    torch.testing.assert_close(read, project(means.mean(0, keepdim=True).float()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("budget", "published"), [(96, 96), (100, 98), (48, 40), (64, 64), (32, 32), (33, 33)])
+def test_vscan_as_published_loses_what_the_windows_do_not_share(budget, published):
+    image = picture(8, 24, 24)
+    counts = [
+        int(get_method("vscan", budget=budget, faithful=flag).select(batch(image)).counts) for flag in (False, True)
+    ]
+    assert counts == [budget, published]
+    picks = get_method("vscan", budget=budget, faithful=True).select(batch(image))
+    wanted = reference.vscan(numpy_of(image), budget, lossy=True)
+    assert picks.rows()[0].tolist() == wanted.tokens
+    check_features(picks, 0, wanted)
+
+
+def test_vscan_as_published_fails_with_fewer_local_tokens_than_windows():
+    with pytest.raises(ValueError, match=r"needs a local token for each of 16 windows; got \[8, 8, 8\]"):
+        get_method("vscan", budget=16, faithful=True).select(batch(*PICTURES))
+    assert get_method("vscan", budget=16).select(batch(*PICTURES)).counts.tolist() == [16, 16, 16]
+
+
+def test_vscan_goes_round_the_windows():
+    image = picture(8, 24, 24)
+    shallow = image["cls_attention@0.25"] = torch.linspace(2, 1, 576)
+    for local, least, most in ((32, 2, 2), (40, 2, 3), (8, 0, 1)):
+        picks = get_method("vscan", budget=local, local=1.0).select(batch(image)).rows()[0]
+        window = image["grid"][picks] // 6
+        spread = torch.bincount(window[:, 0] * 4 + window[:, 1], minlength=16)
+        assert (int(spread.min()), int(spread.max())) == (least, most)
+    assert picks.tolist() == [*range(0, 24, 6), *range(144, 168, 6)] and shallow[0] == shallow.max()
+    assert get_method("vscan", budget=9, local=0.0).select(batch(image)).order[0].tolist() == (
+        image["cls_attention"].topk(9).indices.tolist()
     )
+
+
+# ------------------------------------------------------------------------------------------------ EVS's videos
+
+
+def video(seed: int, frames: int, rows: int, columns: int) -> dict[str, Tensor]:
+    """Return a video whose tokens mostly change little from frame to frame."""
+    draw = np.random.default_rng(seed)
+    cells = rows * columns
+    still = np.repeat(draw.standard_normal((1, cells, 48)), frames, 0)
+    steps = draw.standard_normal((frames, cells, 48)) * np.exp(draw.standard_normal((frames, cells, 1)) - 2)
+    place = np.arange(cells)
+    shown = {
+        "features": (still + steps.cumsum(0)).reshape(-1, 48),
+        "grid": np.tile(np.stack([place // columns, place % columns], 1), (frames, 1)),
+        "frames": np.repeat(np.arange(frames), cells),
+    }
+    return {name: torch.from_numpy(value) for name, value in shown.items()}
+
+
+VIDEOS = [video(0, 4, 5, 5), video(1, 6, 3, 4), video(2, 1, 7, 8), video(3, 2, 7, 7)]
+
+
+def videos(*shown: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> VisualTokens:
+    tokens = batch(*({**one, "cls_features": torch.zeros(1)} for one in shown), dtype=dtype)
+    return VisualTokens(tokens.features, tokens.mask, tokens.grid, {"frames": tokens.sources["frames"]})
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_evs_keeps_what_the_formula_keeps(budget):
+    picks = get_method("evs", budget=budget).select(videos(*VIDEOS))
+    for row, shown in enumerate(map(numpy_of, VIDEOS)):
+        wanted = reference.evs(shown, min(budget, len(shown["features"])))
+        assert wanted.gap > 1e-7
+        assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+        first = int((shown["frames"] == 0).sum())
+        assert picks.order[row, : min(budget, first)].tolist() == list(range(min(budget, first)))
+        torch.testing.assert_close(
+            picks.scores[row, : len(shown["features"])].double(),
+            torch.tensor(wanted.notes["scores"]),
+            atol=1e-6,
+            rtol=0,
+        )
+
+
+def test_evs_ranks_what_stands_still_by_its_place_and_lost_tokens_as_the_formula_does():
+    still = {**video(0, 3, 4, 4), "features": video(0, 1, 4, 4)["features"].repeat(3, 1)}
+    assert get_method("evs", budget=30).select(videos(still)).rows()[0].tolist() == list(range(30))
+    still["features"][[17, 18, 2, 40]] = 0
+    picks = get_method("evs", budget=20).select(videos(still))
+    assert picks.order[0, 16:].tolist() == [17, 18, 33, 34]
+    assert picks.scores[0, [17, 18, 33, 34, 40]].tolist() == [1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_evs_finds_the_same_place_whatever_the_order_and_where_there_is_none():
+    shown = VIDEOS[0]
+    plain = get_method("evs", budget=60).select(videos(shown))
+    mixed = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    scores = get_method("evs", budget=60).select(videos({name: v[mixed] for name, v in shown.items()})).scores[0]
+    torch.testing.assert_close(scores, plain.scores[0, mixed])
+    lost = {**shown, "grid": shown["grid"].clone()}
+    lost["grid"][60] = -1
+    scores = get_method("evs", budget=60).select(videos(lost)).scores[0]
+    assert (scores == 255).nonzero()[:, 0].tolist() == [*range(25), 60, 85]
+
+
+def test_evs_as_published_keeps_the_first_frame_and_rounds_down():
+    tokens = videos(*VIDEOS)
+    for budget, fixed, published in (
+        (10, [10] * 4, [25, 12, 56, 49]),
+        (0.509, [51, 37, 29, 50], [50, 36, 56, 49]),
+        (50, [50, 50, 50, 50], [50, 50, 56, 50]),
+    ):
+        counts = [
+            get_method("evs", budget=budget, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)
+        ]
+        assert counts == [fixed, published]
+
+
+def test_evs_in_half_precision_keeps_nearly_the_same(record_property):
+    kept = [
+        get_method("evs", budget=60).select(videos(VIDEOS[0], dtype=dtype)).rows()[0].tolist()
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    record_property("overlap", share := len(set(kept[0]) & set(kept[1])) / 60)
+    assert share > 0.9
 
 
 # ------------------------------------------------------------------------------------------------ HiRED's crops
@@ -377,6 +662,14 @@ def test_hired_passes_on_what_a_full_crop_cannot_take():
         ("cdpruner", "relevance"),
         ("trim", "relevance"),
         ("mmtok", "word_similarity"),
+        ("visionzip", "keys"),
+        ("visionzip", "cls_features"),
+        ("visionzip", "projector"),
+        ("prumergeplus", "wide_cls_attention@1"),
+        ("prumergeplus", "keys@1"),
+        ("tome", "keys"),
+        ("vscan", "cls_attention@0.25"),
+        ("evs", "frames"),
     ],
 )
 def test_a_view_that_is_not_there_is_named(name, missing):
@@ -386,10 +679,14 @@ def test_a_view_that_is_not_there_is_named(name, missing):
         get_method(name, budget=4).select(VisualTokens(tokens.features, tokens.mask, tokens.grid, sources))
 
 
-@pytest.mark.parametrize("name", ["fastervlm", "vispruner", "hired", "scope"])
+@pytest.mark.parametrize("name", ["fastervlm", "vispruner", "hired", "scope", "vscan"])
 def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
     tokens = batch(*PICTURES)
-    swapped = [{**image, "cls_attention": image["received_attention"]} for image in PICTURES]
+    early = "attention@0.25"
+    swapped = [
+        {**image, "cls_attention": image["received_attention"], f"cls_{early}": image[f"received_{early}"]}
+        for image in PICTURES
+    ]
     method = get_method(name, budget=20, attention="received")
     assert rows_of(method, tokens) == rows_of(get_method(name, budget=20), batch(*swapped))
     assert "cls_attention" not in tokens.computed
@@ -407,6 +704,17 @@ def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
         ("scope", {"alpha": 0}, "alpha must be a number above 0, not 0"),
         ("mmtok", {"word_temperature": math.inf}, "word_temperature must be a number above 0, not inf"),
         ("cdpruner", {"negated": "yes"}, "negated must be True or False, not 'yes'"),
+        ("visionzip", {"dominant": 54}, "dominant must be a number from 0 to 1, not 54"),
+        ("visionzip", {"attention": "sum"}, "attention must be one of cls, received, not 'sum'"),
+        ("visionzip", {"faithful": None}, "faithful must be True or False, not None"),
+        ("prumergeplus", {"neighbours": 0}, "neighbours must be an int, 1 or more, not 0"),
+        ("prumergeplus", {"faithful": 1}, "faithful must be True or False, not 1"),
+        ("tome", {"faithful": "no"}, "faithful must be True or False, not 'no'"),
+        ("vscan", {"local": -0.5}, "local must be a number from 0 to 1, not -0.5"),
+        ("vscan", {"windows": 4.0}, "windows must be an int, 1 or more, not 4.0"),
+        ("vscan", {"depth": 5}, "depth must be a number from 0 to 1, not 5"),
+        ("vscan", {"faithful": 0}, "faithful must be True or False, not 0"),
+        ("evs", {"faithful": 0}, "faithful must be True or False, not 0"),
     ],
 )
 def test_wrong_knobs_are_refused(name, knobs, message):
@@ -416,4 +724,4 @@ def test_wrong_knobs_are_refused(name, knobs, message):
 
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
-    assert {*PEERS, "hired"} == set(METHODS) - controls
+    assert {*PEERS, "hired", "evs"} == set(METHODS) - controls

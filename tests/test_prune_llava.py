@@ -524,7 +524,7 @@ def test_an_old_transformers_is_refused(clip, monkeypatch):
         prune(clip, ALL)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "downsample"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("downsample", "evs")])
 def test_every_method_prunes(clip, name):
     knobs = {"importance": "unified"} if "importance" in METHODS[name].__dataclass_fields__ else {}
     inputs = tiny.prompts((1, 2))
@@ -533,6 +533,12 @@ def test_every_method_prunes(clip, name):
     assert [r.after for r in run_.report] == [7, 7, 7]
     text = (inputs["input_ids"] > 0) & (inputs["input_ids"] != tiny.IMAGE)
     assert out.past_key_values.get_seq_length() == int((text.sum(1) + 7 * torch.tensor([1, 2])).max()) + 4
+
+
+def test_methods_for_videos_say_that_images_are_none(clip):
+    message = "frames is not available: the images are no frames of a video"
+    with prune(clip, METHODS["evs"](budget=7)), pytest.raises(ValueError, match=message):
+        clip(**tiny.prompts((1,)))
 
 
 def test_relevance_comes_from_the_companion(clip):

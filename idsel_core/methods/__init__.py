@@ -12,19 +12,25 @@ from idsel_core.methods.cdpruner import CDPruner
 from idsel_core.methods.diversity import DiversityOnly
 from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
+from idsel_core.methods.evs import EVS
 from idsel_core.methods.fastervlm import FasterVLM
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
 from idsel_core.methods.mmtok import MMTok
+from idsel_core.methods.prumergeplus import PruMergePlus
 from idsel_core.methods.random import Random
 from idsel_core.methods.scope import SCOPE
+from idsel_core.methods.tome import ToMe
 from idsel_core.methods.topk import TopK
 from idsel_core.methods.trim import TRIM
 from idsel_core.methods.uniform import UniformGrid
+from idsel_core.methods.visionzip import VisionZip
 from idsel_core.methods.vispruner import VisPruner
+from idsel_core.methods.vscan import VScan
 
 __all__ = [
+    "EVS",
     "METHODS",
     "SCOPE",
     "TRIM",
@@ -38,10 +44,14 @@ __all__ = [
     "IDSelection",
     "MMTok",
     "Method",
+    "PruMergePlus",
     "Random",
+    "ToMe",
     "TopK",
     "UniformGrid",
+    "VScan",
     "VisPruner",
+    "VisionZip",
     "get_method",
     "list_methods",
     "take_best",
@@ -65,6 +75,11 @@ METHODS: Mapping[str, type[Method]] = {
         SCOPE,
         MMTok,
         TRIM,
+        VisionZip,
+        PruMergePlus,
+        ToMe,
+        VScan,
+        EVS,
     )
 }
 

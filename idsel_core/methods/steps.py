@@ -56,11 +56,15 @@ def rank_within(groups: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(1, order, place - first)
 
 
+def compact(order: Tensor) -> Tensor:
+    """Move the -1 of each row of `order` (B, K) behind what it names."""
+    return order.gather(1, (order >= 0).byte().sort(dim=1, descending=True, stable=True).indices)
+
+
 def distinct(order: Tensor) -> Tensor:
     """Drop what a row of `order` (B, K) names again, and fill up with -1 behind."""
     again = (order[:, :, None] == order[:, None, :]).tril(-1).any(2)
-    order = order.masked_fill(again, -1)
-    return order.gather(1, (order >= 0).byte().sort(dim=1, descending=True, stable=True).indices)
+    return compact(order.masked_fill(again, -1))
 
 
 def picked(order: Tensor, size: int) -> Tensor:
@@ -73,6 +77,29 @@ def ascending(order: Tensor, size: int) -> Tensor:
     """Sort each row of `order` (B, K), which names tokens below `size`, with -1 behind them."""
     rising = order.where(order >= 0, size).sort(dim=1).values
     return rising.masked_fill(rising == size, -1)
+
+
+def pooled(values: Tensor, groups: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return sums (B, G, D) and numbers (B, G) of values (B, N, D) that are of groups (B, N) below `size`, or of none.
+
+    Each sum is made in one order, on a GPU too. -1 is no group.
+    """
+    batch = torch.arange(len(groups), device=groups.device)[:, None]
+    slots = (groups.where(groups >= 0, size) + batch * (size + 1)).flatten()
+    numbers = slots.new_zeros(len(groups) * (size + 1)).scatter_add_(0, slots, torch.ones_like(slots))
+    sums = torch.nn.functional.embedding_bag(
+        slots.sort(stable=True).indices, values.flatten(0, 1), numbers.cumsum(0) - numbers, mode="sum"
+    )
+    return sums.view(len(groups), size + 1, -1)[:, :size], numbers.view(len(groups), -1)[:, :size]
+
+
+def absorbed(values: Tensor, members: Tensor, likeness: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each of the `members`, bool (B, N), to the target that it is most like (B, N, G), the first of equals.
+
+    Returns sums (B, G, D) of their values (B, N, D), and how many they are (B, G).
+    """
+    nearest = likeness.max(dim=2).indices
+    return pooled(values, nearest.masked_fill(~members, -1), likeness.shape[2])
 
 
 def with_states(selection: Selection, tokens: VisualTokens, states: Tensor) -> Selection:

@@ -1,0 +1,159 @@
+"""Time the selection of every method on the same random tokens: python benchmarks/peers.py.
+
+All methods choose in turn, several times, and the median counts. It is printed in milliseconds and as a multiple of
+that of top-K by [CLS] attention (fastervlm) in the same turns. What a method reads of a model is at hand already, and
+the projector, which a model runs in any case, is a stand-in: the times are those of choosing and merging alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from idsel_core.methods import Method, get_method, list_methods
+from idsel_core.tokens import VisualTokens
+
+BASE = "fastervlm"
+SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
+"""Tables of N x N float32 that methods hold at once, about, as measured."""
+TOWER, HEADS, WORDS = 1024, 16, 12
+
+
+def make_tokens(n: int, width: int, device: str) -> VisualTokens:
+    """Return one image of n tokens in 40 clusters, with every view."""
+    cluster = torch.randint(40, (n,))
+
+    def clustered(*shape: int) -> Tensor:
+        return (torch.randn(40, *shape)[cluster] + 0.5 * torch.randn(n, *shape))[None].to(device)
+
+    def shares() -> Tensor:
+        return torch.randn(1, n).mul(2).softmax(1).to(device)
+
+    views = {
+        "encoder_features": clustered(TOWER),
+        "keys": clustered(HEADS, TOWER // HEADS),
+        "keys@1": clustered(HEADS, TOWER // HEADS),
+        "cls_features": torch.randn(1, TOWER, device=device),
+        "relevance": 0.2 * clustered(1)[..., 0].tanh(),
+        "word_similarity": 0.2 * clustered(WORDS).tanh(),
+        "image_key": torch.ones(1, dtype=torch.long, device=device),
+    }
+    depths = {depth for name in list_methods() for depth in get_method(name, budget=1).depths}
+    for place in ("", *(f"@{depth:g}" for depth in depths)):
+        views |= {f"{name}{place}": shares() for name in ("cls_attention", "received_attention", "wide_cls_attention")}
+    views["instruction_attention"] = shares()
+    sources = {name: lambda *_, view=view: view for name, view in views.items()}
+    sources["projector"] = lambda x: torch.nn.functional.pad(x, (0, width - TOWER))
+    mask = torch.ones(1, n, dtype=torch.bool, device=device)
+    return VisualTokens(clustered(width), mask, cells(n).to(device), sources)
+
+
+def cells(n: int) -> Tensor:
+    """Return the places (1, n, 2) of a grid that is as square as it can be."""
+    columns = next(i for i in range(math.isqrt(n), n + 1) if n % i == 0)
+    place = torch.arange(n)
+    return torch.stack([place // columns, place % columns], 1)[None]
+
+
+def as_video(tokens: VisualTokens) -> VisualTokens:
+    """Return the same tokens as up to 5 frames of a video."""
+    n = tokens.mask.shape[1]
+    frames = next(i for i in (5, 4, 3, 2, 1) if n % i == 0)
+    device = tokens.mask.device
+    number = torch.arange(frames, device=device).repeat_interleave(n // frames)[None]
+    grid = cells(n // frames).to(device).repeat(1, frames, 1)
+    return replace(tokens, grid=grid, sources={**tokens.sources, "frames": lambda: number}, _cache={})
+
+
+def medians(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> dict[str, float]:
+    """Return the milliseconds of each method's median run, after one that does not count."""
+    video = as_video(tokens)
+    timers = {}
+    for name, method in methods.items():
+        run = {"method": method, "tokens": video if name == "evs" else tokens}
+        timers[name] = Timer("method.select(tokens)", globals=run, num_threads=torch.get_num_threads())
+    turns = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
+    return {name: 1e3 * statistics.median(turn[name] for turn in turns[1:]) for name in timers}
+
+
+def case(text: str) -> tuple[int, int]:
+    """Read "N:K"."""
+    n, k = map(int, text.split(":"))
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"a case is tokens:kept, not {text!r}")
+    return n, k
+
+
+def main() -> None:
+    """Print one table a case and, if asked, write a row for each method and case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = ["576:16", "576:64", "576:192", "2880:320", "12000:1024"]
+    parser.add_argument(
+        "--cases",
+        type=case,
+        nargs="+",
+        default=[*map(case, every)],
+        metavar="N:K",
+        help=f"tokens and budget (default: {' '.join(every)})",
+    )
+    parser.add_argument("--methods", nargs="+", default=list(list_methods()), metavar="NAME", help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument(
+        "--memory", type=float, default=1.0, help="GiB that N x N tables of a method may take (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="write the times as .csv or .parquet")
+    given = parser.parse_args()
+    if given.out and given.out.suffix not in (".csv", ".parquet"):
+        parser.error(f"--out must end in .csv or .parquet, not {given.out.name!r}")
+    if given.width < TOWER:
+        parser.error(f"--width must be {TOWER} or more, not {given.width}")
+    names = list(dict.fromkeys([BASE, *given.methods]))
+    cuda = torch.device(given.device).type == "cuda"
+    machine = torch.cuda.get_device_name(given.device) if cuda else f"CPU {platform.machine()}"
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, D = {given.width}")
+    print(f"one image, median of {given.rounds} runs, and multiples of {BASE}'s")
+    rows = []
+    for n, k in given.cases:
+        torch.manual_seed(0)
+        tokens = make_tokens(n, given.width, given.device)
+        methods, left_out = {}, {}
+        for name in names:
+            needed = SQUARES.get(name, 0) * 4 * n * n / 2**30
+            if needed > given.memory:
+                left_out[name] = f"its N x N tables take about {needed:.1f} GiB, more than --memory {given.memory:g}"
+                continue
+            method = get_method(name, budget=k)
+            try:
+                method.select(as_video(tokens) if name == "evs" else tokens)
+                methods[name] = method
+            except ValueError as error:
+                left_out[name] = str(error)
+        print(f"\nN = {n}, K = {k}")
+        times = medians(methods, tokens, given.rounds)
+        for name in sorted(times, key=times.__getitem__):
+            print(f"{name:>14} {times[name]:10.2f} ms {times[name] / times[BASE]:9.1f}x")
+        for name, why in left_out.items():
+            print(f"{name:>14}  left out: {why}")
+        for name in names:
+            milliseconds = times.get(name, math.nan)
+            row = {"tokens": n, "budget": k, "method": name, "ms": milliseconds, "ratio": milliseconds / times[BASE]}
+            rows.append({**row, "left_out": left_out.get(name, ""), "rounds": given.rounds, "device": machine})
+    if given.out:
+        import pandas as pd
+
+        frame = pd.DataFrame(rows)
+        frame.to_csv(given.out, index=False) if given.out.suffix == ".csv" else frame.to_parquet(given.out, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""PruMerge+: attended and evenly spaced tokens, each with its likes added, and the sum of all others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.base import Method
+from idsel_core.methods.steps import (
+    check_count,
+    check_flag,
+    compact,
+    cosines,
+    cut,
+    distinct,
+    picked,
+    ranked,
+    take,
+    unit,
+    with_states,
+)
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+LAST_LAYER = 1.0
+
+
+@dataclass(frozen=True)
+class PruMergePlus(Method):
+    """Keep the most attended tokens and as many evenly spaced ones, and add to each the tokens that are most like it.
+
+    Attention and keys are those of the tower's last layer, with all heads taken as one. Tokens are added times their
+    attention as it is, not normalised. The last token is the sum, weighted alike, of all that were not kept; it stands
+    in the place of the most attended of them, which is the last one of the selection's ``order``. Tokens are read in
+    this order: by falling attention, then the spaced ones, then the sum.
+
+    Source: LLaVA-PruMerge, arXiv 2403.15388, the variant with spatial tokens. The number of tokens is the budget, never
+    adaptive: half of it are attended, one is the sum, and the rest lie evenly spaced among the tokens not attended.
+
+    Parameters
+    ----------
+    neighbours : int
+        Tokens that are added to each; all others where there are fewer.
+    faithful : bool
+        As the authors do, keep as many attended tokens as the budget, as many again evenly spaced over the whole image,
+        and the sum, which is twice the budget and one. A spaced token that is attended too is read twice; so that each
+        has a place, one of the most attended tokens that are not kept lends its own.
+    """
+
+    name: ClassVar[str] = "prumergeplus"
+
+    _: KW_ONLY
+    neighbours: int = 32
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("neighbours", self.neighbours)
+        check_flag("faithful", self.faithful)
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        return (LAST_LAYER,)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image.
+
+        Raises
+        ------
+        ValueError
+            If `faithful` and the authors' code would fail, or more tokens be read than an image has.
+        """
+        mask, size = tokens.mask, tokens.mask.shape[1]
+        attention = tokens.at_depth("wide_cls_attention", LAST_LAYER).float()
+        scores, weights = attention.masked_fill(~mask, -torch.inf), attention.masked_fill(~mask, 0)
+        ranking = ranked((scores,), mask)
+        centres = self._as_published(ranking, tokens.lengths) if self.faithful else self._centres(ranking, mask)
+        counts = (centres >= 0).sum(1) + 1
+        others = mask & ~picked(centres, size)
+        unnamed = cut(ranked((others, scores), mask), others.sum(1))
+        order = cut(compact(torch.cat([distinct(centres), unnamed], 1)), counts)
+        keys = unit(tokens.at_depth("keys", LAST_LAYER).flatten(2), mask)
+        likeness = cosines(take(keys, centres), keys).masked_fill_(~mask[:, None], -torch.inf)
+        likeness.scatter_(2, centres.clamp_min(0)[..., None], -torch.inf)
+        near = torch.cat([_highest(likeness, min(self.neighbours, size)), others[:, None]], 1)
+        states = tokens.encoder_features.float()
+        sums = _weighted_sums(states, weights, near)
+        merged = torch.nn.functional.pad(take(states, centres), (0, 0, 0, 1)) + sums
+        merged[torch.arange(len(mask), device=mask.device), counts - 1] = sums[:, -1]
+        return with_states(Selection.from_order(order, scores, self.budget), tokens, merged)
+
+    def _centres(self, ranking: Tensor, mask: Tensor) -> Tensor:
+        """Return attended, then spaced tokens, one fewer than the budget, (B, C)."""
+        counts = resolve_budget(self.budget, mask.sum(1))
+        attended, spaced = cut(ranking, counts // 2), (counts - 1) // 2
+        rest = mask & ~picked(attended, mask.shape[1])
+        nth = torch.arange(int(spaced.max()), device=mask.device)
+        ranks = (2 * nth + 1) * rest.sum(1, keepdim=True) // (2 * spaced.clamp_min(1))[:, None]
+        places = ranked((rest,), mask).gather(1, ranks.clamp_max(mask.shape[1] - 1))
+        return compact(torch.cat([attended, cut(places, spaced)], 1))
+
+    def _as_published(self, ranking: Tensor, lengths: Tensor) -> Tensor:
+        """Return attended, then spaced tokens, some of them again, as many of each as the budget, (B, C)."""
+        counts = resolve_budget(self.budget, lengths)
+        spaced = []
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+            share = self.budget if isinstance(self.budget, float) else count / length
+            # Products that ought to be whole may fall short of it.
+            attended, step = math.floor(length * share + 1e-9), math.floor(1 / share + 1e-9)
+            spaced.append(torch.arange(step // 2, length, step, device=ranking.device))
+            if len(spaced[-1]) != attended or 2 * attended + 1 > length:
+                raise ValueError(
+                    f"PruMerge+'s code needs as many evenly spaced tokens as attended ones, and room for their sum; "
+                    f"a budget of {self.budget} gives {len(spaced[-1])} and {attended} of {length} tokens"
+                )
+        places = torch.nn.utils.rnn.pad_sequence(spaced, batch_first=True, padding_value=-1)
+        return compact(torch.cat([cut(ranking, (places >= 0).sum(1)), places], 1))
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """Return which are the `count` highest finite scores of each row (B, M, N), the first of equals."""
+    least = scores.topk(count, dim=2).values[..., -1:]
+    above, level = scores > least, scores == least
+    spare = count - above.sum(2, keepdim=True)
+    return (above | level & (level.cumsum(2) <= spare)) & (scores > -torch.inf)
+
+
+def _weighted_sums(values: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """Return the sums (B, M, D) of values (B, N, D) times weights (B, N) over the chosen ones, bool (B, M, N)."""
+    image, _, token = chosen.nonzero(as_tuple=True)
+    numbers = chosen.sum(2).flatten()
+    sums = torch.nn.functional.embedding_bag(
+        image * chosen.shape[2] + token,
+        values.flatten(0, 1),
+        numbers.cumsum(0) - numbers,
+        mode="sum",
+        per_sample_weights=weights[image, token],
+    )
+    return sums.view(*chosen.shape[:2], -1)

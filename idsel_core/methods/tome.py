@@ -1,0 +1,88 @@
+"""ToMe: tokens merged in pairs, round by round, until the budget is left."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.base import Method
+from idsel_core.methods.steps import ascending, check_flag, compact, cosines, pooled, ranked, take, unit, with_states
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Merge tokens whose keys are alike, by bipartite soft matching, until the budget is left.
+
+    A round compares the tokens at even places with those at odd places, and merges the even ones that are most alike to
+    an odd one into it: as many as the budget asks for, at most half of all. A merged token is the mean of all tokens
+    that it is made of, and so is its key, averaged over heads. It stands in the lowest of their places.
+
+    The authors merge some tokens in each layer of a tower, and attend to merged ones in proportion to their size; here
+    all rounds come between the tower and the projector.
+
+    Source: ToMe, arXiv 2210.09461.
+
+    Parameters
+    ----------
+    faithful : bool
+        Leave the tokens of a round, as the authors do, in the order of its halves, the even ones that were not merged
+        first, instead of in raster order.
+    """
+
+    name: ClassVar[str] = "tome"
+
+    _: KW_ONLY
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("faithful", self.faithful)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, size = tokens.mask, tokens.mask.shape[1]
+        counts, keys = resolve_budget(self.budget, tokens.lengths), tokens.keys.float().mean(2)
+        group = torch.arange(size, device=mask.device).expand(mask.shape).masked_fill(~mask, -1)
+        order, sizes = group, tokens.lengths
+        left, wanted = sizes.tolist(), counts.tolist()
+        while left != wanted:
+            # The same on both sides, so that the host need not wait.
+            left = [n - min(n - goal, n // 2) for n, goal in zip(left, wanted, strict=True)]
+            gone = torch.minimum(sizes - counts, sizes // 2)
+            sizes = sizes - gone
+            order, group = _matched(order, group, keys, gone)
+            order = (compact(order) if self.faithful else ascending(order, size))[:, : max(left)]
+        sums, numbers = pooled(tokens.encoder_features.float(), group, size)
+        states = take(sums / numbers.clamp_min(1)[..., None], order)
+        all_alike = mask.float().log()
+        return with_states(Selection.from_order(order, all_alike, self.budget), tokens, states)
+
+
+def _matched(order: Tensor, group: Tensor, keys: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge `gone` (B,) tokens at even places of `order` (B, M) into tokens at odd places.
+
+    Each of `order` is the lowest place of a group of tokens, and `group` (B, N) names that of each token's group.
+    Returns both as they are afterwards, the order with -1 where a token was merged.
+    """
+    size = group.shape[1]
+    sums, _ = pooled(keys, group, size)
+    x = unit(take(sums, order), order >= 0)
+    even, odd = order[:, ::2], order[:, 1::2]
+    alike = cosines(x[:, ::2], x[:, 1::2]).masked_fill_((odd < 0)[:, None], -torch.inf)
+    nearest, partner = alike.max(dim=2)
+    first = torch.arange(even.shape[1], device=order.device) < gone[:, None]
+    merges = torch.zeros_like(first).scatter(1, ranked((nearest,), even >= 0), first)
+    lowest = odd.scatter_reduce(1, partner, even.where(merges, size), "amin")
+    before = torch.cat([odd, even.masked_fill(~merges, -1)], 1)
+    after = torch.cat([lowest, lowest.gather(1, partner)], 1)
+    renamed = torch.arange(size + 1, device=order.device).repeat(len(order), 1)
+    renamed = renamed.scatter(1, before.where(before >= 0, size), after)
+    group = renamed.gather(1, group.clamp_min(0)).where(group >= 0, -1)
+    halves = torch.cat([even.masked_fill(merges, -1), lowest], 1)
+    return halves.where((gone > 0)[:, None], order), group

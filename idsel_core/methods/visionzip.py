@@ -1,0 +1,90 @@
+"""VisionZip: the most attended tokens, and the others merged into a few."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+
+from idsel_core.methods.attended import Attended
+from idsel_core.methods.steps import (
+    absorbed,
+    check_flag,
+    check_share,
+    cosines,
+    cut,
+    picked,
+    ranked,
+    take,
+    unit,
+    with_states,
+)
+from idsel_core.selection import Selection, resolve_budget
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class VisionZip(Attended):
+    """Keep the [CLS] token and the most attended tokens, and merge the others around evenly spaced ones.
+
+    Every other token joins the spaced one whose key, averaged over heads, it is most like. What is read is [CLS], then
+    the attended tokens in raster order, then the merged ones.
+
+    [CLS] is one of the budget's tokens, as the authors count: 64 are [CLS], 53 tokens and 10 merged ones, and a budget
+    of 1 is [CLS] alone. Having no place in the image, it stands in that of the most attended token that is neither kept
+    nor merged into, which is the last one of the selection's ``order``. With the attention "received", for towers
+    without a [CLS] token, one more token is kept instead of it.
+
+    Source: VisionZip, arXiv 2412.04467.
+
+    Parameters
+    ----------
+    dominant : float
+        Share of the budget for [CLS] and the attended tokens, rounded half up; the rest is merged tokens.
+    faithful : bool
+        Add, as the authors do, the mean of those that join to the token that they join, which makes merged tokens up
+        to twice as long, instead of taking the mean of all.
+    """
+
+    name: ClassVar[str] = "visionzip"
+
+    _: KW_ONLY
+    dominant: float = 54 / 64
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("dominant", self.dominant)
+        check_flag("faithful", self.faithful)
+
+    @torch.no_grad()
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image."""
+        mask, scores = tokens.mask, self.row(tokens)
+        counts = resolve_budget(self.budget, tokens.lengths)
+        dominant = (counts.double() * self.dominant + 0.5).floor().long()
+        merged = counts - dominant
+        with_cls = (dominant > 0) & (self.attention == "cls")
+        kept = picked(cut(ranked((scores,), mask), dominant - with_cls.long()), mask.shape[1])
+        rest = mask & ~kept
+        rank, step = rest.cumsum(1) - 1, (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
+        target = rest & (rank % step == 0) & (rank // step < merged[:, None])
+        targets = cut(ranked((target,), mask), merged.clamp_min(1))
+        filled = torch.arange(targets.shape[1], device=mask.device) < merged[:, None]
+        keys = unit(tokens.keys.float().mean(2), mask)
+        likeness = cosines(keys, take(keys, targets)).masked_fill(~filled[:, None], -torch.inf)
+        states = tokens.encoder_features.float()
+        sums, numbers = absorbed(states, rest & ~target, likeness)
+        joined = take(states, targets)
+        if self.faithful:
+            joined = joined + sums / numbers.clamp_min(1)[..., None]
+        else:
+            joined = (joined + sums) / (numbers + 1)[..., None]
+        parts, read = [states, joined], [kept, filled]
+        if self.attention == "cls":
+            parts, read = [tokens.cls_features.float()[:, None], *parts], [with_cls[:, None], *read]
+        reading = torch.cat(read, 1)
+        states = take(torch.cat(parts, 1), cut(ranked((reading,), torch.ones_like(reading)), counts))
+        order = cut(ranked((2 * kept.byte() + target.byte(), scores.where(~target, 0)), mask), counts)
+        return with_states(Selection.from_order(order, scores, self.budget), tokens, states)

@@ -1,0 +1,47 @@
+"""The benchmark of the peers runs, on tokens too few to say anything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from idsel_core import list_methods
+
+PROJECT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "benchmarks/peers.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+
+
+def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
+    out = tmp_path / "times.parquet"
+    done = run("--cases", "40:9", "--width", "1024", "--rounds", "1", "--memory", "1e-5", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    times = pd.read_parquet(out).set_index("method")
+    assert set(times.index) == set(list_methods())
+    assert times.at["fastervlm", "ratio"] == 1 and "N = 40, K = 9" in done.stdout
+    left_out = times[times["left_out"] != ""]["left_out"]
+    assert {"downsample", "scope", "mmtok", "divprune"} <= set(left_out.index)
+    assert "more than --memory 1e-05" in left_out["scope"] and "acts on the image" in left_out["downsample"]
+    assert bool((times["ms"].isna() == (times["left_out"] != "")).all())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cases", "9:40"), "argument --cases: a case is tokens:kept, not '9:40'"),
+        (("--out", "times.txt"), "--out must end in .csv or .parquet, not 'times.txt'"),
+        (("--width", "64"), "--width must be 1024 or more, not 64"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr
