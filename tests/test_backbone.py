@@ -136,7 +136,7 @@ def test_the_vote_loss_is_least_at_equal_votes():
     visual = slice(1, 5)
 
     def loss(*shares: float) -> float:
-        return vote_loss(torch.tensor([shares]).log(), targets, visual).item()
+        return vote_loss(torch.tensor([shares]).log(), targets, visual, torch.ones(1)).item()
 
     even = loss(0.3, 0.2, 1e-9, 0.2, 1e-9, 0.3)
     assert even == pytest.approx(-(0.4 * math.log(0.2) + 0.6 * math.log(0.6)))

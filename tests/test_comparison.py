@@ -62,7 +62,7 @@ def test_the_split_names_what_it_lacks(rows, lost):
 def test_the_ranking_draws_the_shares_best_first(rows):
     figure = comparison.ranking_figure(rows, resamples=200)
     axis = figure.axes[0]
-    assert [tick.get_text() for tick in axis.get_yticklabels()][0] == "top-K importance"
+    assert axis.get_yticklabels()[0].get_text() == "top-K importance"
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["64", "16"]
     full = rows[rows["method"] == "full"].groupby("family")["correct"].mean()
     best = rows[(rows["method"] == "topk") & (rows["budget"] == 64)].groupby("family")["correct"].mean()

@@ -48,17 +48,20 @@ NOUN_NAMES = [*NOUNS, "word"]
 GLYPHS = [*DIGITS, *LETTERS]
 HEADS = {"noun": len(NOUN_NAMES) + 1, "color": len(COLORS), "glyph": len(GLYPHS), "size": 2, "center": 2}
 BUFFERS = ("mean", "std")
+COUNT_WEIGHTS = dict(zip(COUNTS, (0.5, 1.0, 2.0, 4.0), strict=True))
+"""What a counting question weighs in the loss, by its answer: scenes hold many single objects and few fours."""
 
 
 class Student(nn.Module):
     """The parts of the backbone that are trained, with heads that exist only while training.
 
     `patch_heads` tell what lies under each patch from the language model's second layer, which teaches the first
-    layers to read the frozen features. `asked_heads` tell what the question is about (in a relation, both objects and
-    the relation's word) from the last layer but one, which teaches the layers between to find it. So does the gaze:
-    what the first two attention heads of the third layer attend to, where the answer is due. The third head counts: it
-    gives each counted object an equal vote and leaves the rest to the text. The pointer is what the last layer's first
-    head attends to there, among the words of the question: the right option of a multiple choice.
+    layers to read the frozen features, and `middle_head` whether it is the middle of its object. `asked_heads` tell
+    what the question is about (in a relation, both objects and the relation's word) from the last layer but one, which
+    teaches the layers between to find it. So does the gaze: what the first two attention heads of the third layer
+    attend to, where the answer is due. The third head counts: it gives each counted object an equal vote and leaves the
+    rest to the text. The pointer is what the last layer's first head attends to there, among the words of the question:
+    the right option of a multiple choice.
     """
 
     def __init__(self) -> None:
@@ -76,8 +79,10 @@ class Student(nn.Module):
         self.patch_heads = nn.Linear(hidden, sum(HEADS.values()))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
+        self.middle_head = nn.Linear(hidden, 1)
         self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()) + len(RELATIONS))
-        for linear in (self.projector.linear_1, self.projector.linear_2, self.patch_heads, self.asked_heads):
+        heads = (self.patch_heads, self.middle_head, self.asked_heads)
+        for linear in (self.projector.linear_1, self.projector.linear_2, *heads):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
@@ -100,7 +105,7 @@ class Student(nn.Module):
             for hook in hooks:
                 hook.remove()
         start = prefix.shape[1]
-        patches = self.patch_heads(seen[0][:, start : start + visual.shape[1]])
+        under = seen[0][:, start : start + visual.shape[1]]
         found = seen[1][packed.answer_row, packed.answer_column].float()
         pairs = 2 * sum(HEADS.values())
         asked, relation = self.asked_heads(F.rms_norm(found, found.shape[-1:])).split([pairs, len(RELATIONS)], -1)
@@ -118,7 +123,16 @@ class Student(nn.Module):
         readable[:, : start + visual.shape[1]] = False
         pointer = pointer.masked_fill(~readable, -torch.inf)
         logits = self.lm_head(hidden[packed.answer_row, packed.answer_column])
-        return Outputs(logits, patches, asked.unflatten(1, (2, -1)), relation, gaze, votes, pointer)
+        return Outputs(
+            logits=logits,
+            patches=self.patch_heads(under),
+            middle=self.middle_head(under)[..., 0],
+            asked=asked.unflatten(1, (2, -1)),
+            relation=relation,
+            gaze=gaze,
+            votes=votes,
+            pointer=pointer,
+        )
 
     def adopt(self, deployed: dict[str, Tensor]) -> None:
         """Go on from weights that `deployed` gave; the training heads begin anew."""
@@ -146,7 +160,7 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the student says: for each question, for each patch (`patches`) and for some questions alone.
+    """What the student says: for each question, for each patch (`patches`, `middle`) and for some questions alone.
 
     `logits` (questions, words); `asked` (questions, 2, heads) and `relation` (questions, 4) name what is asked; `gaze`
     (questions, 2, tokens) holds attention logits; `votes` (counting questions, length) log attention; `pointer`
@@ -155,6 +169,7 @@ class Outputs:
 
     logits: Tensor
     patches: Tensor
+    middle: Tensor
     asked: Tensor
     relation: Tensor
     gaze: Tensor
@@ -184,7 +199,7 @@ class Packed:
         ids = np.full((len(rows), length), words.pad)
         segment = np.full((len(rows), length), -1)
         positions = np.zeros((len(rows), length), np.int64)
-        answers, options, counting, relating = [], [], [], []
+        answers, options, counting, relating, weights = [], [], [], [], []
         for b, row in enumerate(rows):
             at = 0
             for k, tokens in enumerate(row):
@@ -193,6 +208,7 @@ class Packed:
                 positions[b, at:end] = np.arange(after, after + len(tokens))
                 question = questions[b][k]
                 answers.append((b, start + end - 1, words.ids[question.answer]))
+                weights.append(COUNT_WEIGHTS[question.answer] if question.family == "counting" else 1.0)
                 if question.family == "choice":
                     letter = tokens.index(words.ids[question.answer])
                     options.append((len(answers) - 1, start + at + letter + 1))
@@ -217,6 +233,7 @@ class Packed:
         self.choosing, self.option = torch.tensor(options, device=device).reshape(-1, 2).long().T
         self.relating, self.relation = torch.tensor(relating, device=device).reshape(-1, 2).long().T
         self.counting = torch.tensor(counting, device=device).long()
+        self.weights = torch.tensor(weights, device=device)
         self.visual = slice(len(words.prefix), start)
 
 
@@ -281,12 +298,22 @@ def vote_targets(things: tuple[Thing, ...], question: Question, side: int) -> np
     return votes.reshape(-1)
 
 
-def vote_loss(votes: Tensor, targets: Tensor, visual: slice) -> Tensor:
+def vote_loss(votes: Tensor, targets: Tensor, visual: slice, weights: Tensor) -> Tensor:
     """Return the cross-entropy of attention (log) that should give each target an equal share, the text the rest."""
     share = 1 / (len(COUNTS) + 1)
     on_objects = votes[:, visual].masked_fill(~targets, 0).sum(-1)
     on_text = torch.cat([votes[:, : visual.start], votes[:, visual.stop :]], -1).logsumexp(-1)
-    return -(share * on_objects + (1 - share * targets.sum(-1)) * on_text).mean()
+    losses = -(share * on_objects + (1 - share * targets.sum(-1)) * on_text)
+    return (losses * weights).sum() / weights.sum()
+
+
+def middle_targets(things: tuple[Thing, ...], side: int) -> np.ndarray:
+    """Return the patches in the middle of an object, float32 (tokens,)."""
+    middle = np.zeros((side // 14, side // 14), np.float32)
+    for thing in things:
+        x, y = thing.center
+        middle[int(y // 14), int(x // 14)] = 1
+    return middle.reshape(-1)
 
 
 def gaze_loss(gaze: Tensor, targets: Tensor) -> Tensor:
@@ -298,8 +325,8 @@ def gaze_loss(gaze: Tensor, targets: Tensor) -> Tensor:
 
 def batches(
     scenes: EncodedScenes, size: int, questions: int, seed: int, more_of: list[str]
-) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor, Tensor]]:
-    """Yield endless shuffled batches: features, fresh questions, targets of patches, asked objects, gaze and votes."""
+) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield endless shuffled batches: features, questions, targets of patches, middles, asked objects, gaze, votes."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(scenes.things))
@@ -308,9 +335,10 @@ def batches(
             things = [scenes.things[i] for i in chosen]
             asked = [ask(rng, Scene(None, t, scenes.side), questions, more_of=more_of) for t in things]
             targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+            middles = np.stack([middle_targets(t, scenes.side) for t in things])
             pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
             tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
-            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, *tables))
+            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, middles, *tables))
 
 
 def draw_span(rng: np.random.Generator, visual: int) -> int:
@@ -345,7 +373,7 @@ def optimizers(student: Student, rate: float) -> list[torch.optim.Optimizer]:
     heads, inside, rest = [], [], []
     for name, parameter in student.named_parameters():
         matrix = parameter.ndim == 2 and ("layers." in name or name.startswith("projector"))
-        (heads if "_heads." in name else inside if matrix else rest).append(parameter)
+        (heads if "_head" in name and not name.startswith("lm_head") else inside if matrix else rest).append(parameter)
     muon = torch.optim.Muon(inside, lr=rate, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
     adamw = (torch.optim.AdamW(group, lr=rate, betas=(0.9, 0.98), weight_decay=0.01) for group in (heads, rest))
     return [next(adamw), muon, next(adamw)]
@@ -482,7 +510,9 @@ def main() -> None:
             full_batches = batches(
                 load_shards(FULL, args.cache, args.full), scenes_a_step, args.questions, seed + step, args.more_of
             )
-        features, asked, targets, objects, gazes, votes = next(full_batches if on_full and step % 5 else small_batches)
+        features, asked, targets, middles, objects, gazes, votes = next(
+            full_batches if on_full and step % 5 else small_batches
+        )
         rate = learning_rate(step - args.heads_steps, total - args.heads_steps, args.rate)
         rates = (learning_rate(step, total, args.rate), rate, 0.3 * rate)
         for stepper, own_rate in zip(steppers, rates, strict=True):
@@ -491,8 +521,10 @@ def main() -> None:
         packed = Packed(asked, features.shape[1], words, device, draw_span(spans, features.shape[1]))
         with torch.autocast(device.type, torch.bfloat16):
             out = student(features.to(device), packed)
-        answer = F.cross_entropy(out.logits.float(), packed.target)
+        answers = F.cross_entropy(out.logits.float(), packed.target, reduction="none")
+        answer = (answers * packed.weights).sum() / packed.weights.sum()
         patches = heads_loss(out.patches, targets.to(device))
+        patches = patches + 20 * F.binary_cross_entropy_with_logits(out.middle.float(), middles.to(device))
         found = heads_loss(out.asked, objects.to(device))
         if len(packed.relation):
             found = found + F.cross_entropy(out.relation[packed.relating].float(), packed.relation)
@@ -500,7 +532,8 @@ def main() -> None:
         if len(packed.option):
             looked = looked + F.cross_entropy(out.pointer, packed.option)
         if len(packed.counting):
-            looked = looked + vote_loss(out.votes, votes.to(device)[packed.counting], packed.visual)
+            of_counting = votes.to(device)[packed.counting], packed.visual, packed.weights[packed.counting]
+            looked = looked + vote_loss(out.votes, *of_counting)
         (answer + args.patches * patches + args.asked * found + args.gaze * looked).backward()
         if world > 1:
             average_gradients(student)
