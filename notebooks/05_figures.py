@@ -13,7 +13,8 @@
 
 # %% tags=["parameters"]
 resamples = 2000  # bootstrap resamples of the intervals
-table_budgets = [192, 128, 64, 32, 16]  # budgets of the table
+table_budgets = [192, 128, 64, 32, 16]  # budgets of the tables
+shown_budgets = [64, 32, 16]  # budgets of the detailed figures of the comparison
 results_dir = "results"  # folder of the result store
 figures_dir = "figures"  # folder for the figures
 tables_dir = "tables"  # folder for the tables
@@ -27,7 +28,7 @@ os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder 
 import pandas as pd
 from IPython.display import Markdown
 
-from idsel_core import figures, words
+from idsel_core import comparison, figures, words
 from idsel_core.results import Results
 
 figures.use_theme()
@@ -93,3 +94,31 @@ Markdown(figures.save_table(table, tables_dir, "budget"))
 ends = budget["method"].isin(["full", "no-image"]) | ((budget["method"] == "random") & (budget["budget"] == 16))
 accuracy = figures.accuracy_table(budget[ends & (budget["positions"] == "compact")])
 Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
+
+# %% [markdown]
+# ## All methods against each other (test part)
+
+# %%
+compared = results.frame("06_comparison")
+figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison")
+
+# %%
+figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost")
+
+# %%
+duels = comparison.duels(compared, resamples=resamples)
+figures.save(comparison.duels_figure(duels, shown_budgets), figures_dir, "comparison_duels")
+Markdown(comparison.about_comparison(duels))
+
+# %%
+figures.save(comparison.families_figure(compared, shown_budgets[-1], resamples), figures_dir, "comparison_families")
+
+# %%
+split = comparison.split_by_downsampling(compared)
+figures.save(comparison.split_figure(split, shown_budgets, resamples), figures_dir, "comparison_split")
+Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
+
+# %%
+missing = results.provenance("06_comparison")["parameters"]["missing"]
+table = comparison.comparison_table(compared, table_budgets, missing, resamples)
+Markdown(figures.save_table(table, tables_dir, "comparison"))
