@@ -9,22 +9,28 @@ from typing import Any
 
 from idsel_core.methods.base import Method, take_best
 from idsel_core.methods.cdpruner import CDPruner
+from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
 from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
 from idsel_core.methods.fastervlm import FasterVLM
+from idsel_core.methods.fastv import FastV
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.in_llm import InLLM
 from idsel_core.methods.mmtok import MMTok
+from idsel_core.methods.pyramiddrop import PyramidDrop
 from idsel_core.methods.random import Random
 from idsel_core.methods.scope import SCOPE
+from idsel_core.methods.sparsevlm import SparseVLM
 from idsel_core.methods.topk import TopK
 from idsel_core.methods.trim import TRIM
 from idsel_core.methods.uniform import UniformGrid
 from idsel_core.methods.vispruner import VisPruner
 
 __all__ = [
+    "DART",
     "METHODS",
     "SCOPE",
     "TRIM",
@@ -32,13 +38,17 @@ __all__ = [
     "DivPrune",
     "DiversityOnly",
     "Downsample",
+    "FastV",
     "FasterVLM",
     "HiPrune",
     "HiRED",
     "IDSelection",
+    "InLLM",
     "MMTok",
     "Method",
+    "PyramidDrop",
     "Random",
+    "SparseVLM",
     "TopK",
     "UniformGrid",
     "VisPruner",
@@ -65,6 +75,10 @@ METHODS: Mapping[str, type[Method]] = {
         SCOPE,
         MMTok,
         TRIM,
+        FastV,
+        SparseVLM,
+        PyramidDrop,
+        DART,
     )
 }
 
