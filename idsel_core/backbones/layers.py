@@ -18,7 +18,7 @@ from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
 from idsel_core.backbones.sequence import Slots, locate_images, surviving_columns, text_after
 from idsel_core.methods import Method
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, last_token
 from idsel_core.methods.steps import ascending, take
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -151,7 +151,7 @@ def check_decoder(decoder: Any) -> None:
     kinds = set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or getattr(decoder.config, "sliding_window", None) is not None:
         raise ValueError(f"tokens cannot be dropped inside {name}, whose layers do not all attend to the whole prompt")
-    if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
+    if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         raise ValueError("tokens cannot be dropped under gradient checkpointing, which runs layers twice")
 
 
@@ -313,7 +313,7 @@ class _Reading:
         with torch.no_grad():
             asking = plan.method.asking(prompt)
         self.text, self.asking = (nn.functional.pad(marks, (0, self.behind)) for marks in (text, asking))
-        self.numbers = plan.passage.entering.indices.to(device)
+        self.numbers = plan.passage.entering.indices[:, : self.columns.shape[1]].to(device)
         self.shift = torch.zeros(prompts, 1, dtype=torch.long, device=device)
         self.positions: Tensor | None = None
         self.changes: dict[str, Any] = {}
@@ -337,7 +337,8 @@ class _Reading:
         plan, cache = self.plan, now.get("past_key_values")
         if cache is not None:
             check_cache(cache)
-        if now.get("position_embeddings") is None or now["position_ids"].ndim != 2:
+        positions = now.get("position_ids")
+        if now.get("position_embeddings") is None or positions is None or positions.ndim != 2:
             raise ValueError(
                 f"{type(self.decoder).__name__} gives its layers no position embeddings of one axis, so tokens cannot "
                 f"be dropped between them"
@@ -348,7 +349,7 @@ class _Reading:
             plan.passage.drops.append(Drop(index, lengths, plan.passage.left, 0.0))
             return hidden
         if self.positions is None:
-            self.positions = now["position_ids"].expand(len(hidden), -1)[:: self.copies]
+            self.positions = positions.expand(len(hidden), -1)[:: self.copies]
         with stopwatch(hidden.device) as milliseconds, torch.no_grad():
             tokens = LayerTokens(
                 states=hidden[:: self.copies][self.rows],
@@ -402,7 +403,11 @@ class _Reading:
         self.shift = self.shift + moved
         self.real = line.real
         stretched = (nn.functional.pad(marks, (0, line.added)) for marks in (self.text, self.asking))
-        self.text, self.asking = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
+        self.text, asking = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
+        # A prompt may end in an image, whose last token may go.
+        width = self.real.shape[1]
+        last = nn.functional.pad(last_token(self.real[:, : width - self.behind]), (0, self.behind))
+        self.asking = torch.where(asking.any(1, keepdim=True), asking, last[self.rows])
         self.columns = line.columns
         return hidden
 

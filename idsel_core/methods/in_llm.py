@@ -157,8 +157,7 @@ class InLLM(Method):
         prompt : LayerTokens
             The prompts before the first layer.
         """
-        place = torch.arange(prompt.real.shape[1], device=prompt.real.device)
-        return place == (place * prompt.real).amax(1, keepdim=True)
+        return last_token(prompt.real)
 
     def least(self, count: int) -> int:
         """Return the fewest tokens that a drop can leave of `count`."""
@@ -202,6 +201,12 @@ class InLLM(Method):
                 )
             rows.append(plan(count, budget, spans, self.least)[1:])
         return torch.tensor(rows, device=entering.device)
+
+
+def last_token(real: Tensor) -> Tensor:
+    """Mark the last token of each row, bool (B, L), given the columns that are no padding."""
+    place = torch.arange(real.shape[1], device=real.device)
+    return place == (place * real).amax(1, keepdim=True)
 
 
 def most_attended(tokens: LayerTokens, counts: Tensor) -> Choice:
