@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
+from idsel_core.backbones.layers import dropping
 from idsel_core.methods import Method, UniformGrid, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.results import sha256
@@ -265,15 +266,19 @@ class Study:
     @torch.no_grad()
     def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
         if method == BLIND:
-            short, before, kept = self._prompts(questions, [0] * len(questions)), 0, None
+            left = [0] * len(questions)
+            short, before, kept = self._prompts(questions, left), 0, None
+            output = self._generate(short)
         else:
             acting = UniformGrid(1.0) if isinstance(method, str) else method
             grid = acting.wanted_grid(*self.grid)
             inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
             selection = acting.select(inputs.tokens)
             short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
-            before, kept = self.grid[0] * self.grid[1], self._places(selection, grid)
-        output = self.backbone.model.generate(**short, max_new_tokens=self._answer_tokens, do_sample=False)
+            with dropping(self.backbone, acting, inputs.tokens, selection, short) as passage:
+                output = self._generate(short)
+            before, left = self.grid[0] * self.grid[1], passage.layers[:, -1].tolist()
+            kept = self._places(passage.left, grid)
         answers = self.processor.batch_decode(output[:, short["input_ids"].shape[1] :], skip_special_tokens=True)
         predictions = np.array([answer.strip() for answer in answers])
         return pd.DataFrame(
@@ -289,7 +294,7 @@ class Study:
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
                 "tokens_before": before,
-                "tokens_kept": 0 if kept is None else [len(tokens) for tokens in kept],
+                "tokens_kept": left,
                 "on_objects": np.nan if kept is None else self._shares_on_objects(questions["image_id"], kept),
                 "seed": getattr(method, "seed", 0),
                 "prediction": predictions,
@@ -298,6 +303,10 @@ class Study:
                 "chance": [1 / len(choices) for choices in questions["choices"]],
             }
         )
+
+    def _generate(self, prompts: dict[str, Any]) -> Tensor:
+        output: Tensor = self.backbone.model.generate(**prompts, max_new_tokens=self._answer_tokens, do_sample=False)
+        return output
 
     @functools.cached_property
     def grid(self) -> tuple[int, int]:
