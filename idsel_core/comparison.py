@@ -12,13 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from idsel_core.figures import PAGE, label
+from idsel_core.figures import PAGE, label, plot_band, styles
 from idsel_core.statistics import mean_scores, paired_difference, paired_scores, share_of_full
 from idsel_core.words import points, verdict
 
 ENDS = ("full", "no-image")
 _OUTCOMES = {"above": "win", "not told apart from": "tie", "below": "loss"}
 _COLORS = {"win": "#0173b2", "tie": "0.55", "loss": "#d55e00"}
+
+
+def by_title(rows: pd.DataFrame) -> pd.DataFrame:
+    """Call methods whose budget is what is left at last, not a mean over layers, "name (final)" in `method`."""
+    final = rows["convention"] == "final"
+    return rows.assign(method=rows["method"].where(~final, rows["method"] + " (final)"))
 
 
 def duels(rows: pd.DataFrame, method: str = "idselection", resamples: int = 2000) -> pd.DataFrame:
@@ -122,7 +128,9 @@ def ranking_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         shares.pivot_table(index="method", columns="budget", values=value).sort_index(axis=1, ascending=False)
         for value in ("share", "half width")
     )
-    means = means.loc[means.mean(axis=1).sort_values(ascending=False).index]
+    # Those that cannot run at small budgets have means of the large ones alone: they go last.
+    order = pd.DataFrame({"budgets": means.notna().sum(axis=1), "mean": means.mean(axis=1)})
+    means = means.loc[order.sort_values(["budgets", "mean"], ascending=False).index]
     widths = widths.loc[means.index]
     said = (100 * means).map("{:.1f}".format) + " ± " + (100 * widths).map("{:.1f}".format)
     figure, axis = plt.subplots(figsize=(PAGE, 0.8 + 0.24 * len(means)), layout="constrained")
@@ -138,6 +146,43 @@ def ranking_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     _name_methods(axis, list(means.index))
     axis.set_xticklabels([f"{budget:g}" for budget in means.columns])
     axis.set_xlabel("visual tokens kept")
+    return figure
+
+
+def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
+    """Draw the share of full performance of each method against the FLOPs of the language model's prefill.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As for `ranking_figure`.
+    resamples : int
+        Bootstrap resamples of the intervals.
+    """
+    by = ["method", "budget"]
+    shares = share_of_full(rows, by, resamples=resamples)
+    cost = rows.groupby(by, as_index=False)["prefill_gflops"].mean()
+    shares = shares[~shares["method"].isin(ENDS)].merge(cost, on=by)
+    figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
+    for method, style in styles(list(dict.fromkeys(shares["method"]))).items():
+        chosen = shares[shares["method"] == method].sort_values("prefill_gflops")
+        if method == "idselection":
+            plot_band(axis, chosen, "prefill_gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
+        else:
+            axis.plot(
+                chosen["prefill_gflops"],
+                chosen["share"],
+                label=label(method),
+                linewidth=0.8,
+                markersize=3.5,
+                alpha=0.8,
+                **style,
+            )
+    axis.set_xscale("log")
+    axis.set_xlabel("prefill of the language model, analytic GFLOPs a question")
+    axis.set_ylabel("share of full performance")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -29,10 +29,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, DynamicCache, PreTrainedConfig
 
-from idsel_core.evaluation import MODEL
 from idsel_core.methods import DiversityOnly, IDSelection, Method, Random, TopK, UniformGrid, get_method
 from idsel_core.methods.greedy import Greedy
 from idsel_core.methods.scored import Scored
+from idsel_core.paths import MODEL
 from idsel_core.selection import resolve_budget
 
 Attention = Literal["full", "causal"]

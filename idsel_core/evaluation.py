@@ -28,16 +28,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
-from idsel_core.methods import Method, UniformGrid, get_method, list_methods
+from idsel_core.backbones.layers import dropping
+from idsel_core.cost import flops_analytic
+from idsel_core.methods import InLLM, Method, UniformGrid, get_method, list_methods
 from idsel_core.methods.scored import Scored
+from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
 from idsel_core.results import sha256
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 
-DATA = Path("data/scenes")
-MODEL = Path("data/backbone/assembled")
-CACHE = Path(".cache/encodings")
 FULL, BLIND = "full", "no-image"
 """Names, beside those of methods, of the two ends of the scale: all visual tokens, and no image at all."""
 
@@ -291,8 +291,8 @@ class Study:
         Returns
         -------
         tuple
-            The methods that can run, in order; and for each other one, as "name" or "name at budget" where it runs at
-            another budget, why it cannot.
+            The methods that can run, in order; and for each other one why it cannot, under its `title`, with the
+            budget where it runs at another one.
         """
         usable: list[Method] = []
         refused: dict[Method, str] = {}
@@ -304,9 +304,9 @@ class Study:
                 usable.append(method)
             except ValueError as error:
                 refused[method] = str(error)
-        running = {method.name for method in usable}
+        running = {title(method) for method in usable}
         reasons = {
-            f"{method.name} at {method.budget:g}" if method.name in running else method.name: why
+            f"{title(method)} at {method.budget:g}" if title(method) in running else title(method): why
             for method, why in refused.items()
         }
         return usable, reasons
@@ -314,19 +314,24 @@ class Study:
     @torch.no_grad()
     def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
         if method == BLIND:
-            short, before, kept = self._prompts(questions, [0] * len(questions)), 0, None
-            owner = torch.arange(len(questions))
+            short, passage = self._prompts(questions, [0] * len(questions)), None
+            output = self._generate(short, torch.arange(len(questions)))
         else:
             acting = UniformGrid(1.0) if isinstance(method, str) else method
             grid = acting.wanted_grid(*self.grid)
             inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
             selection = acting.select(inputs.tokens)
             short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
-            before, kept = self.grid[0] * self.grid[1], self._places(selection, grid)
-            owner = _alike(questions["image_id"], selection)
-        options = {"max_new_tokens": self._answer_tokens, "do_sample": False}
-        output = generate_sharing(self.backbone.model, short, owner, **options)
+            sharing = torch.arange(len(questions)) if isinstance(acting, InLLM) else _alike(questions, selection)
+            with dropping(self.backbone, acting, inputs.tokens, selection, short) as passage:
+                output = self._generate(short, sharing)
         answers = self.processor.batch_decode(output, skip_special_tokens=True)
+        if passage is None:
+            before, kept = 0, None
+            layers = [[0] * self.backbone.language_model.config.num_hidden_layers] * len(questions)
+        else:
+            before, kept = self.grid[0] * self.grid[1], self._places(passage.left, grid)
+            layers = passage.layers.tolist()
         predictions = np.array([answer.strip() for answer in answers])
         return pd.DataFrame(
             {
@@ -340,8 +345,11 @@ class Study:
                 "gamma": getattr(method, "gamma", np.nan),
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
+                "convention": getattr(method, "budget_convention", None),
                 "tokens_before": before,
-                "tokens_kept": 0 if kept is None else [len(tokens) for tokens in kept],
+                "tokens_kept": [profile[-1] for profile in layers],
+                "tokens_average": [sum(profile) / len(profile) for profile in layers],
+                "prefill_gflops": self._gflops(layers, short),
                 "on_objects": np.nan if kept is None else self._shares_on_objects(questions["image_id"], kept),
                 "seed": getattr(method, "seed", 0),
                 "prediction": predictions,
@@ -350,6 +358,24 @@ class Study:
                 "chance": [1 / len(choices) for choices in questions["choices"]],
             }
         )
+
+    def _generate(self, prompts: dict[str, Any], owner: Tensor) -> Tensor:
+        options = {"max_new_tokens": self._answer_tokens, "do_sample": False}
+        return generate_sharing(self.backbone.model, prompts, owner, **options)
+
+    def _gflops(self, layers: Sequence[Sequence[int]], prompts: dict[str, Tensor]) -> list[float]:
+        """Return the GFLOPs of each prompt's prefill in the language model, NaN where `cost` does not know it."""
+        image = prompts["input_ids"] == self.backbone.image_token_id
+        words = (prompts["attention_mask"].bool() & ~image).sum(1).tolist()
+
+        @functools.cache
+        def of(profile: tuple[int, ...], text: int) -> float:
+            try:
+                return flops_analytic(self.backbone.model.config, profile, text).language_model / 1e9
+            except (TypeError, ValueError):
+                return float("nan")
+
+        return [of(tuple(profile), text) for profile, text in zip(layers, words, strict=True)]
 
     @functools.cached_property
     def grid(self) -> tuple[int, int]:
@@ -412,7 +438,11 @@ class Study:
         return {name: self.on_objects(name) for name in self.part.images.index}
 
     def _shares_on_objects(self, image_ids: Iterable[str], kept: Iterable[np.ndarray]) -> list[float]:
-        return [float(self._objects[name][tokens].mean()) for name, tokens in zip(image_ids, kept, strict=True)]
+        # Where all tokens that are left were merged, none has a place.
+        return [
+            float(self._objects[name][tokens].mean()) if len(tokens) else float("nan")
+            for name, tokens in zip(image_ids, kept, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -423,11 +453,16 @@ class _Inputs:
     tokens: VisualTokens
 
 
-def _alike(image_ids: pd.Series, selection: Selection) -> Tensor:
+def title(method: Method) -> str:
+    """Return the name of a method, and what its budget means where that is the tokens left at last."""
+    return f"{method.name} (final)" if getattr(method, "budget_convention", None) == "final" else method.name
+
+
+def _alike(questions: pd.DataFrame, selection: Selection) -> Tensor:
     """Give rows of the same image and the same kept tokens the same number, int64 (B,)."""
     if selection.features is not None:
         return torch.arange(len(selection))
-    images = torch.from_numpy(pd.factorize(image_ids)[0]).to(selection.indices)
+    images = torch.from_numpy(pd.factorize(questions["image_id"])[0]).to(selection.indices)
     rows = torch.cat([images[:, None], selection.indices], 1).cpu().numpy()
     return torch.from_numpy(np.unique(rows, axis=0, return_inverse=True)[1])
 

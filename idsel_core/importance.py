@@ -118,9 +118,49 @@ def instruction_row(
         question = question & (question.flip(1).cumsum(dim=1).flip(1) == 1)
     counts = question.sum(dim=1, keepdim=True)
     places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
-    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual)
+    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None])
     share = question.gather(1, places) / counts
     return (rows * share[..., None]).sum(dim=1)
+
+
+def causal_row(query: Tensor, key: Tensor, scale: float, asking: Tensor, real: Tensor, columns: Tensor) -> Tensor:
+    """Return the attention of some tokens to the visual tokens, mean over heads, then over the tokens that ask.
+
+    The softmax is over all tokens that the asking one may see: those up to itself. Only the rows of the asking tokens
+    are computed.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+    key : Tensor
+        (B, H', L, d) with H a multiple of H' (grouped queries).
+    scale : float
+        Factor of the products before the softmax.
+    asking, real : Tensor
+        bool (B, L); true on the tokens that ask; false at padding.
+    columns : Tensor
+        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N), padding is 0.
+
+    Raises
+    ------
+    ValueError
+        If no token of a row asks.
+    """
+    counts = asking.sum(dim=1, keepdim=True)
+    if bool((counts == 0).any()):
+        raise ValueError(f"a token of every row must ask; none of row {int((counts[:, 0] == 0).int().argmax())} does")
+    places = asking.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    visible = real[:, None] & (torch.arange(real.shape[1], device=real.device) <= places[..., None])
+    rows = _attend(_take(query, places), key, scale, visible)
+    # Places beyond a row's own are padding, which may see nothing.
+    mean = rows.masked_fill(~asking.gather(1, places)[..., None], 0).sum(dim=1) / counts
+    return mean.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
 
 
 def relevance_row(patches: Tensor, text: Tensor) -> Tensor:
@@ -292,7 +332,10 @@ def _take(states: Tensor, places: Tensor) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads."""
+    """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads.
+
+    Keys are left out where `mask` (B, T or 1, N) is false.
+    """
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
     batch, heads, length, width = query.shape
@@ -300,6 +343,6 @@ def _attend(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None
     with torch.autocast(query.device.type, enabled=False):
         logits = grouped @ key.float()[:, :, None].mT * scale
     if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None, None], -torch.inf)
+        logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
     rows: Tensor = logits.softmax(dim=-1).mean(dim=(1, 2))
     return rows

@@ -24,8 +24,9 @@ from transformers import PreTrainedConfig
 
 from idsel_core.backbones import Backbone
 from idsel_core.cost import full_budget, read_config
-from idsel_core.evaluation import MODEL, load_model
+from idsel_core.evaluation import load_model
 from idsel_core.methods import Method, UniformGrid, get_method
+from idsel_core.paths import MODEL
 
 _PHASES = ("encode", "select", "prefill", "decode")
 

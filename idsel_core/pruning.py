@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -16,7 +15,30 @@ from torch import Tensor, nn
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones.base import POSITIONS
-from idsel_core.methods import Method
+from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
+from idsel_core.methods import InLLM, Method
+from idsel_core.selection import Selection
+from idsel_core.tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class DropRecord:
+    """What is left of one image from a layer of the language model on.
+
+    Attributes
+    ----------
+    layer : int
+        The first layer that reads what is left.
+    after : int
+        Tokens that are left, merged ones among them.
+    indices, order : list[int]
+        Those of them that are tokens of the image, in raster order and in the order in which they were picked.
+    """
+
+    layer: int
+    after: int
+    indices: list[int]
+    order: list[int]
 
 
 @dataclass(frozen=True)
@@ -30,14 +52,18 @@ class ImageRecord:
     image : int
         Which image of that call, from 0.
     before, after : int
-        Image tokens in the prompt, before and after.
+        Image tokens in the prompt, before, and after all that was dropped.
     requested : int or float
         The budget that was asked.
     indices, order : list[int]
-        Kept tokens in raster order and in the order in which they were picked.
+        Tokens of the image that were kept to the end, in raster order and in the order in which they were picked.
     encode_ms, select_ms : float
         Wall time of the tower pass and of the selection with its scores, milliseconds, the call's time shared
         equally between its images.
+    layers : list[int]
+        Tokens that each layer of the language model read.
+    drops : list[DropRecord]
+        What was dropped inside the language model.
     """
 
     call: int
@@ -47,6 +73,24 @@ class ImageRecord:
     requested: int | float
     indices: list[int]
     order: list[int]
+    encode_ms: float
+    select_ms: float
+    layers: list[int]
+    drops: list[DropRecord] = field(default_factory=list)
+
+    @property
+    def average(self) -> float:
+        """Mean over the layers of the language model of the tokens that each read."""
+        return sum(self.layers) / len(self.layers)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the model that is shorter than it was given."""
+
+    inputs: dict[str, Any]
+    tokens: VisualTokens
+    selection: Selection
     encode_ms: float
     select_ms: float
 
@@ -90,8 +134,8 @@ class Pruning:
         if not patch.runs:
             _PATCHES.pop(self.model).undo()
 
-    def shorten(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any] | None:
-        """Return the arguments of a shorter call, or None where there is no image to prune.
+    def shorten(self, inputs: dict[str, Any], generating: bool) -> _Call | None:
+        """Return a shorter call than one with these arguments, or None where there is no image to prune.
 
         Raises
         ------
@@ -114,34 +158,79 @@ class Pruning:
             raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, as input_ids, not {tuple(mask.shape)}")
         if generating and mask is None and (mask := _inferred_mask(self.model, inputs)) is not None:
             inputs = {**inputs, "attention_mask": mask}
+        if isinstance(self.method, InLLM):
+            inputs = self._for_drops(inputs, generating)
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)
         images = {name: inputs[name] for name in self.backbone.image_inputs if inputs.get(name) is not None}
         grid = self.method.wanted_grid(*self.backbone.image_grid(pixels))
-        with _stopwatch(pixels.device) as encode_ms:
+        with stopwatch(pixels.device) as encode_ms:
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
-        with _stopwatch(pixels.device) as select_ms, torch.no_grad():
+        with stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
             selection = self.method.select(tokens)
         short = self.backbone.shorten(inputs, tokens, selection, self.positions)
+        return _Call(short, tokens, selection, encode_ms(), select_ms())
+
+    @contextmanager
+    def running(self, call: _Call | None, cache: Any) -> Iterator[None]:
+        """Accompany a call of the model: drop tokens inside it, and report when it is done.
+
+        Parameters
+        ----------
+        call : _Call, optional
+            What `shorten` returned.
+        cache : Any
+            The cache that the call goes on from, if any.
+        """
+        if call is None:
+            with following(self.backbone, cache):
+                yield
+            return
+        with dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage:
+            yield
+        self._report(call, passage)
+
+    def _report(self, call: _Call, passage: Passage) -> None:
+        tokens, images = call.tokens, len(call.tokens)
         before = (tokens.lengths if tokens.placeholders is None else tokens.placeholders).tolist()
-        for image, order in enumerate(selection.order.tolist()):
-            count = int(selection.counts[image])
+        layers, drops = passage.layers.tolist(), passage.drops
+        select_ms = call.select_ms + sum(drop.milliseconds for drop in drops)
+        for image in range(images):
+            indices, order = _picks(passage.left, image)
             self.report.append(
                 ImageRecord(
                     call=self._calls,
                     image=image,
                     before=before[image],
-                    after=count,
-                    requested=selection.requested,
-                    indices=selection.indices[image, :count].tolist(),
-                    order=order[:count],
-                    encode_ms=encode_ms() / len(tokens),
-                    select_ms=select_ms() / len(tokens),
+                    after=layers[image][-1],
+                    requested=call.selection.requested,
+                    indices=indices,
+                    order=order,
+                    encode_ms=call.encode_ms / images,
+                    select_ms=select_ms / images,
+                    layers=layers[image],
+                    drops=[
+                        DropRecord(drop.layer, int(drop.counts[image]), *_picks(drop.selection, image))
+                        for drop in drops
+                    ],
                 )
             )
         self._calls += 1
-        return short
+
+    def _for_drops(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
+        check_decoder(self.backbone.language_model)
+        why = f"{self.method.name} drops tokens inside the language model while it reads the prompt, whole and once"
+        if generating:
+            if _setting(self.model, inputs, "use_cache") is False:
+                raise ValueError(f"{why}: generate() needs use_cache=True")
+            if _setting(self.model, inputs, "prefill_chunk_size") is not None:
+                raise ValueError(f"{why}: generate() needs prefill_chunk_size=None")
+            return inputs
+        if inputs.get("labels") is not None:
+            raise ValueError(f"{why}, and then the logits are shorter than the labels: take the loss from the logits")
+        # Without a mask and a cache, gaps between positions would be read as borders of packed sequences.
+        return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _keep_positions(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
         input_ids = inputs["input_ids"]
@@ -153,11 +242,9 @@ class Pruning:
                 )
             return inputs
         # What forward does by itself where generate counts from the mask; the mask keeps gaps from being borders.
-        defaults = {
-            "position_ids": torch.arange(input_ids.shape[1], device=input_ids.device)[None],
-            "attention_mask": torch.ones_like(input_ids),
-        }
-        return {**inputs, **{name: value for name, value in defaults.items() if inputs.get(name) is None}}
+        if inputs.get("position_ids") is None:
+            inputs = {**inputs, "position_ids": torch.arange(input_ids.shape[1], device=input_ids.device)[None]}
+        return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _check_without_image(self, inputs: dict[str, Any], generating: bool) -> None:
         input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), _cached_tokens(inputs)
@@ -186,9 +273,11 @@ def prune(
     """Let a model read only the visual tokens that a method selects.
 
     Inside the block, ``model.generate(...)`` and ``model(...)`` with ``pixel_values`` encode the images once, select,
-    and run on a shorter prompt: the cache is shorter, and so are the logits of ``model(...)``. Sequences that
-    ``generate`` returns begin with the prompt as it was given. Calls without images are not touched. Blocks nest: the
-    innermost decides. After the outermost, also when it raises, the model is what it was.
+    and run on a shorter prompt: the cache is shorter, and so are the logits of ``model(...)``. Methods that drop tokens
+    inside the language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short
+    as the last layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with
+    the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost decides. After the
+    outermost, also when it raises, the model is what it was.
 
     Parameters
     ----------
@@ -197,7 +286,8 @@ def prune(
     method : Method
         For example ``IDSelection(budget=64)``.
     positions : {"compact", "keep"}
-        Number the remaining tokens anew, or let them keep the positions that they had in the full prompt.
+        Number the remaining tokens anew, or let them keep the positions that they had in the full prompt. What is
+        dropped inside the language model follows the method instead.
     relevance : Relevance, optional
         Shared image-text space for methods that read ``relevance``, for example a `Companion`.
 
@@ -223,7 +313,7 @@ def prune(
 
 
 class _Patch:
-    """The two cuts into a model: ``generate`` and a hook before ``forward``; the innermost run decides what they do."""
+    """The cuts into a model: ``generate``, and hooks round ``forward``; the innermost run decides what they do."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -231,7 +321,11 @@ class _Patch:
         self.generate: Callable[..., Any] = model.generate
         self.own = model.__dict__.get("generate")
         self.inside = False
-        self.hook = model.register_forward_pre_hook(self.before_forward, with_kwargs=True)
+        self.forward = ExitStack()
+        self.hooks = [
+            model.register_forward_pre_hook(self.before_forward, with_kwargs=True),
+            model.register_forward_hook(self.after_forward, always_call=True),
+        ]
 
         @functools.wraps(self.generate)
         def generate(*args: Any, **kwargs: Any) -> Any:
@@ -240,7 +334,9 @@ class _Patch:
         model.generate = generate
 
     def undo(self) -> None:
-        self.hook.remove()
+        self.end_forward(failed=True)
+        for hook in self.hooks:
+            hook.remove()
         del self.model.generate
         if self.own is not None:
             self.model.generate = self.own
@@ -250,8 +346,19 @@ class _Patch:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self.inside:
             return None
-        short = self.runs[-1].shorten(_bound(self.model.forward, args, kwargs), generating=False)
-        return None if short is None else ((), short)
+        self.end_forward(failed=True)
+        run, inputs = self.runs[-1], _bound(self.model.forward, args, kwargs)
+        call = run.shorten(inputs, generating=False)
+        self.forward.enter_context(run.running(call, inputs.get("past_key_values")))
+        return None if call is None else ((), call.inputs)
+
+    def after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self.inside:
+            self.end_forward(failed=output is None)
+
+    def end_forward(self, failed: bool) -> None:
+        error = RuntimeError("the call of the model failed") if failed else None
+        self.forward.__exit__(type(error) if error else None, error, None)
 
     def shortened_generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = _bound(self.generate, args, kwargs)
@@ -259,15 +366,19 @@ class _Patch:
             inputs["input_ids"] = inputs.pop("inputs")
         if inputs.get("cache_implementation") == "paged":
             raise ValueError('prune() does not support continuous batching, cache_implementation="paged"')
-        short = None if self.inside else self.runs[-1].shorten(inputs, generating=True)
-        before, self.inside = self.inside, True
+        if self.inside:
+            return self.generate(*args, **kwargs)
+        run = self.runs[-1]
+        call = run.shorten(inputs, generating=True)
+        self.inside = True
         try:
-            if short is None:
-                return self.generate(*args, **kwargs)
-            prompt, width = inputs["input_ids"], short["input_ids"].shape[1]
-            out = self.generate(**(short | _moved_limits(self.model, inputs, prompt.shape[1] - width)))
+            with run.running(call, inputs.get("past_key_values")):
+                if call is None:
+                    return self.generate(*args, **kwargs)
+                prompt, width = inputs["input_ids"], call.inputs["input_ids"].shape[1]
+                out = self.generate(**(call.inputs | _moved_limits(self.model, inputs, prompt.shape[1] - width)))
         finally:
-            self.inside = before
+            self.inside = False
         sequences: Tensor = out if isinstance(out, Tensor) else out.sequences
         # Callers cut their own prompt off by its length.
         prompt = prompt.to(sequences.device).repeat_interleave(len(sequences) // len(prompt), 0)
@@ -323,16 +434,11 @@ def _cached_tokens(inputs: dict[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-@contextmanager
-def _stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Time the block in milliseconds, with the work that it queued on a GPU."""
-    times: list[float] = []
+def _with_ones(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
 
-    def stamp() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter())
 
-    stamp()
-    yield lambda: (times[1] - times[0]) * 1e3
-    stamp()
+def _picks(selection: Selection, image: int) -> tuple[list[int], list[int]]:
+    """Return the kept tokens of an image in raster order and as they were picked."""
+    count = int(selection.counts[image])
+    return selection.indices[image, :count].tolist(), selection.order[image, :count].tolist()

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _TEXT = ("backbone", "dataset", "part", "question_id", "image_id", "family", "method")
 _KNOBS = ("importance", "normalise", "features", "update", "instruction")
@@ -31,8 +31,11 @@ SCHEMA: Final = pa.schema(
         pa.field("gamma", pa.float64()),
         pa.field("positions", pa.string(), nullable=False),
         pa.field("budget", pa.float64(), nullable=False),
+        pa.field("convention", pa.string()),
         pa.field("tokens_before", pa.int32(), nullable=False),
         pa.field("tokens_kept", pa.int32(), nullable=False),
+        pa.field("tokens_average", pa.float64(), nullable=False),
+        pa.field("prefill_gflops", pa.float64()),
         pa.field("on_objects", pa.float64()),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("prediction", pa.string(), nullable=False),
@@ -42,10 +45,12 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """Columns of the store. A knob that a method lacks is null. `budget` is what was asked: a share where it is below 1.
+`convention` says what a budget means for methods that drop tokens inside the language model. `tokens_kept` are left
+after its last layer, `tokens_average` are read by a layer, on average; `prefill_gflops` is its analytic prefill.
 `instruction` says whose attention was read, as tokens@layer; `on_objects` is the share of kept tokens on an object."""
 
 CONFIGURATION: Final = (
-    "backbone", "dataset", "part", "method", *_KNOBS, "gamma", "positions", "budget", "seed",
+    "backbone", "dataset", "part", "method", *_KNOBS, "gamma", "positions", "budget", "convention", "seed",
 )  # fmt: skip
 """The columns that tell one run of a job from another."""
 

@@ -56,6 +56,8 @@ class VisualTokens:
     instruction : tuple[int, str]
         Layer of the language model and query tokens ("last" or "mean") of ``instruction_attention``; change it with
         `with_instruction`.
+    decoder_layers : int, optional
+        Layers of the language model that is to read the tokens.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class VisualTokens:
     reasons: Mapping[str, str] = field(default_factory=dict)
     placeholders: Tensor | None = None
     instruction: tuple[int, Which] = (0, "last")
+    decoder_layers: int | None = None
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

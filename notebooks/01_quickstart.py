@@ -36,7 +36,8 @@ from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 
 from idsel_core import IDSelection, figures, prune
-from idsel_core.evaluation import BLIND, FULL, MODEL, Part, Study, encode_part, image_pixels, load_model, read_part
+from idsel_core.evaluation import BLIND, FULL, Part, Study, encode_part, image_pixels, load_model, read_part
+from idsel_core.paths import MODEL
 from idsel_core.results import Results, provenance
 
 figures.use_theme()

@@ -39,7 +39,8 @@ started = time.perf_counter()
 from IPython.display import Markdown
 
 from idsel_core import IDSelection, figures, words
-from idsel_core.evaluation import FULL, MODEL, open_study
+from idsel_core.evaluation import FULL, open_study
+from idsel_core.paths import MODEL
 from idsel_core.results import Results, provenance
 
 figures.use_theme()

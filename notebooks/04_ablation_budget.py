@@ -37,7 +37,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from idsel_core import figures, get_method, words
-from idsel_core.evaluation import BLIND, FULL, MODEL, open_study
+from idsel_core.evaluation import BLIND, FULL, open_study
+from idsel_core.paths import MODEL
 from idsel_core.results import Results, provenance
 
 figures.use_theme()

@@ -99,7 +99,7 @@ Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
 # ## All methods against each other (test part)
 
 # %%
-compared = results.frame("06_comparison")
+compared = comparison.by_title(results.frame("06_comparison"))
 figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison")
 
 # %%

@@ -10,8 +10,9 @@
 # # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
 #
 # Every method of the registry, at equal numbers of visual tokens, on the test part, on which nothing was chosen. Each
-# runs with the settings that its authors give; no method was tuned here. Methods inside the language model keep the asked
-# number on average over its layers, or, where a few layers make that impossible, after their last stage.
+# runs with the settings that its authors give; no method was tuned here. Methods that drop tokens inside the language
+# model are asked twice: for the budget as the mean over its layers, which a small model's first layers often rule out,
+# and, called *final*, as what is left after the last drop. *Final* reads more tokens than the others do at that budget.
 
 # %% tags=["parameters"]
 part = "test"  # part of the data set
@@ -25,6 +26,7 @@ results_dir = "results"  # folder of the result store
 # %%
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
@@ -33,7 +35,9 @@ started = time.perf_counter()
 from IPython.display import Markdown
 
 from idsel_core import comparison, figures, get_method, list_methods
-from idsel_core.evaluation import BLIND, FULL, MODEL, open_study
+from idsel_core.evaluation import BLIND, FULL, open_study
+from idsel_core.methods import InLLM
+from idsel_core.paths import MODEL
 from idsel_core.results import Results, provenance
 
 figures.use_theme()
@@ -44,6 +48,7 @@ figures.use_theme()
 
 # %%
 swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
+swept += [replace(method, budget_convention="final") for method in swept if isinstance(method, InLLM)]
 depths = sorted({depth for method in swept for depth in method.depths})
 study = open_study(part, limit=questions, depths=depths)
 usable, missing = study.applicable(swept)
@@ -57,7 +62,7 @@ parameters = {name: globals()[name] for name in ("part", "questions", "budgets",
 files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results = Results(results_dir)
 results.write("06_comparison", rows, provenance(parameters, files, started=started))
-rows = results.frame("06_comparison")
+rows = comparison.by_title(results.frame("06_comparison"))
 
 # %% [markdown]
 # ## Share of full performance
@@ -67,6 +72,13 @@ rows = results.frame("06_comparison")
 
 # %%
 comparison.ranking_figure(rows, resamples)
+# %% [markdown]
+# ## At equal cost
+#
+# The same against the FLOPs of the language model's prefill, which count what each layer reads.
+
+# %%
+comparison.cost_figure(rows, resamples)
 # %% [markdown]
 # ## Who wins, ties and loses
 #

@@ -27,7 +27,7 @@ from data.backbone.train import (
 )
 from data.scenes.ask import ask, vocabulary
 from data.scenes.draw import COLORS, draw_scene, scene_rng
-from idsel_core.evaluation import MODEL
+from idsel_core.paths import MODEL
 
 
 def test_it_loads_from_its_folder_with_576_visual_tokens():

@@ -69,6 +69,24 @@ def test_the_ranking_draws_the_shares_best_first(rows):
     assert axis.texts[0].get_text().split(" ± ")[0] == f"{100 * (best / full).mean():.1f}"
 
 
+def test_final_budgets_have_a_name_of_their_own_and_short_rows_go_last(rows):
+    inside = rows[(rows["method"] == "topk") & (rows["budget"] == 64)]
+    both = pd.concat(
+        [rows, inside.assign(method="fastv", convention="average"), inside.assign(method="fastv", convention="final")]
+    )
+    named = comparison.by_title(both)
+    assert set(named["method"]) == {*rows["method"], "fastv", "fastv (final)"}
+    axis = comparison.ranking_figure(named, resamples=200).axes[0]
+    assert [tick.get_text() for tick in axis.get_yticklabels()][-2:] == ["fastv", "fastv (final)"]
+
+
+def test_the_cost_figure_has_a_line_for_each_method(rows):
+    axis = comparison.cost_figure(rows, resamples=200).axes[0]
+    line = next(drawn for drawn in axis.lines if drawn.get_label() == "ID-Selection")
+    assert line.get_xdata() == pytest.approx([0.26, 0.74])
+    assert {drawn.get_label() for drawn in axis.lines} >= {"ID-Selection", "random", "smaller image"}
+
+
 def test_the_duels_figure_draws_each_gap(table):
     figure = comparison.duels_figure(table, [64, 16])
     drawn = [x for axis in figure.axes for held in axis.containers for x in held.lines[0].get_xdata()]

@@ -40,7 +40,7 @@ from idsel_core.cost import (
     main,
     read_config,
 )
-from idsel_core.evaluation import MODEL
+from idsel_core.paths import MODEL
 
 CONFIGS = Path("data/configs")
 TOWERS = {

@@ -10,9 +10,7 @@ import torch
 from idsel_core import prune
 from idsel_core.evaluation import (
     BLIND,
-    DATA,
     FULL,
-    MODEL,
     accuracy,
     encode_part,
     fingerprint,
@@ -24,6 +22,7 @@ from idsel_core.evaluation import (
     write_encoding,
 )
 from idsel_core.methods import get_method
+from idsel_core.paths import DATA, MODEL
 from idsel_core.results import Results, provenance
 
 
@@ -52,9 +51,17 @@ def test_rows_fit_the_store(rows, tmp_path):
     assert len(results.frame("trial")) == len(rows)
 
 
-def test_predictions_are_those_of_prune(study):
+@pytest.mark.parametrize(
+    ("name", "knobs", "left"),
+    [
+        ("idselection", {"budget": 64, "importance": "saliency"}, 64),
+        ("fastv", {"budget": 160}, 56),
+        ("sparsevlm", {"budget": 40, "budget_convention": "final"}, 40),
+    ],
+)
+def test_predictions_are_those_of_prune(study, name, knobs, left):
     """The shared encoding and the batch change nothing: one image and question through prune() give the same answer."""
-    method = get_method("idselection", budget=64, importance="saliency")
+    method = get_method(name, **knobs)
     stored = study.run([method])
     model, processor = study.backbone.model, study.processor
     for (_, asked), expected in zip(study.part.questions.head(4).iterrows(), stored["prediction"], strict=False):
@@ -63,8 +70,9 @@ def test_predictions_are_those_of_prune(study):
         inputs = processor(images=study.part.picture(asked["image_id"]), text=text, return_tensors="pt")
         with prune(model, method) as run, torch.no_grad():
             out = model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        assert run.report[0].after == 64
+        assert run.report[0].after == left
         assert processor.decode(out[0, inputs["input_ids"].shape[1] :]).strip() == expected
+    assert set(stored["tokens_kept"]) == {left}
 
 
 def test_share_on_objects_counts_boxes(study, rows):

@@ -27,6 +27,8 @@ def made_up(settings: list[dict], accuracy: dict, questions: int = 90) -> pd.Dat
                 "on_objects": accuracy[number],
                 "positions": "compact",
                 "tokens_kept": int(setting["budget"]),
+                "convention": None,
+                "prefill_gflops": setting["budget"] / 100 + 0.1,
                 **setting,
             }
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, VisualTokens, get_method, id_select, list_methods
 from idsel_core.importance import IMPORTANCE
-from idsel_core.methods import METHODS, Downsample, Method
+from idsel_core.methods import METHODS, Downsample, InLLM, Method
 
 # One row a method; knobs that a test of its own covers are left alone.
 MATRIX = [
@@ -38,6 +38,13 @@ MATRIX = [
     METHODS["tome"](budget=1),
     METHODS["vscan"](budget=1),
     METHODS["evs"](budget=1),
+]
+# Methods that choose inside the language model; tests of their own cover what they choose there.
+INSIDE = [
+    METHODS["fastv"](budget=1),
+    METHODS["sparsevlm"](budget=1),
+    METHODS["pyramiddrop"](budget=1),
+    METHODS["dart"](budget=1),
 ]
 SIDE = 6
 
@@ -88,7 +95,18 @@ def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
 
 
 def test_every_method_is_in_the_matrix():
-    assert {type(method) for method in MATRIX} | {Downsample} == set(METHODS.values())
+    assert {type(method) for method in MATRIX + INSIDE} | {Downsample} == set(METHODS.values())
+    assert {type(method) for method in INSIDE} <= {method for method in METHODS.values() if issubclass(method, InLLM)}
+
+
+@pytest.mark.parametrize("method", INSIDE, ids=repr)
+@pytest.mark.parametrize("budget", [1, 36, 0.1, 1.0])
+def test_all_tokens_enter_where_the_language_model_drops_them(method, budget):
+    tokens = batch(image(0), image(1, 4, 6))
+    picks = dataclasses.replace(method, budget=budget).select(tokens)
+    assert [row.tolist() for row in picks.rows()] == [list(range(36)), list(range(24))]
+    assert torch.equal(picks.order, picks.indices) and picks.requested == budget and tokens.computed == set()
+    assert torch.equal(picks.scores, torch.zeros(2, 36).masked_fill(~tokens.mask, -math.inf))
 
 
 @pytest.mark.parametrize("method", MATRIX, ids=repr)
@@ -115,7 +133,7 @@ def test_a_batch_chooses_as_its_images_alone(method):
         assert method.select(batch(one)).order[0].tolist() == together.order[row].tolist()
 
 
-@pytest.mark.parametrize("method", MATRIX, ids=repr)
+@pytest.mark.parametrize("method", MATRIX + INSIDE, ids=repr)
 def test_too_many_tokens_are_refused(method):
     with pytest.raises(ValueError, match="got 37 tokens, and the longest row has 36"):
         dataclasses.replace(method, budget=37).select(batch(image(0)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from idsel_core.methods import METHODS, Method, get_method
+from idsel_core.methods import METHODS, InLLM, Method, get_method
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
@@ -724,4 +724,5 @@ def test_wrong_knobs_are_refused(name, knobs, message):
 
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
-    assert {*PEERS, "hired", "evs"} == set(METHODS) - controls
+    inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)}
+    assert {*PEERS, "hired", "evs"} == set(METHODS) - controls - inside

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from idsel_core import Companion, Downsample, IDSelection, Random, TopK, UniformGrid, adapter_for, prune
-from idsel_core.methods import METHODS, Method
+from idsel_core.methods import METHODS, InLLM, Method
 from idsel_core.selection import Selection
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [tiny.IMAGE]}
@@ -524,13 +524,19 @@ def test_an_old_transformers_is_refused(clip, monkeypatch):
         prune(clip, ALL)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("downsample", "evs")])
+BEFORE = [
+    name for name, method in METHODS.items() if name not in ("downsample", "evs") and not issubclass(method, InLLM)
+]
+
+
+@pytest.mark.parametrize("name", BEFORE)
 def test_every_method_prunes(clip, name):
     knobs = {"importance": "unified"} if "importance" in METHODS[name].__dataclass_fields__ else {}
     inputs = tiny.prompts((1, 2))
     with prune(clip, METHODS[name](budget=7, **knobs), relevance=Companion(tiny.companion())) as run_:
         out = clip.generate(**inputs, **GREEDY, return_dict_in_generate=True)
     assert [r.after for r in run_.report] == [7, 7, 7]
+    assert all(r.layers == [7, 7, 7] and r.average == 7 and r.drops == [] for r in run_.report)
     text = (inputs["input_ids"] > 0) & (inputs["input_ids"] != tiny.IMAGE)
     assert out.past_key_values.get_seq_length() == int((text.sum(1) + 7 * torch.tensor([1, 2])).max()) + 4
 

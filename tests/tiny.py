@@ -25,14 +25,14 @@ TOWERS = {
 }
 
 
-def build(tower: str = "clip", attention: str = "sdpa", **knobs) -> LlavaForConditionalGeneration:
+def build(tower: str = "clip", attention: str = "sdpa", layers: int = 3, **knobs) -> LlavaForConditionalGeneration:
     """Return a LLaVA whose weights are large enough for images and words to matter."""
     torch.manual_seed(0)
     text = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

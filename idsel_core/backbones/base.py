@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core import importance
 from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.companion import Relevance
-from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images
+from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images, text_after
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens, Which
 
@@ -152,6 +152,11 @@ class Backbone(ABC):
         return self.core.language_model
 
     @property
+    def decoder_layers(self) -> int:
+        """Layers of the language model."""
+        return int(self.language_model.config.num_hidden_layers)
+
+    @property
     def image_token_id(self) -> int:
         """Token id of the image placeholder."""
         return int(self.model.config.image_token_id)
@@ -223,11 +228,7 @@ class Backbone(ABC):
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
         slots = locate_images(input_ids, self.image_token_id, encoded.placeholders, attention_mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        text = real & (input_ids != self.image_token_id)
-        # (I, L): the text that follows an image is what is asked of it.
-        question = text[slots.rows] & (
-            torch.arange(input_ids.shape[1], device=input_ids.device) > slots.columns.amax(1, keepdim=True)
-        )
+        question = text_after(slots, real & (input_ids != self.image_token_id))
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": _constant(encoded.encoder_features),
             "projector": self.project,
@@ -247,7 +248,15 @@ class Backbone(ABC):
         else:
             why = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
             reasons |= {"relevance": why, "relevance_product": why}
-        return VisualTokens(features, encoded.mask, encoded.grid, sources, reasons, placeholders=encoded.placeholders)
+        return VisualTokens(
+            features,
+            encoded.mask,
+            encoded.grid,
+            sources,
+            reasons,
+            placeholders=encoded.placeholders,
+            decoder_layers=self.decoder_layers,
+        )
 
     def shorten(
         self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str = "compact"

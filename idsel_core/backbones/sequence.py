@@ -89,6 +89,20 @@ def locate_images(
     return Slots(rows[:, 0], columns.masked_fill(~filled, -1))
 
 
+def text_after(slots: Slots, text: Tensor) -> Tensor:
+    """Mark the text that follows each image, which is what is asked of it, bool (I, L).
+
+    Parameters
+    ----------
+    slots : Slots
+        Of I images.
+    text : Tensor
+        Columns that are neither padding nor image, bool (B, L).
+    """
+    place = torch.arange(text.shape[1], device=text.device)
+    return text[slots.rows] & (place > slots.columns.amax(1, keepdim=True))
+
+
 def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selection) -> Tensor:
     """Mark the columns that survive: all text, and one placeholder for each kept token.
 
@@ -123,11 +137,29 @@ def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selecti
     return keep
 
 
+def surviving_columns(keep: Tensor, real: Tensor) -> Tensor:
+    """Return the columns that a shorter batch takes from a longer one, in their order, int64 (B, W).
+
+    Rows that lose more columns than others take some of these as padding, on the side where the batch is padded (left
+    if nowhere). The caller's own padding stays, so that keeping everything changes nothing.
+
+    Parameters
+    ----------
+    keep, real : Tensor
+        Columns that survive; columns that are no padding; bool (B, L).
+    """
+    width = int(keep.sum(1).max()) + keep.shape[1] - int(real.sum(1).max())
+    # Padding sorts between what goes and what stays, so that it goes next.
+    rank = keep.long() - (real & ~keep).long()
+    left = bool(real[:, -1].all())
+    order = rank.sort(dim=1, descending=not left, stable=True).indices
+    return order[:, -width:] if left else order[:, :width]
+
+
 def drop_columns(inputs: Mapping[str, Any], keep: Tensor, real: Tensor, pad_token_id: int = 0) -> dict[str, Any]:
     """Gather the surviving columns of everything that has one column a token; other arguments pass through.
 
-    Rows that lost more columns than others are padded on the side where the batch is padded (left if nowhere).
-    The caller's own padding stays, so that keeping everything changes nothing.
+    Which columns these are, and how rows are padded, tells `surviving_columns`.
 
     Parameters
     ----------
@@ -146,14 +178,8 @@ def drop_columns(inputs: Mapping[str, Any], keep: Tensor, real: Tensor, pad_toke
     mask = inputs.get("attention_mask")
     if mask is not None and mask.shape != keep.shape:
         raise ValueError(f"attention_mask must be {tuple(keep.shape)}, like input_ids, not {tuple(mask.shape)}")
-    dropped = real & ~keep
-    width = int(keep.sum(1).max()) + keep.shape[1] - int(real.sum(1).max())
-    # Padding sorts between what goes and what stays, so that it goes next.
-    rank = keep.long() - dropped.long()
-    left = bool(real[:, -1].all())
-    order = rank.sort(dim=1, descending=not left, stable=True).indices
-    order = order[:, -width:] if left else order[:, :width]
-    padding = dropped.gather(1, order)
+    order = surviving_columns(keep, real)
+    padding = (real & ~keep).gather(1, order)
     if mask is None and bool(padding.any()):
         inputs = {**inputs, "attention_mask": real.long()}
     short = dict(inputs)

@@ -9,18 +9,23 @@ from typing import Any
 
 from idsel_core.methods.base import Method, take_best
 from idsel_core.methods.cdpruner import CDPruner
+from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
 from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
 from idsel_core.methods.evs import EVS
 from idsel_core.methods.fastervlm import FasterVLM
+from idsel_core.methods.fastv import FastV
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.in_llm import InLLM
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
+from idsel_core.methods.pyramiddrop import PyramidDrop
 from idsel_core.methods.random import Random
 from idsel_core.methods.scope import SCOPE
+from idsel_core.methods.sparsevlm import SparseVLM
 from idsel_core.methods.tome import ToMe
 from idsel_core.methods.topk import TopK
 from idsel_core.methods.trim import TRIM
@@ -30,6 +35,7 @@ from idsel_core.methods.vispruner import VisPruner
 from idsel_core.methods.vscan import VScan
 
 __all__ = [
+    "DART",
     "EVS",
     "METHODS",
     "SCOPE",
@@ -38,14 +44,18 @@ __all__ = [
     "DivPrune",
     "DiversityOnly",
     "Downsample",
+    "FastV",
     "FasterVLM",
     "HiPrune",
     "HiRED",
     "IDSelection",
+    "InLLM",
     "MMTok",
     "Method",
     "PruMergePlus",
+    "PyramidDrop",
     "Random",
+    "SparseVLM",
     "ToMe",
     "TopK",
     "UniformGrid",
@@ -80,6 +90,10 @@ METHODS: Mapping[str, type[Method]] = {
         ToMe,
         VScan,
         EVS,
+        FastV,
+        SparseVLM,
+        PyramidDrop,
+        DART,
     )
 }
 

@@ -1,0 +1,105 @@
+"""DART: a few tokens of large keys, and those that are least alike to them."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layer, places_of
+from idsel_core.methods.steps import check_count, check_flag, cosines, cut, picked, ranked, take, unit
+
+
+@dataclass(frozen=True)
+class DART(InLLM):
+    """Drop tokens once: keep pivots, and for each pivot in turn its share of the tokens that are least alike to it.
+
+    Pivots are the tokens of the image, and those of the text after it, whose keys in the layer before have the largest
+    sums of magnitudes, over all heads. The image's pivots are kept and come first, larger before smaller; each then
+    takes an equal share of what is left to take, those of lowest cosine between states after the language model's last
+    norm. No attention is read. Kept tokens keep their positions.
+
+    Source: DART, arXiv 2502.11494.
+
+    Parameters
+    ----------
+    layer : int or float
+        First layer that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
+    image_pivots, text_pivots : int
+        Pivots of each kind, as far as there are so many tokens.
+    faithful : bool
+        Give each pivot the number of tokens divided by that of all pivots, rounded down, as the authors do, and keep
+        the image's pivots beside them: 132 tokens for 128. Pivots then come in the order of a Python set of their
+        places.
+    """
+
+    name: ClassVar[str] = "dart"
+    positions: ClassVar[Positions] = "keep"
+
+    _: KW_ONLY
+    layer: int | float = 2 / 32
+    image_pivots: int = 4
+    text_pivots: int = 4
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layer("layer", self.layer)
+        check_count("image_pivots", self.image_pivots)
+        check_count("text_pivots", self.text_pivots)
+        check_flag("faithful", self.faithful)
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """Return the layer before which tokens are dropped."""
+        return places_of((self.layer,), depth)
+
+    def counts(self, full: Tensor, entering: Tensor, depth: int) -> Tensor:
+        """Return how many tokens of each image are left, int64 (I, 1); more than planned if `faithful`."""
+        counts = super().counts(full, entering, depth)
+        if not self.faithful:
+            return counts
+        pivots = self.image_pivots + self.text_pivots
+        room = (entering[:, None] - self.image_pivots).clamp_min(0)
+        return (counts.minimum(room) // pivots * pivots + self.image_pivots).minimum(entering[:, None])
+
+    def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
+        """Keep pivots and what is least alike to them.
+
+        The scores are the magnitudes of the keys.
+        """
+        mask, place = tokens.mask, torch.arange(tokens.columns.shape[1], device=counts.device)
+        size = tokens.read()[1].float().abs().sum((1, 3))
+        scores = size.gather(1, tokens.columns.clamp_min(0)).masked_fill(~mask, -torch.inf)
+        own = counts.clamp_max(self.image_pivots)
+        image = cut(ranked((scores,), mask), own)
+        words = tokens.text.sum(1).clamp_max(self.text_pivots)
+        text = cut(ranked((size,), tokens.text), words)
+        pivots = torch.cat([tokens.columns.gather(1, image.clamp_min(0)).masked_fill(image < 0, -1), text], 1)
+        pivots = pivots.gather(1, ranked((pivots >= 0,), torch.ones_like(pivots, dtype=torch.bool)))
+        if self.faithful:
+            pivots = _as_a_set(pivots, tokens.real.int().argmax(1))
+        x = unit(tokens.norm(tokens.states), torch.ones_like(tokens.real))
+        alike = cosines(take(x, pivots), tokens.visual(x))
+        quota = (counts - self.image_pivots).clamp_min(0) // (self.image_pivots + self.text_pivots)
+        pool, left, order = mask & ~picked(image, mask.shape[1]), counts - own, [image]
+        turns = (pivots >= 0).sum(1)
+        for turn in range(pivots.shape[1]):
+            share = quota if self.faithful else (left + turns - turn - 1) // (turns - turn).clamp_min(1)
+            share = share.minimum(pool.sum(1)).minimum(left).where(turn < turns, 0)
+            taken = ranked((-alike[:, turn],), pool).masked_fill(place >= share[:, None], -1)
+            order.append(taken)
+            pool, left = pool & ~picked(taken, mask.shape[1]), left - share
+        picks = torch.cat(order, 1)
+        picks = picks.gather(1, ranked((picks >= 0,), torch.ones_like(picks, dtype=torch.bool)))
+        return Choice(cut(picks, (picks >= 0).sum(1)), scores)
+
+
+def _as_a_set(pivots: Tensor, first: Tensor) -> Tensor:
+    """Order pivots (I, P), -1 at padding, as Python iterates a set of their places from the first token of a prompt."""
+    rows = []
+    for row, start in zip(pivots.tolist(), first.tolist(), strict=True):
+        places = list({place - start for place in row if place >= 0})
+        rows.append([place + start for place in places] + [-1] * (len(row) - len(places)))
+    return pivots.new_tensor(rows)

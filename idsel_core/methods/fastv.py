@@ -1,0 +1,43 @@
+"""FastV: the tokens that the prompt's last token attends to in an early layer of the language model."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layer, most_attended, places_of
+
+
+@dataclass(frozen=True)
+class FastV(InLLM):
+    """Drop tokens once, by the attention of the prompt's last token in the layer before.
+
+    Kept tokens keep their positions.
+
+    Source: FastV, arXiv 2403.06764.
+
+    Parameters
+    ----------
+    layer : int or float
+        First layer that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
+    """
+
+    name: ClassVar[str] = "fastv"
+    positions: ClassVar[Positions] = "keep"
+
+    _: KW_ONLY
+    layer: int | float = 2 / 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layer("layer", self.layer)
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """Return the layer before which tokens are dropped."""
+        return places_of((self.layer,), depth)
+
+    def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
+        """Keep the most attended tokens."""
+        return most_attended(tokens, counts)

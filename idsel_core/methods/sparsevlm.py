@@ -1,0 +1,187 @@
+"""SparseVLM: the words that look at the image rate its tokens, and of the worst ones some are merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layers, places_of
+from idsel_core.methods.steps import ascending, check_flag, check_share, cosines, cut, picked, ranked, take
+from idsel_core.selection import resolve_budget
+
+AUTHORS_COUNTS: Mapping[int, tuple[int, ...]] = {
+    192: (300, 200, 110),
+    128: (303, 110, 36),
+    96: (238, 48, 26),
+    64: (66, 30, 17),
+}
+"""Tokens of 576 that the authors keep after each drop, beside the merged ones, by what they call the number kept."""
+
+PER_CLUSTER = 10
+"""Tokens, beyond a first one, that are recycled for each merged token."""
+
+
+@dataclass(frozen=True)
+class SparseVLM(InLLM):
+    """Drop tokens in stages by the attention of the words that look at the image, and merge the best of the dropped.
+
+    The words that rate are those after the image that get more than their share when each visual token spreads a
+    softmax over the words, by the products of input embeddings; they are chosen once. Of the tokens that a stage
+    drops, the best rated `recycle` and one more are clustered by density peaks, and the mean of each of the clusters,
+    one for every ten tokens and one more, follows behind the kept ones. From stage to stage the tokens, merged ones
+    among them, fall by one factor, which follows from the budget. Positions are numbered anew at each stage. The
+    authors' clustering breaks ties at random; here they go to the token that comes first.
+
+    Source: SparseVLM, arXiv 2410.04417, version 1.
+
+    Parameters
+    ----------
+    layers : tuple of int or float
+        Layers after which tokens are dropped, from 0, or their shares of the depth; by default 2, 6 and 15 of 32.
+    recycle : float
+        Share of the dropped tokens that is clustered; at 0 none is.
+    faithful : bool
+        Keep the authors' numbers of tokens after each of three drops, which they give for budgets of 192, 128, 96 and
+        64 of 576 tokens, whatever the convention. The layers' mean is then 206.5, 145.4, 114.1 and 82.3.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    positions: ClassVar[Positions] = "compact"
+
+    _: KW_ONLY
+    layers: tuple[int | float, ...] = (2 / 32, 6 / 32, 15 / 32)
+    recycle: float = 0.3
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers("layers", self.layers)
+        check_share("recycle", self.recycle)
+        check_flag("faithful", self.faithful)
+
+    def places(self, depth: int) -> tuple[int, ...]:
+        """Return the layers before which tokens are dropped."""
+        return places_of(self.layers, depth, after=True)
+
+    def recycled(self, dropped: int) -> int:
+        """Return how many of a number of dropped tokens are clustered."""
+        return min(math.floor(self.recycle * dropped) + 1, dropped) if self.recycle else 0
+
+    def clusters(self, dropped: int) -> int:
+        """Return how many merged tokens stand for a number of dropped ones."""
+        recycled = self.recycled(dropped)
+        return recycled // PER_CLUSTER + 1 if recycled else 0
+
+    def least(self, count: int) -> int:
+        """Return the fewest tokens that a drop can leave of `count`: one and the merged ones."""
+        return min(1 + self.clusters(count - 1), count)
+
+    def counts(self, full: Tensor, entering: Tensor, depth: int) -> Tensor:
+        """Return how many tokens of each image are left after each drop, int64 (I, places).
+
+        Raises
+        ------
+        ValueError
+            If the budget cannot be reached, or `faithful` and the authors give no numbers for it.
+        """
+        if not self.faithful:
+            return super().counts(full, entering, depth)
+        budgets, drops = resolve_budget(self.budget, full), len(self.places(depth))
+        given = torch.stack([budgets, full, entering], 1).tolist()
+        if drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given):
+            raise ValueError(
+                f"SparseVLM's authors drop tokens three times and give numbers for "
+                f"{', '.join(map(str, AUTHORS_COUNTS))} of 576 tokens; got {drops} drops and {budgets.tolist()} of "
+                f"{entering.tolist()}"
+            )
+        rows = []
+        for budget in budgets.tolist():
+            left = [576]
+            for kept in AUTHORS_COUNTS[budget]:
+                left.append(kept + self.clusters(left[-1] - kept))
+            rows.append(left[1:])
+        return torch.tensor(rows, device=entering.device)
+
+    def asking(self, prompt: LayerTokens) -> Tensor:
+        """Return the words that rate, bool (I, L).
+
+        Raises
+        ------
+        ValueError
+            If no text follows an image.
+        """
+        words = prompt.text.sum(1)
+        if bool((words == 0).any()):
+            raise ValueError(f"sparsevlm needs words that rate, but no text follows image {int(words.argmin())}")
+        places = cut(ranked((prompt.text,), torch.ones_like(prompt.text)), words)
+        present = places >= 0
+        products = cosines(prompt.visual(prompt.states).float(), take(prompt.states, places).float())
+        spread = products.masked_fill(~present[:, None], -torch.inf).softmax(-1)
+        share = spread.masked_fill(~prompt.mask[..., None], 0).sum(1) / prompt.lengths[:, None]
+        rating = present & (share > 1 / words[:, None])
+        rating = torch.where(rating.any(1, keepdim=True), rating, present)
+        return picked(places.masked_fill(~rating, -1), prompt.text.shape[1])
+
+    def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
+        """Keep the best rated tokens, and merge some of the others."""
+        mask = tokens.mask
+        scores = tokens.attention.masked_fill(~mask, -torch.inf)
+        pairs = list(zip(tokens.lengths.tolist(), counts.tolist(), strict=True))
+        kept = counts.new_tensor([self._kept(length, count) for length, count in pairs])
+        ranking = ranked((scores,), mask)
+        merged_counts = counts - kept
+        if not bool(merged_counts.any()):
+            return Choice(cut(ranking, kept), scores)
+        recycled = counts.new_tensor([self.recycled(n) for n in (tokens.lengths - kept).tolist()])
+        rank = torch.arange(mask.shape[1], device=mask.device)
+        again = (rank >= kept[:, None]) & (rank < (kept + recycled)[:, None])
+        again = cut(ascending(ranking.masked_fill(~again, -1), mask.shape[1]), recycled)
+        merged = density_peaks(take(tokens.visual(tokens.states), again), again >= 0, merged_counts)
+        return Choice(cut(ranking, kept), scores, merged, merged_counts)
+
+    def _kept(self, length: int, count: int) -> int:
+        """Return how many tokens are kept if `count` are left of `length`, with the merged ones."""
+        if count >= length:
+            return length
+        return next(kept for kept in range(count, -1, -1) if kept + self.clusters(length - kept) <= count)
+
+
+def density_peaks(states: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+    """Cluster tokens by density peaks, and return the mean of each cluster, (I, max count, D).
+
+    The density of a token is exp(-m), m the mean square of the distances to its `counts` nearest tokens, itself among
+    them. Centres are the tokens of largest density times distance to the nearest denser one; every token belongs to the
+    nearest centre. Clusters come in the order of their centres, best first.
+
+    Parameters
+    ----------
+    states : Tensor
+        (I, T, D), any float dtype.
+    mask : Tensor
+        bool (I, T); true on tokens.
+    counts : Tensor
+        Clusters of each image, int64 (I,), no more than it has tokens.
+    """
+    x = states.float().masked_fill(~mask[..., None], 0)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").double() / x.shape[-1] ** 0.5
+    far = distance.masked_fill(~mask[:, None], torch.inf)
+    place = torch.arange(x.shape[1], device=x.device)
+    nearest = far.sort(dim=2).values.masked_fill((place >= counts[:, None])[:, None], 0)
+    spread = nearest.square().sum(2) / counts[:, None].clamp_min(1)
+    # Of equally dense tokens the first one counts as denser.
+    first, equal = place < place[:, None], spread[:, None] == spread[..., None]
+    denser = mask[:, None] & ((spread[:, None] < spread[..., None]) | (equal & first))
+    widest = distance.masked_fill(~(mask[:, None] & mask[..., None]), 0).amax((1, 2))
+    gap = distance.masked_fill(~denser, torch.inf).amin(2).minimum(widest[:, None])
+    centres = cut(ranked(((-spread).exp() * gap,), mask), counts)
+    owner = take(distance, centres).masked_fill((centres < 0)[..., None], torch.inf).argmin(1)
+    image, cluster = (centres >= 0).nonzero(as_tuple=True)
+    owner[image, centres[image, cluster]] = cluster
+    member = torch.nn.functional.one_hot(owner, centres.shape[1]).masked_fill(~mask[..., None], 0).to(x)
+    sums = cosines(member.mT, x.mT)
+    return (sums / member.sum(1)[..., None].clamp_min(1)).to(states.dtype)
