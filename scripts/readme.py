@@ -5,10 +5,13 @@ python scripts/readme.py --check    fail where one is out of date
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
 from pathlib import Path
+
+from idsel_core.methods import METHODS, InLLM
 
 PAGES = (Path("README.md"), Path("data/backbone/README.md"))
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,9 +42,23 @@ def training() -> str:
     )
 
 
+def methods() -> str:
+    """List the registry: what each method does, in its own words, and where it comes from."""
+    rows = ["| method | what it does | source |", "|---|---|---|"]
+    for name, method in METHODS.items():
+        words = inspect.getdoc(method)
+        source = re.search(r"Source: .*?arXiv (\d+\.\d+)", words)
+        where = f"[{source[1]}](https://arxiv.org/abs/{source[1]})" if source else ""
+        inside = " *(inside the language model)*" if issubclass(method, InLLM) else ""
+        rows.append(f"| `{name}` | {words.split(chr(10))[0]}{inside} | {where} |")
+    return "\n".join(rows)
+
+
 WRITERS = {
     "accuracy": lambda: table("accuracy"),
     "budget": lambda: table("budget"),
+    "comparison": lambda: table("comparison"),
+    "methods": methods,
     "time": time_taken,
     "training": training,
 }
