@@ -24,7 +24,7 @@ from idsel_core.tokens import VisualTokens
 BASE = "fastervlm"
 SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
 """Tables of N x N float32 that methods hold at once, about, as measured."""
-TOWER, HEADS, WORDS = 1024, 16, 12
+TOWER, HEADS, WORDS, DECODER_LAYERS = 1024, 16, 12, 32
 
 
 def make_tokens(n: int, width: int, device: str) -> VisualTokens:
@@ -53,7 +53,7 @@ def make_tokens(n: int, width: int, device: str) -> VisualTokens:
     sources = {name: lambda *_, view=view: view for name, view in views.items()}
     sources["projector"] = lambda x: torch.nn.functional.pad(x, (0, width - TOWER))
     mask = torch.ones(1, n, dtype=torch.bool, device=device)
-    return VisualTokens(clustered(width), mask, cells(n).to(device), sources)
+    return VisualTokens(clustered(width), mask, cells(n).to(device), sources, decoder_layers=DECODER_LAYERS)
 
 
 def cells(n: int) -> Tensor:

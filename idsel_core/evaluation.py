@@ -30,7 +30,7 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
 from idsel_core.cost import flops_analytic
-from idsel_core.methods import InLLM, Method, UniformGrid, get_method, list_methods
+from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
@@ -322,7 +322,7 @@ class Study:
             inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
             selection = acting.select(inputs.tokens)
             short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
-            sharing = torch.arange(len(questions)) if isinstance(acting, InLLM) else _alike(questions, selection)
+            sharing = torch.arange(len(questions)) if drops_inside(acting) else _alike(questions, selection)
             with dropping(self.backbone, acting, inputs.tokens, selection, short) as passage:
                 output = self._generate(short, sharing)
         answers = self.processor.batch_decode(output, skip_special_tokens=True)
@@ -345,7 +345,7 @@ class Study:
                 "gamma": getattr(method, "gamma", np.nan),
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
-                "convention": getattr(method, "budget_convention", None),
+                "convention": method.budget_convention if drops_inside(method) else None,
                 "tokens_before": before,
                 "tokens_kept": [profile[-1] for profile in layers],
                 "tokens_average": [sum(profile) / len(profile) for profile in layers],
@@ -455,7 +455,8 @@ class _Inputs:
 
 def title(method: Method) -> str:
     """Return the name of a method, and what its budget means where that is the tokens left at last."""
-    return f"{method.name} (final)" if getattr(method, "budget_convention", None) == "final" else method.name
+    final = drops_inside(method) and method.budget_convention == "final"
+    return f"{method.name} (final)" if final else method.name
 
 
 def _alike(questions: pd.DataFrame, selection: Selection) -> Tensor:

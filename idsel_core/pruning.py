@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones.base import POSITIONS
 from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
-from idsel_core.methods import InLLM, Method
+from idsel_core.methods import Method, drops_inside
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 
@@ -158,7 +158,7 @@ class Pruning:
             raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, as input_ids, not {tuple(mask.shape)}")
         if generating and mask is None and (mask := _inferred_mask(self.model, inputs)) is not None:
             inputs = {**inputs, "attention_mask": mask}
-        if isinstance(self.method, InLLM):
+        if drops_inside(self.method):
             inputs = self._for_drops(inputs, generating)
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)

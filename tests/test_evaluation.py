@@ -1,6 +1,7 @@
 """The study: parts, cached encodings, rows, and clear words for what is wrong."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -204,8 +205,13 @@ def test_what_cannot_run_says_why_and_the_rest_runs(study):
 
 
 def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):
-    method = get_method("hiprune", budget=16)
-    deep = open_study("validation", limit=7, cache=tmp_path, depths=method.depths)
-    assert deep.applicable([method]) == ([method], {})
-    assert set(deep.run([method])["tokens_kept"]) == {16}
+    methods = [get_method("hiprune", budget=16), get_method("vscan", budget=32)]
+    methods += [replace(methods[1], budget_convention="final"), replace(methods[1], layer=None)]
+    deep = open_study("validation", limit=7, cache=tmp_path, depths=(0.25, 0.375))
+    assert deep.applicable(methods) == (methods, {})
+    hiprune, average, final, before = (deep.run([method]) for method in methods)
+    assert set(hiprune["tokens_kept"]) == {16}
+    assert average["tokens_average"].sub(32).abs().max() <= 0.5 and set(average["convention"]) == {"average"}
+    assert set(final["tokens_kept"]) == {32} and set(final["convention"]) == {"final"}
+    assert set(before["tokens_average"]) == {32} and before["convention"].isna().all()
     assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import in_llm_reference as reference
 import numpy as np
+import peers_reference
 import pytest
 import tiny
 import torch
@@ -21,7 +22,7 @@ from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaModel
 from idsel_core import TopK, UniformGrid, adapter_for, prune
 from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.layers import check_decoder, dropping
-from idsel_core.methods import DART, METHODS, FastV, InLLM, PyramidDrop, SparseVLM
+from idsel_core.methods import DART, METHODS, FastV, InLLM, PyramidDrop, SparseVLM, VScan
 from idsel_core.methods.in_llm import Choice, LayerTokens, most_attended
 from idsel_core.methods.sparsevlm import AUTHORS_COUNTS, density_peaks
 from idsel_core.selection import Selection
@@ -31,6 +32,7 @@ RULES = {
     "fastv": {"rule": reference.last_attention, "compact": False},
     "pyramiddrop": {"rule": reference.last_attention, "after": True},
     "sparsevlm": {"rule": reference.sparsevlm},
+    "vscan": {"rule": reference.last_attention, "after": True},
     "dart": {"rule": reference.dart, "compact": False},
 }
 METHODS_INSIDE = [
@@ -42,6 +44,8 @@ METHODS_INSIDE = [
     SparseVLM(9, budget_convention="final", layers=(0, 1, 3)),
     # One token and two merged ones.
     SparseVLM(3, budget_convention="final", layers=(2,)),
+    VScan(20),
+    VScan(9, budget_convention="final", layer=2, windows=2, faithful=True),
     DART(20),
     DART(17, layer=2, budget_convention="final", faithful=True),
 ]
@@ -49,7 +53,7 @@ METHODS_INSIDE = [
 
 def rule_of(method: InLLM) -> dict:
     rule = dict(RULES[method.name])
-    if getattr(method, "faithful", False):
+    if method.name == "dart" and method.faithful:
         rule["rule"] = partial(rule["rule"], faithful=True)
     return rule
 
@@ -64,6 +68,7 @@ def rule_of(method: InLLM) -> dict:
         (SparseVLM(1), (3, 7, 16), (1, 2, 3)),
         (PyramidDrop(1), (8, 16, 24), (1, 3, 4)),
         (DART(1), (2,), (1,)),
+        (VScan(1), (16,), (3,)),
         (FastV(1, layer=3), (3,), (3,)),
         (SparseVLM(1, layers=(0, 3)), (1, 4), (1, 4)),
         (PyramidDrop(1, layers=(4, 0.99)), (4, 31), (4,)),
@@ -157,6 +162,47 @@ def test_images_that_were_cut_before_are_planned_from_what_is_left():
     assert FastV(0.5, budget_convention="final").counts(full, entering, 5).tolist() == [[18], [18], [12]]
 
 
+@pytest.mark.parametrize("left", [1e-9, 0.1, 1 / 3, 0.9, 1.0])
+@pytest.mark.parametrize("layer", [1, 0.25, 0.5, 0.99])
+def test_vscan_reaches_every_budget(layer, left):
+    for depth, count in ((2, 36), (3, 36), (5, 36), (12, 100), (32, 576)):
+        full = torch.tensor([count])
+        for convention in ("average", "final"):
+            for budget in range(1, count + 1, 1 + count // 100):
+                method = VScan(budget, layer=layer, left=left, budget_convention=convention)
+                entering = method.entering(full, depth)
+                (after,) = method.counts(full, entering, depth)[0].tolist()
+                assert count >= int(entering) >= budget and int(entering) >= after >= 1
+                average = sum(layers_of(int(entering), [after], method.places(depth), depth)) / depth
+                assert abs(average - budget) <= 0.5 if convention == "average" else after == budget
+                assert budget < count or int(entering) == after == count
+
+
+@pytest.mark.parametrize(
+    ("method", "entering", "left"),
+    [
+        (VScan(64), 96, 32),
+        (VScan(192), 288, 96),
+        (VScan(1 / 9), 96, 32),
+        (VScan(32, budget_convention="final"), 96, 32),
+        (VScan(400), 576, 224),
+        (VScan(64, layer=8, left=0.5), 102, 51),
+        (VScan(1), 1, 1),
+    ],
+    ids=repr,
+)
+def test_vscan_plans_both_stages(method, entering, left):
+    full = torch.tensor([576, 576])
+    assert method.entering(full, 32).tolist() == [entering] * 2
+    assert method.counts(full, torch.tensor([entering] * 2), 32).tolist() == [[left]] * 2
+
+
+def test_vscan_as_published_does_not_make_up_for_what_the_windows_lose():
+    full, entering = torch.tensor([576]), torch.tensor([40])
+    assert VScan(32).counts(full, entering, 32).tolist() == [[24]]
+    assert VScan(32, faithful=True).counts(full, entering, 32).tolist() == [[16]]
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
@@ -168,6 +214,7 @@ def test_images_that_were_cut_before_are_planned_from_what_is_left():
         (FastV(64, layer=32), "tokens cannot be dropped before layer 32 of 32: choose one from 1 to 31"),
         (PyramidDrop(64, layers=(0, 4)), "tokens cannot be dropped before layer 0 of 32"),
         (SparseVLM(64, layers=(31,)), "tokens cannot be dropped after layer 31 of 32: choose one from 0 to 30"),
+        (VScan(64, layer=32), "tokens cannot be dropped before layer 32 of 32: choose one from 1 to 31"),
         (FastV(577), "got 577 tokens, and the longest row has 576"),
     ],
     ids=repr,
@@ -190,6 +237,8 @@ def test_budgets_and_layers_that_cannot_be_are_refused(method, message):
         ("pyramiddrop", {"layers": ()}, r"layers must be a tuple of layers, not \(\)"),
         ("sparsevlm", {"layers": (1, "2")}, "layers must be a layer .* not '2'"),
         ("sparsevlm", {"recycle": 1.5}, "recycle must be a number from 0 to 1, not 1.5"),
+        ("vscan", {"layer": 1.0}, "layer must be a layer .* or a share of the depth .*, not 1.0"),
+        ("vscan", {"budget_convention": "mean"}, "budget_convention must be one of average, final, not 'mean'"),
         ("fastv", {"budget_convention": "mean"}, "budget_convention must be one of average, final, not 'mean'"),
     ],
 )
@@ -398,12 +447,46 @@ def embedded(model, single: dict[str, Tensor]) -> tuple[np.ndarray, list[list[in
     return embeddings.double().numpy(), [row.tolist() for row in columns if len(row)]
 
 
-def read_alone(model, decoder, method: InLLM, single: dict[str, Tensor]) -> reference.Read:
+@torch.no_grad()
+def first_stage(model, method: VScan, single: dict[str, Tensor]) -> list[peers_reference.Kept]:
+    """Return what enters the language model of each image of one prompt."""
+    backbone = adapter_for(model)
+    tokens = backbone.visual_tokens(
+        backbone.encode(single["pixel_values"], depths=method.depths), single["input_ids"], single["attention_mask"]
+    )
+    views = {"features": tokens.features, "grid": tokens.grid, "cls_attention": tokens.cls_attention}
+    views["cls_attention@0.25"] = tokens.at_depth("cls_attention", 0.25)
+    count = int(method.entering(torch.tensor([tiny.TOKENS]), DEPTH))
+    return [
+        peers_reference.vscan(
+            {name: (view[i].double() if view.is_floating_point() else view[i]).numpy() for name, view in views.items()},
+            count,
+            lossy=method.faithful,
+            windows=method.windows,
+        )
+        for i in range(len(tokens))
+    ]
+
+
+def read_alone(model, decoder, method: InLLM, single: dict[str, Tensor], compact: bool = True) -> reference.Read:
     embeddings, images = embedded(model, single)
-    tokens = torch.tensor([tiny.TOKENS] * max(len(images), 1))
-    counts = method.counts(tokens, tokens, DEPTH).tolist()
-    read = decoder.read(embeddings, images, method.places(DEPTH), counts, **rule_of(method))
+    begin, numbers = list(range(len(embeddings))), [list(range(tiny.TOKENS))] * len(images)
+    if method.name == "vscan" and images:
+        stages = first_stage(model, method, single)
+        assert min(one.gap for one in stages) > 2e-7
+        for columns, one in zip(images, stages, strict=True):
+            embeddings[[columns[token] for token in one.tokens]] = one.read
+        numbers = [one.tokens for one in stages]
+        entered = [[columns[token] for token in own] for columns, own in zip(images, numbers, strict=True)]
+        gone = {column for own in images for column in own}.difference(*entered)
+        begin = [column for column in begin if column not in gone]
+        embeddings, images = embeddings[begin], [[begin.index(column) for column in own] for own in entered]
+    full, entering = torch.tensor([tiny.TOKENS] * len(images)), torch.tensor([len(own) for own in numbers])
+    counts = method.counts(full, entering, DEPTH).tolist() if images else []
+    begin = None if compact else begin
+    read = decoder.read(embeddings, images, method.places(DEPTH), counts, **rule_of(method), begin=begin)
     assert read.gap > 2e-7
+    read.kept = [[[own[i] for i in kept] for kept in drops] for own, drops in zip(numbers, read.kept, strict=True)]
     return read
 
 
@@ -435,7 +518,8 @@ def test_prefill_and_every_step_equal_a_decoder_built_by_hand(model, decoder, me
     lengths = [max(read.cache[layer][0].shape[1] for read in reads) for layer in range(DEPTH)]
     assert [whole.past_key_values.get_seq_length(layer) for layer in range(DEPTH)] == lengths
     assert [got.past_key_values.get_seq_length(layer) for layer in range(DEPTH)] == [n + 4 for n in lengths]
-    assert whole.logits.shape[1] == lengths[-1] and lengths[0] == width
+    assert whole.logits.shape[1] == lengths[-1]
+    assert (lengths[0] == width) == all(record.layers[0] == tiny.TOKENS for record in run_.report)
     images = iter(run_.report)
     for row, read in enumerate(reads):
         close(whole.logits[row, -len(read.logits) :], read.logits)
@@ -463,7 +547,11 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(model, method, side):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", [FastV(1.0), SparseVLM(1.0), PyramidDrop(1.0), DART(1.0)], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method",
+    [FastV(1.0), SparseVLM(1.0), PyramidDrop(1.0), DART(1.0), VScan(1.0), VScan(36, budget_convention="final")],
+    ids=lambda m: m.name,
+)
 def test_keeping_everything_is_bit_equal(method, attention):
     model, inputs = tiny.build(attention=attention, layers=DEPTH), tiny.prompts((1, 0, 2))
     plain, plain_logits = run(model, inputs), model(**inputs).logits
@@ -710,6 +798,40 @@ def test_a_choice_before_the_language_model_and_one_inside_follow_each_other(mod
         close(got.logits[step + 1][0], wanted)
 
 
+@pytest.mark.parametrize("kept_positions", ["compact", "keep"])
+def test_what_enters_may_be_numbered_either_way(model, decoder, kept_positions):
+    inputs, method = tiny.prompts((1,)), VScan(12, left=0.2)
+    with prune(model, method, kept_positions), torch.no_grad():
+        got = run(model, inputs)
+    read = read_alone(model, decoder, method, inputs, kept_positions == "compact")
+    close(got.logits[0][0], read.logits[-1])
+    for step, token in enumerate(got.sequences[0, inputs["input_ids"].shape[1] : -1].tolist()):
+        wanted = decoder.step(read, model.get_input_embeddings().weight[token].detach().double().numpy())
+        close(got.logits[step + 1][0], wanted)
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+@pytest.mark.parametrize("convention", ["average", "final"])
+def test_every_budget_of_two_stages_runs(depth, convention):
+    model, inputs = tiny.build(layers=depth), tiny.prompts((1,))
+    for budget in range(1, tiny.TOKENS + 1):
+        with prune(model, VScan(budget, budget_convention=convention)) as run_, torch.no_grad():
+            assert model(**inputs).logits.isfinite().all()
+        (record,) = run_.report
+        assert abs(record.average - budget) <= 0.5 if convention == "average" else record.after == budget
+
+
+def test_a_method_of_two_stages_may_leave_the_second_one_out(model):
+    inputs = tiny.prompts((1, 2))
+    results = []
+    for convention in ("average", "final"):
+        with prune(model, VScan(9, layer=None, budget_convention=convention)) as run_:
+            results.append(run(model, inputs, use_cache=False))
+            assert model(**inputs, past_key_values=StaticCache(config=model.config, max_cache_len=128)).logits.shape[1]
+        assert all(r.layers == [9] * DEPTH and r.drops == [] and len(r.indices) == 9 for r in run_.report)
+    assert torch.equal(torch.stack(results[0].logits), torch.stack(results[1].logits))
+
+
 def test_a_prompt_may_end_in_its_image(model):
     inputs = tiny.prompts((1,))
     inputs = {**inputs, "input_ids": inputs["input_ids"][:, :-7], "attention_mask": None}
@@ -722,7 +844,9 @@ def test_a_prompt_may_end_in_its_image(model):
 def test_own_positions_are_closed_up_behind_each_drop(model):
     inputs = tiny.prompts((1,))
     moved = torch.arange(inputs["input_ids"].shape[1])[None] + 7
-    for method in METHODS_INSIDE[:-2]:
+    for method in METHODS_INSIDE:
+        if method.name == "dart":
+            continue
         with prune(model, method), torch.no_grad():
             torch.testing.assert_close(
                 model(**inputs, position_ids=moved).logits, model(**inputs).logits, atol=5e-4, rtol=1e-3
@@ -926,7 +1050,7 @@ def test_encoded_images_are_asked_without_a_block(model):
     inputs = tiny.prompts((1, 2))
     backbone = adapter_for(model)
     prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    tokens = backbone.visual_tokens(backbone.encode(inputs["pixel_values"]), **prompts)
+    tokens = backbone.visual_tokens(backbone.encode(inputs["pixel_values"], depths=(0.25,)), **prompts)
     assert tokens.decoder_layers == DEPTH
     for method in [*METHODS_INSIDE, TopK(7, importance="saliency")]:
         selection = method.select(tokens)

@@ -36,7 +36,7 @@ MATRIX = [
     METHODS["visionzip"](budget=1),
     METHODS["prumergeplus"](budget=1),
     METHODS["tome"](budget=1),
-    METHODS["vscan"](budget=1),
+    METHODS["vscan"](budget=1, layer=None),
     METHODS["evs"](budget=1),
 ]
 # Methods that choose inside the language model; tests of their own cover what they choose there.
@@ -161,7 +161,8 @@ def test_too_many_tokens_are_refused(method):
         (METHODS["visionzip"](budget=2), {"cls_attention", "keys", "encoder_features", "cls_features"}),
         (METHODS["prumergeplus"](budget=2), {"wide_cls_attention@1", "keys@1", "encoder_features"}),
         (METHODS["tome"](budget=2), {"keys", "encoder_features"}),
-        (METHODS["vscan"](budget=2), {"cls_attention", "cls_attention@0.25"}),
+        (METHODS["vscan"](budget=2, layer=None), {"cls_attention", "cls_attention@0.25"}),
+        (METHODS["vscan"](budget=2, budget_convention="final"), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["evs"](budget=2), {"frames"}),
     ],
     ids=repr,

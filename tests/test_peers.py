@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import peers_reference as reference
@@ -78,6 +79,11 @@ def numpy_of(image: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> di
     return {n: (v.to(dtype).double() if v.is_floating_point() else v).numpy() for n, v in image.items()}
 
 
+def peer(name: str, **knobs) -> Method:
+    """Build a peer; of VScan, the stage before the language model alone."""
+    return get_method(name, **({"layer": None} if name == "vscan" else {}), **knobs)
+
+
 def rows_of(method: Method, tokens: VisualTokens) -> tuple[list[list[int]], list[list[int]]]:
     """Return kept tokens and pick order of each row."""
     picks = method.select(tokens)
@@ -134,14 +140,14 @@ def greedy(name: str, image: dict[str, np.ndarray], count: int) -> list[int]:
 @pytest.mark.parametrize("name", list(reference.NEXT))
 def test_greedy_methods_pick_what_the_formula_picks(name):
     images = [numpy_of(image) for image in PICTURES]
-    _, longest = rows_of(get_method(name, budget=100), batch(*PICTURES))
+    _, longest = rows_of(peer(name, budget=100), batch(*PICTURES))
     for image, order in zip(images, longest, strict=True):
         replay(name, image, order)
         exact = greedy(name, image, 30)
         assert replay(name, image, exact) > 1, "a near tie among the first 30 picks; draw other pictures"
         assert order[:30] == exact
     for budget in BUDGETS:
-        kept, order = rows_of(get_method(name, budget=budget), batch(*PICTURES))
+        kept, order = rows_of(peer(name, budget=budget), batch(*PICTURES))
         for row, (image, all_picks) in enumerate(zip(images, longest, strict=True)):
             count = min(budget, len(image["features"]))
             assert order[row] == all_picks[:count] and kept[row] == sorted(order[row])
@@ -150,7 +156,7 @@ def test_greedy_methods_pick_what_the_formula_picks(name):
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", list(reference.KEPT))
 def test_methods_keep_what_the_formula_keeps(name, budget):
-    method, tokens = get_method(name, budget=budget), batch(*PICTURES)
+    method, tokens = peer(name, budget=budget), batch(*PICTURES)
     picks = method.select(tokens)
     compared = 0
     for row, image in enumerate(map(numpy_of, PICTURES)):
@@ -166,7 +172,7 @@ def test_methods_keep_what_the_formula_keeps(name, budget):
 def test_half_precision_keeps_nearly_the_same(name, record_property):
     shares = []
     for budget in (16, 64):
-        method = get_method(name, budget=budget)
+        method = peer(name, budget=budget)
         exact, half = (rows_of(method, batch(*PICTURES, dtype=dtype))[0] for dtype in (torch.float32, torch.bfloat16))
         shares += [len(set(a) & set(b)) / len(a) for a, b in zip(exact, half, strict=True)]
     record_property("overlap", sum(shares) / len(shares))
@@ -195,17 +201,17 @@ PEERS = sorted({*reference.NEXT, *reference.KEPT})
 def test_duplicates_and_zero_vectors_do_not_repeat_or_lose_tokens(name, how):
     images = [spoilt(image, how) for image in PICTURES]
     for budget in (2, 30, 64, 99):
-        kept, order = rows_of(get_method(name, budget=budget), batch(*images))
+        kept, order = rows_of(peer(name, budget=budget), batch(*images))
         for row, image in enumerate(images):
             assert len(set(kept[row])) == len(order[row]) == min(budget, len(image["features"]))
-        assert all(row.isfinite().all() for row in read_rows(get_method(name, budget=budget), batch(*images)))
+        assert all(row.isfinite().all() for row in read_rows(peer(name, budget=budget), batch(*images)))
 
 
 @pytest.mark.parametrize("how", ["duplicates", "zeros"])
 @pytest.mark.parametrize("name", list(reference.NEXT))
 def test_picks_among_duplicates_and_zero_vectors_are_as_good_as_the_best(name, how):
     images = [spoilt(image, how) for image in PICTURES]
-    _, order = rows_of(get_method(name, budget=64), batch(*images))
+    _, order = rows_of(peer(name, budget=64), batch(*images))
     for image, picks in zip(images, order, strict=True):
         replay(name, numpy_of(image), picks)
         if how == "duplicates" and name in ("divprune", "cdpruner"):
@@ -215,9 +221,9 @@ def test_picks_among_duplicates_and_zero_vectors_are_as_good_as_the_best(name, h
 @pytest.mark.parametrize("name", PEERS)
 def test_one_token_is_kept_and_equal_scores_are_settled(name):
     one = picture(0, 1, 1)
-    assert rows_of(get_method(name, budget=1), batch(one))[0] == [[0]]
+    assert rows_of(peer(name, budget=1), batch(one))[0] == [[0]]
     equal = {key: torch.ones_like(v) if key in PER_TOKEN else v for key, v in PICTURES[0].items()}
-    assert len(rows_of(get_method(name, budget=9), batch(equal))[0][0]) == 9
+    assert len(rows_of(peer(name, budget=9), batch(equal))[0][0]) == 9
 
 
 # ------------------------------------------------------------------------------------------------ as published
@@ -227,20 +233,18 @@ def test_vispruner_as_published_cannot_start_with_an_odd_list():
     tokens = batch(PICTURES[0])
     for budget, fits in ((64, True), (58, False), (30, False), (2, False), (16, True)):
         if fits:
-            kept = [
-                rows_of(get_method("vispruner", budget=budget, faithful=flag), tokens)[0] for flag in (0 == 1, True)
-            ]
+            kept = [rows_of(peer("vispruner", budget=budget, faithful=flag), tokens)[0] for flag in (0 == 1, True)]
             assert kept[0] == kept[1]
         else:
             with pytest.raises(ValueError, match=r"must be even; got \[\d+\]"):
-                get_method("vispruner", budget=budget, faithful=True).select(tokens)
+                peer("vispruner", budget=budget, faithful=True).select(tokens)
 
 
 def test_vispruner_without_a_diverse_part_is_fastervlm():
     tokens = batch(*PICTURES)
     plain, important = (
-        rows_of(get_method("fastervlm", budget=20), tokens)[0],
-        get_method("vispruner", budget=20, important=1.0),
+        rows_of(peer("fastervlm", budget=20), tokens)[0],
+        peer("vispruner", budget=20, important=1.0),
     )
     assert rows_of(important, tokens)[0] == plain
 
@@ -251,20 +255,20 @@ def test_hiprune_neighbours_wrap_as_published_and_not_by_default():
     shallow[20] = 1  # First column of the third row.
     image |= {"received_attention@0.375": shallow, "received_attention": deep}
     fixed, published = (
-        set(rows_of(get_method("hiprune", budget=10, anchors=0.5, faithful=flag), batch(image))[0][0])
+        set(rows_of(peer("hiprune", budget=10, anchors=0.5, faithful=flag), batch(image))[0][0])
         for flag in (False, True)
     )
     assert fixed == {10, 20, 21, 30, *range(94, 100)}
     assert published == {10, 19, 20, 21, 30, *range(95, 100)}
     image["received_attention@0.375"] = torch.zeros(100).index_fill(0, torch.tensor(3), 1.0)
-    kept = rows_of(get_method("hiprune", budget=10, anchors=0.5, faithful=True), batch(image))[0][0]
+    kept = rows_of(peer("hiprune", budget=10, anchors=0.5, faithful=True), batch(image))[0][0]
     assert kept[:5] == [0, 2, 3, 4, 13]
 
 
 def test_hiprune_has_no_anchor_at_small_budgets():
     tokens = batch(PICTURES[0])
     deep = PICTURES[0]["received_attention"].topk(16).indices.tolist()
-    assert rows_of(get_method("hiprune", budget=16), tokens)[0] == [sorted(deep)]
+    assert rows_of(peer("hiprune", budget=16), tokens)[0] == [sorted(deep)]
 
 
 def test_hiprune_off_the_grid_has_no_neighbours():
@@ -272,34 +276,34 @@ def test_hiprune_off_the_grid_has_no_neighbours():
     image["grid"] = torch.full_like(image["grid"], -1)
     image["received_attention@0.375"] = torch.linspace(1, 0, 100)
     image["received_attention"] = torch.linspace(0, 1, 100)
-    kept = rows_of(get_method("hiprune", budget=10, anchors=0.5), batch(image))[0][0]
+    kept = rows_of(peer("hiprune", budget=10, anchors=0.5), batch(image))[0][0]
     assert kept == [0, *range(91, 100)]
 
 
 def test_divprune_as_published_picks_duplicates_again():
     image = spoilt(PICTURES[0], "duplicates")
-    picks = get_method("divprune", budget=64, faithful=True).select(batch(image))
+    picks = peer("divprune", budget=64, faithful=True).select(batch(image))
     assert int(picks.counts) < 64
     assert len({i % 20 for i in picks.rows()[0].tolist()}) == 20
     exact, published = (
-        rows_of(get_method("divprune", budget=30, faithful=flag), batch(*PICTURES))[0] for flag in (False, True)
+        rows_of(peer("divprune", budget=30, faithful=flag), batch(*PICTURES))[0] for flag in (False, True)
     )
     assert exact == published
 
 
 def test_cdpruner_as_published_loses_tokens_when_nothing_is_left_to_explain():
     image = spoilt(PICTURES[0], "duplicates")
-    picks = get_method("cdpruner", budget=90, faithful=True).select(batch(image, PICTURES[1]))
+    picks = peer("cdpruner", budget=90, faithful=True).select(batch(image, PICTURES[1]))
     assert 20 <= int(picks.counts[0]) < 90
     exact, published = (
-        rows_of(get_method("cdpruner", budget=30, faithful=flag), batch(*PICTURES))[1] for flag in (False, True)
+        rows_of(peer("cdpruner", budget=30, faithful=flag), batch(*PICTURES))[1] for flag in (False, True)
     )
     assert exact == published
 
 
 def test_cdpruner_fills_up_by_relevance():
     image = spoilt(PICTURES[0], "duplicates")
-    order = rows_of(get_method("cdpruner", budget=64), batch(image))[1][0]
+    order = rows_of(peer("cdpruner", budget=64), batch(image))[1][0]
     filled = image["relevance"][order[20:]]
     assert bool((filled[1:] <= filled[:-1]).all())
 
@@ -307,13 +311,13 @@ def test_cdpruner_fills_up_by_relevance():
 @pytest.mark.parametrize("name", ["cdpruner", "trim"])
 def test_clips_sign_can_be_turned(name):
     turned = {**PICTURES[0], "relevance": -PICTURES[0]["relevance"]}
-    plain = rows_of(get_method(name, budget=20), batch(turned))
-    assert rows_of(get_method(name, budget=20, negated=True), batch(PICTURES[0])) == plain
+    plain = rows_of(peer(name, budget=20), batch(turned))
+    assert rows_of(peer(name, budget=20, negated=True), batch(PICTURES[0])) == plain
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(16, 17), (100, 100), (0.111, 12), (0.005, 1)])
 def test_trim_as_published_keeps_the_mean_beside_the_budget(budget, kept):
-    picks = get_method("trim", budget=budget, faithful=True).select(batch(PICTURES[0]))
+    picks = peer("trim", budget=budget, faithful=True).select(batch(PICTURES[0]))
     assert picks.counts.tolist() == [kept]
     wanted = reference.trim(numpy_of(PICTURES[0]), kept - 1, "relevance_product", extra=1)
     assert picks.rows()[0].tolist() == sorted(wanted.tokens)
@@ -328,9 +332,9 @@ MERGING = ("trim", "visionzip", "prumergeplus", "tome", "vscan")
 @pytest.mark.parametrize("budget", [*BUDGETS, 0.03, 0.2, 0.5])
 @pytest.mark.parametrize("name", MERGING)
 def test_a_batch_merges_as_its_images_alone(name, budget):
-    together = read_rows(get_method(name, budget=budget), batch(*PICTURES))
+    together = read_rows(peer(name, budget=budget), batch(*PICTURES))
     for row, image in zip(together, PICTURES, strict=True):
-        method = get_method(name, budget=min(budget, len(image["features"])))
+        method = peer(name, budget=min(budget, len(image["features"])))
         (alone,) = read_rows(method, batch(image))
         torch.testing.assert_close(row, alone, atol=2e-6, rtol=0)
 
@@ -340,7 +344,7 @@ def test_a_batch_merges_as_its_images_alone(name, budget):
 )
 def test_nothing_is_merged_where_everything_is_kept(name, knobs):
     tokens = batch(*PICTURES)
-    rows = read_rows(get_method(name, budget=100, **knobs), tokens)
+    rows = read_rows(peer(name, budget=100, **knobs), tokens)
     source = tokens.features if name == "vscan" else project(tokens.encoder_features)
     for row, whole in zip(rows, source, strict=True):
         assert torch.equal(row, whole[: len(row)])
@@ -349,7 +353,7 @@ def test_nothing_is_merged_where_everything_is_kept(name, knobs):
 @pytest.mark.parametrize("name", MERGING)
 def test_half_precision_is_merged_in_full_precision(name):
     coarse = [{key: v.bfloat16().float() if v.is_floating_point() else v for key, v in one.items()} for one in PICTURES]
-    method = get_method(name, budget=16)
+    method = peer(name, budget=16)
     for half, full in zip(
         read_rows(method, batch(*PICTURES, dtype=torch.bfloat16)), read_rows(method, batch(*coarse)), strict=True
     ):
@@ -362,7 +366,7 @@ def test_half_precision_is_merged_in_full_precision(name):
 def test_visionzip_splits_the_budget_as_published(budget, patches, merged):
     image = picture(5, 24, 24)
     tokens = batch({**image, "cls_features": torch.full((24,), 3.0)})
-    picks = get_method("visionzip", budget=budget).select(tokens)
+    picks = peer("visionzip", budget=budget).select(tokens)
     attended = image["cls_attention"].argsort(descending=True).tolist()
     order = picks.order[0].tolist()
     assert order[:patches] == attended[:patches]
@@ -378,7 +382,7 @@ def test_visionzip_splits_the_budget_as_published(budget, patches, merged):
 def test_visionzip_as_published_adds_means_and_makes_longer_tokens():
     tokens, lengths = batch(*PICTURES), []
     for faithful in (False, True):
-        picks = get_method("visionzip", budget=16, faithful=faithful).select(tokens)
+        picks = peer("visionzip", budget=16, faithful=faithful).select(tokens)
         for row, image in enumerate(map(numpy_of, PICTURES)):
             wanted = reference.visionzip(image, 16, total=faithful)
             check_features(picks, row, wanted)
@@ -388,7 +392,7 @@ def test_visionzip_as_published_adds_means_and_makes_longer_tokens():
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_visionzip_of_a_tower_without_cls_keeps_one_more_token(budget):
-    picks = get_method("visionzip", budget=budget, attention="received").select(tokens := batch(*PICTURES))
+    picks = peer("visionzip", budget=budget, attention="received").select(tokens := batch(*PICTURES))
     for row, image in enumerate(map(numpy_of, PICTURES)):
         image["cls_attention"] = image["received_attention"]
         wanted = reference.visionzip(image, min(budget, len(image["features"])), cls=False)
@@ -399,7 +403,7 @@ def test_visionzip_of_a_tower_without_cls_keeps_one_more_token(budget):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_visionzip_takes_other_splits(share):
-    picks = get_method("visionzip", budget=20, dominant=share).select(batch(*PICTURES))
+    picks = peer("visionzip", budget=20, dominant=share).select(batch(*PICTURES))
     for row, image in enumerate(map(numpy_of, PICTURES)):
         wanted = reference.visionzip(image, 20, share)
         assert picks.rows()[row].tolist() == sorted(wanted.tokens)
@@ -411,7 +415,7 @@ def test_visionzip_takes_other_splits(share):
 )
 def test_prumergeplus_as_published_reads_twice_the_budget_and_some_tokens_again(budget, kept, step):
     image = picture(7, 24, 24)
-    picks = get_method("prumergeplus", budget=budget, faithful=True).select(batch(image))
+    picks = peer("prumergeplus", budget=budget, faithful=True).select(batch(image))
     assert picks.counts.tolist() == [kept] == [len(set(picks.rows()[0].tolist()))]
     wanted = reference.prumergeplus(numpy_of(image), kept // 2, step)
     centres = wanted.notes["centres"]
@@ -420,31 +424,31 @@ def test_prumergeplus_as_published_reads_twice_the_budget_and_some_tokens_again(
     check_features(picks, 0, wanted)
     again = [centres.index(i) for i in centres[kept // 2 :] if centres.index(i) < kept // 2]
     assert again and bool((picks.features[0][again[0]] == picks.features[0][kept // 2 :]).all(1).any())
-    assert get_method("prumergeplus", budget=budget).select(batch(image)).counts.tolist() == [kept // 2]
+    assert peer("prumergeplus", budget=budget).select(batch(image)).counts.tolist() == [kept // 2]
 
 
 @pytest.mark.parametrize(("budget", "spaced", "attended"), [(0.2222, 144, 127), (288, 288, 288), (1, 1, 1)])
 def test_prumergeplus_as_published_fails_where_the_counts_do_not_fit(budget, spaced, attended):
     tokens = batch(picture(7, 24, 24) if budget != 1 else picture(7, 1, 2))
     with pytest.raises(ValueError, match=rf"a budget of {budget} gives {spaced} and {attended} of (576|2) tokens"):
-        get_method("prumergeplus", budget=budget, faithful=True).select(tokens)
+        peer("prumergeplus", budget=budget, faithful=True).select(tokens)
 
 
 def test_prumergeplus_keeps_spaced_tokens_apart_from_attended_ones():
     image = {**PICTURES[0], "wide_cls_attention@1": torch.linspace(1, 0.1, 100)}
-    order = get_method("prumergeplus", budget=21).select(batch(image)).order[0].tolist()
+    order = peer("prumergeplus", budget=21).select(batch(image)).order[0].tolist()
     assert order == [*range(10), *range(14, 100, 9), 10]
 
 
 def test_prumergeplus_takes_fewer_neighbours():
-    picks = get_method("prumergeplus", budget=16, neighbours=3).select(batch(*PICTURES))
+    picks = peer("prumergeplus", budget=16, neighbours=3).select(batch(*PICTURES))
     for row, image in enumerate(map(numpy_of, PICTURES)):
         check_features(picks, row, reference.prumergeplus(image, 16, near=3))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_tome_as_published_leaves_tokens_in_the_order_of_the_halves(budget):
-    picks = get_method("tome", budget=budget, faithful=True).select(batch(*PICTURES))
+    picks = peer("tome", budget=budget, faithful=True).select(batch(*PICTURES))
     compared = 0
     for row, image in enumerate(map(numpy_of, PICTURES)):
         wanted = reference.tome(image, min(budget, len(image["features"])), halves=True)
@@ -460,21 +464,19 @@ def test_tome_as_published_leaves_tokens_in_the_order_of_the_halves(budget):
 def test_tome_weighs_merged_tokens_by_what_they_are_made_of():
     image = dict(PICTURES[0])
     image["keys"] = torch.nn.functional.one_hot(torch.arange(100) * 5 // 100, 5).double()[:, None]
-    (read,) = read_rows(get_method("tome", budget=5), batch(image))
+    (read,) = read_rows(peer("tome", budget=5), batch(image))
     means = image["encoder_features"].view(5, 20, -1).mean(1)
     torch.testing.assert_close(read, project(means.float()), atol=1e-6, rtol=0)
-    (read,) = read_rows(get_method("tome", budget=1), batch(image))
+    (read,) = read_rows(peer("tome", budget=1), batch(image))
     torch.testing.assert_close(read, project(means.mean(0, keepdim=True).float()), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("budget", "published"), [(96, 96), (100, 98), (48, 40), (64, 64), (32, 32), (33, 33)])
 def test_vscan_as_published_loses_what_the_windows_do_not_share(budget, published):
     image = picture(8, 24, 24)
-    counts = [
-        int(get_method("vscan", budget=budget, faithful=flag).select(batch(image)).counts) for flag in (False, True)
-    ]
+    counts = [int(peer("vscan", budget=budget, faithful=flag).select(batch(image)).counts) for flag in (False, True)]
     assert counts == [budget, published]
-    picks = get_method("vscan", budget=budget, faithful=True).select(batch(image))
+    picks = peer("vscan", budget=budget, faithful=True).select(batch(image))
     wanted = reference.vscan(numpy_of(image), budget, lossy=True)
     assert picks.rows()[0].tolist() == wanted.tokens
     check_features(picks, 0, wanted)
@@ -482,20 +484,39 @@ def test_vscan_as_published_loses_what_the_windows_do_not_share(budget, publishe
 
 def test_vscan_as_published_fails_with_fewer_local_tokens_than_windows():
     with pytest.raises(ValueError, match=r"needs a local token for each of 16 windows; got \[8, 8, 8\]"):
-        get_method("vscan", budget=16, faithful=True).select(batch(*PICTURES))
-    assert get_method("vscan", budget=16).select(batch(*PICTURES)).counts.tolist() == [16, 16, 16]
+        peer("vscan", budget=16, faithful=True).select(batch(*PICTURES))
+    assert peer("vscan", budget=16).select(batch(*PICTURES)).counts.tolist() == [16, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("budget", "convention", "depth", "entering"),
+    [(64, "average", 32, 96), (192, "average", 32, 288), (32, "final", None, 96), (20, "average", 5, 27)],
+)
+def test_vscan_lets_more_tokens_enter_where_some_are_dropped_later(budget, convention, depth, entering):
+    tokens = batch(picture(8, 24, 24))
+    method = get_method("vscan", budget=budget, budget_convention=convention)
+    picks = method.select(replace(tokens, decoder_layers=depth))
+    whole = peer("vscan", budget=entering).select(tokens)
+    assert torch.equal(picks.order, whole.order) and torch.equal(picks.features, whole.features)
+    assert picks.counts.tolist() == [entering] and picks.requested == budget
+
+
+def test_vscan_needs_the_depth_for_an_average():
+    message = "decoder_layers is not available: a budget that is an average over layers needs their number"
+    with pytest.raises(Unavailable, match=message):
+        get_method("vscan", budget=9).select(batch(*PICTURES))
 
 
 def test_vscan_goes_round_the_windows():
     image = picture(8, 24, 24)
     shallow = image["cls_attention@0.25"] = torch.linspace(2, 1, 576)
     for local, least, most in ((32, 2, 2), (40, 2, 3), (8, 0, 1)):
-        picks = get_method("vscan", budget=local, local=1.0).select(batch(image)).rows()[0]
+        picks = peer("vscan", budget=local, local=1.0).select(batch(image)).rows()[0]
         window = image["grid"][picks] // 6
         spread = torch.bincount(window[:, 0] * 4 + window[:, 1], minlength=16)
         assert (int(spread.min()), int(spread.max())) == (least, most)
     assert picks.tolist() == [*range(0, 24, 6), *range(144, 168, 6)] and shallow[0] == shallow.max()
-    assert get_method("vscan", budget=9, local=0.0).select(batch(image)).order[0].tolist() == (
+    assert peer("vscan", budget=9, local=0.0).select(batch(image)).order[0].tolist() == (
         image["cls_attention"].topk(9).indices.tolist()
     )
 
@@ -528,7 +549,7 @@ def videos(*shown: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Vis
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_evs_keeps_what_the_formula_keeps(budget):
-    picks = get_method("evs", budget=budget).select(videos(*VIDEOS))
+    picks = peer("evs", budget=budget).select(videos(*VIDEOS))
     for row, shown in enumerate(map(numpy_of, VIDEOS)):
         wanted = reference.evs(shown, min(budget, len(shown["features"])))
         assert wanted.gap > 1e-7
@@ -545,22 +566,22 @@ def test_evs_keeps_what_the_formula_keeps(budget):
 
 def test_evs_ranks_what_stands_still_by_its_place_and_lost_tokens_as_the_formula_does():
     still = {**video(0, 3, 4, 4), "features": video(0, 1, 4, 4)["features"].repeat(3, 1)}
-    assert get_method("evs", budget=30).select(videos(still)).rows()[0].tolist() == list(range(30))
+    assert peer("evs", budget=30).select(videos(still)).rows()[0].tolist() == list(range(30))
     still["features"][[17, 18, 2, 40]] = 0
-    picks = get_method("evs", budget=20).select(videos(still))
+    picks = peer("evs", budget=20).select(videos(still))
     assert picks.order[0, 16:].tolist() == [17, 18, 33, 34]
     assert picks.scores[0, [17, 18, 33, 34, 40]].tolist() == [1.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_evs_finds_the_same_place_whatever_the_order_and_where_there_is_none():
     shown = VIDEOS[0]
-    plain = get_method("evs", budget=60).select(videos(shown))
+    plain = peer("evs", budget=60).select(videos(shown))
     mixed = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    scores = get_method("evs", budget=60).select(videos({name: v[mixed] for name, v in shown.items()})).scores[0]
+    scores = peer("evs", budget=60).select(videos({name: v[mixed] for name, v in shown.items()})).scores[0]
     torch.testing.assert_close(scores, plain.scores[0, mixed])
     lost = {**shown, "grid": shown["grid"].clone()}
     lost["grid"][60] = -1
-    scores = get_method("evs", budget=60).select(videos(lost)).scores[0]
+    scores = peer("evs", budget=60).select(videos(lost)).scores[0]
     assert (scores == 255).nonzero()[:, 0].tolist() == [*range(25), 60, 85]
 
 
@@ -571,15 +592,13 @@ def test_evs_as_published_keeps_the_first_frame_and_rounds_down():
         (0.509, [51, 37, 29, 50], [50, 36, 56, 49]),
         (50, [50, 50, 50, 50], [50, 50, 56, 50]),
     ):
-        counts = [
-            get_method("evs", budget=budget, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)
-        ]
+        counts = [peer("evs", budget=budget, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)]
         assert counts == [fixed, published]
 
 
 def test_evs_in_half_precision_keeps_nearly_the_same(record_property):
     kept = [
-        get_method("evs", budget=60).select(videos(VIDEOS[0], dtype=dtype)).rows()[0].tolist()
+        peer("evs", budget=60).select(videos(VIDEOS[0], dtype=dtype)).rows()[0].tolist()
         for dtype in (torch.float32, torch.bfloat16)
     ]
     record_property("overlap", share := len(set(kept[0]) & set(kept[1])) / 60)
@@ -605,7 +624,7 @@ CROPS = [cropped(1, 2, 2), cropped(2, 1, 3), cropped(3, 2, 1)]
 @pytest.mark.parametrize("slip", [False, True])
 @pytest.mark.parametrize("budget", [2, 15, 16, 30, 58, 64, 107, 108, 144])
 def test_hired_keeps_what_the_formula_keeps_of_unequal_crops(budget, slip):
-    picks = get_method("hired", budget=budget, faithful=slip).select(batch(*CROPS))
+    picks = peer("hired", budget=budget, faithful=slip).select(batch(*CROPS))
     for row, image in enumerate(map(numpy_of, CROPS)):
         wanted = reference.hired(image, min(budget, len(image["features"])), slip)
         assert wanted.gap > 1e-7
@@ -620,7 +639,7 @@ def test_hired_as_published_mistakes_columns_for_rows():
     image["cls_attention@0"][:576] = early.flatten()
 
     def in_crops(faithful: bool) -> list[int]:
-        kept = get_method("hired", budget=576, faithful=faithful).select(batch(image)).rows()[0]
+        kept = peer("hired", budget=576, faithful=faithful).select(batch(image)).rows()[0]
         return torch.bincount(kept // 576, minlength=5).tolist()
 
     # Half of the marks lie in the bottom right, the others anywhere; by runs, they seem to lie in the bottom half.
@@ -632,9 +651,9 @@ def test_hired_as_published_mistakes_columns_for_rows():
 
 def test_hired_of_a_whole_image_is_fastervlm_and_rounds_down_as_published():
     tokens = batch(*PICTURES)
-    assert rows_of(get_method("hired", budget=20), tokens) == rows_of(get_method("fastervlm", budget=20), tokens)
+    assert rows_of(peer("hired", budget=20), tokens) == rows_of(peer("fastervlm", budget=20), tokens)
     assert tokens.computed == {"cls_attention"}
-    counts = [get_method("hired", budget=0.199, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)]
+    counts = [peer("hired", budget=0.199, faithful=flag).select(tokens).counts.tolist() for flag in (False, True)]
     assert counts == [[20, 14, 20], [19, 14, 19]]
 
 
@@ -642,9 +661,9 @@ def test_hired_passes_on_what_a_full_crop_cannot_take():
     image = cropped(1, 2, 1)
     image["cls_attention@0"] = torch.zeros(108)
     image["cls_attention@0"][:36] = 1 - image["grid"][:36, 0] / 6  # All marks lie in the upper crop.
-    kept = get_method("hired", budget=100).select(batch(image)).rows()[0]
+    kept = peer("hired", budget=100).select(batch(image)).rows()[0]
     assert torch.bincount(kept // 36).tolist() == [36, 36, 28]
-    kept = get_method("hired", budget=100, faithful=True).select(batch(image)).rows()[0]
+    kept = peer("hired", budget=100, faithful=True).select(batch(image)).rows()[0]
     assert torch.bincount(kept // 36).tolist() == [36, 36]
 
 
@@ -676,7 +695,7 @@ def test_a_view_that_is_not_there_is_named(name, missing):
     tokens = batch(PICTURES[0])
     sources = {view: source for view, source in tokens.sources.items() if view != missing}
     with pytest.raises(Unavailable, match=f"{missing} is not available"):
-        get_method(name, budget=4).select(VisualTokens(tokens.features, tokens.mask, tokens.grid, sources))
+        peer(name, budget=4).select(VisualTokens(tokens.features, tokens.mask, tokens.grid, sources))
 
 
 @pytest.mark.parametrize("name", ["fastervlm", "vispruner", "hired", "scope", "vscan"])
@@ -687,8 +706,8 @@ def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
         {**image, "cls_attention": image["received_attention"], f"cls_{early}": image[f"received_{early}"]}
         for image in PICTURES
     ]
-    method = get_method(name, budget=20, attention="received")
-    assert rows_of(method, tokens) == rows_of(get_method(name, budget=20), batch(*swapped))
+    method = peer(name, budget=20, attention="received")
+    assert rows_of(method, tokens) == rows_of(peer(name, budget=20), batch(*swapped))
     assert "cls_attention" not in tokens.computed
 
 
@@ -713,16 +732,18 @@ def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
         ("vscan", {"local": -0.5}, "local must be a number from 0 to 1, not -0.5"),
         ("vscan", {"windows": 4.0}, "windows must be an int, 1 or more, not 4.0"),
         ("vscan", {"depth": 5}, "depth must be a number from 0 to 1, not 5"),
+        ("vscan", {"left": 1.5}, "left must be a number from 0 to 1, not 1.5"),
+        ("vscan", {"left": 0}, "left must be a number above 0, not 0"),
         ("vscan", {"faithful": 0}, "faithful must be True or False, not 0"),
         ("evs", {"faithful": 0}, "faithful must be True or False, not 0"),
     ],
 )
 def test_wrong_knobs_are_refused(name, knobs, message):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
-        get_method(name, budget=4, **knobs)
+        peer(name, budget=4, **knobs)
 
 
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
-    inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)}
+    inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)} - {"vscan"}
     assert {*PEERS, "hired", "evs"} == set(METHODS) - controls - inside

@@ -526,12 +526,13 @@ def test_an_old_transformers_is_refused(clip, monkeypatch):
 
 BEFORE = [
     name for name, method in METHODS.items() if name not in ("downsample", "evs") and not issubclass(method, InLLM)
-]
+] + ["vscan"]
 
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_every_method_prunes(clip, name):
-    knobs = {"importance": "unified"} if "importance" in METHODS[name].__dataclass_fields__ else {}
+    choices = {"importance": "unified", "layer": None}
+    knobs = {knob: value for knob, value in choices.items() if knob in METHODS[name].__dataclass_fields__}
     inputs = tiny.prompts((1, 2))
     with prune(clip, METHODS[name](budget=7, **knobs), relevance=Companion(tiny.companion())) as run_:
         out = clip.generate(**inputs, **GREEDY, return_dict_in_generate=True)

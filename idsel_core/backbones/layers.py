@@ -18,7 +18,7 @@ from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
 from idsel_core.backbones.sequence import Slots, locate_images, surviving_columns, text_after
 from idsel_core.methods import Method
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, last_token
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside, last_token
 from idsel_core.methods.steps import ascending, take
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -114,7 +114,7 @@ def dropping(
         If the budget cannot be reached, or the language model or its cache is of a kind that does not allow it.
     """
     passage = Passage(selection, backbone.decoder_layers)
-    if not isinstance(method, InLLM):
+    if not drops_inside(method):
         yield passage
         return
     check_decoder(backbone.language_model)

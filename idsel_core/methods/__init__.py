@@ -19,7 +19,7 @@ from idsel_core.methods.fastv import FastV
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
-from idsel_core.methods.in_llm import InLLM
+from idsel_core.methods.in_llm import InLLM, drops_inside
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
 from idsel_core.methods.pyramiddrop import PyramidDrop
@@ -62,6 +62,7 @@ __all__ = [
     "VScan",
     "VisPruner",
     "VisionZip",
+    "drops_inside",
     "get_method",
     "list_methods",
     "take_best",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -135,6 +135,11 @@ class InLLM(Method):
         if self.budget_convention not in allowed:
             raise ValueError(f"budget_convention must be one of {', '.join(allowed)}, not {self.budget_convention!r}")
 
+    @property
+    def inside(self) -> bool:
+        """Whether tokens are dropped inside the language model at all."""
+        return True
+
     @abstractmethod
     def places(self, depth: int) -> tuple[int, ...]:
         """Return the layers before which tokens are dropped, rising, of a language model with `depth` layers.
@@ -201,6 +206,11 @@ class InLLM(Method):
                 )
             rows.append(plan(count, budget, spans, self.least)[1:])
         return torch.tensor(rows, device=entering.device)
+
+
+def drops_inside(method: object) -> TypeGuard[InLLM]:
+    """Return whether a method, or whatever else is given, drops tokens inside the language model."""
+    return isinstance(method, InLLM) and method.inside
 
 
 def last_token(real: Tensor) -> Tensor:
