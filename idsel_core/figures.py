@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,12 +335,23 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
 
 
-def save(figure: Figure, folder: Path | str, name: str) -> None:
-    """Write a figure as PNG and PDF, without the time of writing, so that equal figures are equal files."""
+def save(figure: Figure, folder: Path | str, name: str, origin: Mapping[str, Any]) -> None:
+    """Write a figure as PNG and PDF, without the time of writing, so that equal figures are equal files.
+
+    Parameters
+    ----------
+    figure : Figure
+        The figure.
+    folder, name
+        Where it goes; the folder is made if need be.
+    origin : Mapping
+        What it was drawn from, see `Results.origin`; kept in the metadata of both files.
+    """
+    note = json.dumps(origin, sort_keys=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": note})
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Subject": note})
 
 
 def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> str:

@@ -1,22 +1,32 @@
-"""The result store: one parquet file a job, one row a question, and where the numbers came from."""
+"""The result store: one parquet file a job, one row a question, and where the numbers came from.
 
+Tell what a figure was drawn from, and whether the store still holds the same rows, from the command line:
+
+    python -m idsel_core.results explain figures/gamma.png
+"""
+
+import argparse
 import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
+from PIL import Image, PdfParser, UnidentifiedImageError
 
 VERSION: Final = 2
 
@@ -253,6 +263,35 @@ class Results:
         """
         return json.loads(self._read(job).schema.metadata[b"idsel_provenance"])
 
+    def origin(self, *jobs: str, **parameters: Any) -> dict[str, Any]:
+        """Describe what a figure is drawn from, for `figures.save`.
+
+        Parameters
+        ----------
+        *jobs : str
+            The jobs whose rows are drawn.
+        **parameters
+            The parameters of the drawing.
+
+        Returns
+        -------
+        dict
+            Of each job the number and the hash of its rows, with commit, parameters and files; free of times, so that
+            equal rows have equal origins.
+
+        Raises
+        ------
+        KeyError, CorruptResult
+            As for `provenance`.
+        """
+        return {"parameters": parameters, "results": {job: self._origin(job) for job in jobs}}
+
+    def _origin(self, job: str) -> dict[str, Any]:
+        table = self._read(job)
+        note = json.loads(table.schema.metadata[b"idsel_provenance"])
+        known = {name: note[name] for name in ("commit", "dirty", "parameters", "files", "device") if name in note}
+        return {"rows": len(table), "sha256": digest(table), **known}
+
     def frame(self, job: str | None = None, **filters: Any) -> pd.DataFrame:
         """Return stored rows as one tidy table.
 
@@ -296,6 +335,12 @@ class Results:
                 raise ValueError(f"no rows with {name} = {wanted!r}; there are {sorted(rows[name].dropna().unique())}")
             rows = kept
         return rows[["job", *SCHEMA.names]].reset_index(drop=True)
+
+
+def digest(table: pa.Table) -> str:
+    """Return a hash of rows, whatever their order, as hexadecimal digits."""
+    hashes = pd.util.hash_pandas_object(table.to_pandas(), index=False)
+    return hashlib.sha256(np.sort(hashes.to_numpy()).tobytes()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:
@@ -370,3 +415,100 @@ def provenance(
         "seconds": None if started is None else round(time.perf_counter() - started, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def origin(files: Iterable[str | Path], **parameters: Any) -> dict[str, Any]:
+    """Describe what a figure is drawn from where that is not the store, for `figures.save`.
+
+    Parameters
+    ----------
+    files : iterable of str or Path
+        Weights and data; their SHA-256 is noted.
+    **parameters
+        The parameters of the drawing.
+
+    Returns
+    -------
+    dict
+        Free of times, as `Results.origin`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the files is not there.
+    """
+    note = provenance(parameters, files)
+    return {name: note[name] for name in ("commit", "dirty", "parameters", "files")}
+
+
+def read_origin(figure: str | Path) -> dict[str, Any]:
+    """Return what a figure was drawn from, as given to `figures.save`.
+
+    Parameters
+    ----------
+    figure : str or Path
+        A PNG or PDF file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it carries no origin.
+    """
+    figure = Path(figure)
+    try:
+        if figure.suffix == ".pdf":
+            with PdfParser.PdfParser(str(figure)) as document:
+                note = getattr(document.info, "Subject", None)
+        else:
+            with Image.open(figure) as image:
+                note = image.info.get("Description")
+    except (UnidentifiedImageError, PdfParser.PdfFormatError) as error:
+        raise ValueError(f"{figure} is no PNG or PDF file that can be read: {error}") from error
+    if note is None:
+        raise ValueError(f"{figure} does not tell what it was drawn from; figures.save writes files that do")
+    return json.loads(note)
+
+
+def explain(figure: str | Path, store: Results) -> str:
+    """Say what a figure was drawn from, and whether a store still holds the same rows.
+
+    Parameters
+    ----------
+    figure, store
+        As for `read_origin`; the store to compare with.
+    """
+    note = read_origin(figure)
+    lines = [f"{figure} was drawn from", yaml.safe_dump(note, sort_keys=False, width=120).rstrip()]
+    for job, source in note.get("results", {}).items():
+        now = store.root / f"{job}.parquet"
+        if job not in store.jobs():
+            lines.append(f"{now} is not there")
+        else:
+            same = store.origin(job)["results"][job]["sha256"] == source["sha256"]
+            lines.append(f"{now} holds {'the same' if same else 'other'} rows")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns 0, or 2 if the call or the files were wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m idsel_core.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    explaining = commands.add_parser("explain", help="tell what figures were drawn from")
+    explaining.add_argument("figures", nargs="+", type=Path, metavar="FIGURE", help="a PNG or PDF file")
+    explaining.add_argument("--results", type=Path, default=Path("results"), help="the store (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        for figure in given.figures:
+            print(explain(figure, Results(given.results)))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

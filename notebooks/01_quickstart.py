@@ -38,7 +38,7 @@ from sklearn.datasets import load_sample_images
 from idsel_core import IDSelection, figures, prune
 from idsel_core.evaluation import BLIND, FULL, Part, Study, encode_part, image_pixels, load_model, read_part
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.results import Results, origin, provenance
 
 figures.use_theme()
 _ = torch.set_grad_enabled(False)
@@ -88,7 +88,9 @@ figures.draw_heat(axes[1], picture, saliency, *grid)
 figures.draw_kept(axes[2], picture, run.report[0].order, *grid)
 for axis, title in zip(axes, ["image", "saliency", f"{run.report[0].after} tokens kept"], strict=True):
     axis.set_title(title)
-figures.save(figure, figures_dir, "quickstart_scene")
+parameters = {"part": part, "image": image, "budget": budget, "gamma": gamma}
+files = [*whole.files, MODEL / "model.safetensors"]
+figures.save(figure, figures_dir, "quickstart_scene", origin(files, **parameters))
 
 # %% [markdown]
 # ## Real photographs
@@ -122,7 +124,7 @@ for row, (title, shot) in enumerate(shots.items()):
     figures.draw_kept(axes[row, 3], shot, picks.order[row].tolist(), *grid)
     for axis, what in zip(axes[row], [title, "saliency", "like the first pick", f"{budget} tokens kept"], strict=True):
         axis.set_title(what, fontsize="small")
-figures.save(figure, figures_dir, "quickstart_photographs")
+figures.save(figure, figures_dir, "quickstart_photographs", origin(files[-1:], budget=budget, gamma=gamma))
 
 # %% [markdown]
 # ## The same image through the study's harness
@@ -133,8 +135,6 @@ figures.save(figure, figures_dir, "quickstart_photographs")
 one = Part(whole.name, asked, whole.images.loc[[name]], whole.files)
 study = Study(backbone, processor, one, encode_part(backbone, processor, one))
 rows = study.run([FULL, BLIND, method])
-parameters = {"part": part, "image": image, "budget": budget, "gamma": gamma}
-files = [*whole.files, MODEL / "model.safetensors"]
 Results(results_dir).write("01_quickstart", rows, provenance(parameters, files, started=started))
 right = rows.groupby("method", sort=False)["correct"].sum().astype(int)
 said = [f"{figures.label(which)}: {count} of {len(asked)} questions right" for which, count in right.items()]

@@ -29,7 +29,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from idsel_core import comparison, figures, words
-from idsel_core.results import Results
+from idsel_core.results import Results, origin
 
 figures.use_theme()
 results = Results(results_dir)
@@ -39,14 +39,15 @@ results = Results(results_dir)
 
 # %%
 log = pd.read_json("data/backbone/train.log.jsonl", lines=True)
-figures.save(figures.training_figure(log), figures_dir, "training")
+figures.save(figures.training_figure(log), figures_dir, "training", origin(["data/backbone/train.log.jsonl"]))
 
 # %% [markdown]
 # ## Sharpness of the suppression and update rule (validation part)
 
 # %%
 gamma = results.frame("02_ablation_gamma")
-figures.save(figures.gamma_figure(gamma, resamples), figures_dir, "gamma")
+drawn_from = results.origin("02_ablation_gamma", resamples=resamples)
+figures.save(figures.gamma_figure(gamma, resamples), figures_dir, "gamma", drawn_from)
 Markdown(words.about_gamma(gamma, resamples=resamples))
 
 # %% [markdown]
@@ -54,7 +55,8 @@ Markdown(words.about_gamma(gamma, resamples=resamples))
 
 # %%
 importance = results.frame("03_ablation_importance")
-figures.save(figures.importance_figure(importance, resamples), figures_dir, "importance")
+drawn_from = results.origin("03_ablation_importance", resamples=resamples)
+figures.save(figures.importance_figure(importance, resamples), figures_dir, "importance", drawn_from)
 Markdown(words.about_importance(importance, resamples=resamples))
 
 # %% [markdown]
@@ -62,15 +64,16 @@ Markdown(words.about_importance(importance, resamples=resamples))
 
 # %%
 budget = results.frame("04_ablation_budget")
+drawn_from = results.origin("04_ablation_budget", resamples=resamples)
 compact = budget[(budget["positions"] == "compact") & (budget["part"] == budget["part"].iloc[0])]
-figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget")
+figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget", drawn_from)
 Markdown(words.about_budget(compact, resamples=resamples))
 
 # %%
-figures.save(figures.family_figure(compact, resamples), figures_dir, "families")
+figures.save(figures.family_figure(compact, resamples), figures_dir, "families", drawn_from)
 
 # %%
-figures.save(figures.objects_figure(compact), figures_dir, "objects")
+figures.save(figures.objects_figure(compact), figures_dir, "objects", drawn_from)
 
 # %%
 positions = budget[(budget["part"] == budget["part"].iloc[0]) & budget["method"].isin(["idselection", "uniform"])]
@@ -100,22 +103,24 @@ Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
 
 # %%
 compared = comparison.by_title(results.frame("06_comparison"))
-figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison")
+drawn_from = results.origin("06_comparison", resamples=resamples, shown_budgets=shown_budgets)
+figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison", drawn_from)
 
 # %%
-figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost")
+figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost", drawn_from)
 
 # %%
 duels = comparison.duels(compared, resamples=resamples)
-figures.save(comparison.duels_figure(duels, shown_budgets), figures_dir, "comparison_duels")
+figures.save(comparison.duels_figure(duels, shown_budgets), figures_dir, "comparison_duels", drawn_from)
 Markdown(comparison.about_comparison(duels))
 
 # %%
-figures.save(comparison.families_figure(compared, shown_budgets[-1], resamples), figures_dir, "comparison_families")
+families = comparison.families_figure(compared, shown_budgets[-1], resamples)
+figures.save(families, figures_dir, "comparison_families", drawn_from)
 
 # %%
 split = comparison.split_by_downsampling(compared)
-figures.save(comparison.split_figure(split, shown_budgets, resamples), figures_dir, "comparison_split")
+figures.save(comparison.split_figure(split, shown_budgets, resamples), figures_dir, "comparison_split", drawn_from)
 Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
 
 # %%

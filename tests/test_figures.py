@@ -1,5 +1,7 @@
 """Figures draw the numbers of the store, and the sentences say them."""
 
+import json
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -7,7 +9,9 @@ import pytest
 from PIL import Image
 
 from idsel_core import figures, words
+from idsel_core.results import Results, main, provenance, read_origin
 from idsel_core.statistics import Interval, mean_scores, share_of_full
+from tests.test_results import make_rows
 
 mpl.use("Agg")
 FAMILIES = ("existence", "counting", "reading")
@@ -139,9 +143,58 @@ def test_the_table_has_each_budget_and_method(budget, tmp_path):
 
 def test_equal_figures_are_equal_files(budget, tmp_path):
     for folder in ("a", "b"):
-        figures.save(figures.objects_figure(budget), tmp_path / folder, "f")
+        figures.save(figures.objects_figure(budget), tmp_path / folder, "f", {"parameters": {"resamples": 9}})
     assert (tmp_path / "a/f.png").read_bytes() == (tmp_path / "b/f.png").read_bytes()
     assert (tmp_path / "a/f.pdf").read_bytes() == (tmp_path / "b/f.pdf").read_bytes()
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    store = Results(tmp_path / "results")
+    store.write("budget", make_rows(), provenance({"gammas": [5.0, 20.0], "note": "é (a) \\"}))
+    note = store.origin("budget", resamples=100)
+    figures.save(figures.objects_figure(store.frame()), tmp_path / "figures", "objects", note)
+    return store, note, tmp_path / "figures/objects"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_a_figure_tells_what_it_was_drawn_from(drawn, suffix, capsys):
+    store, note, stem = drawn
+    path = stem.with_suffix(suffix)
+    assert read_origin(path) == json.loads(json.dumps(note))
+    assert note["results"]["budget"]["rows"] == 24
+    assert note["results"]["budget"]["commit"] == store.provenance("budget")["commit"]
+
+    arguments = ["explain", str(path), "--results", str(store.root)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    for words_of in (f"{path} was drawn from", note["results"]["budget"]["sha256"], "resamples: 100", "gammas:"):
+        assert words_of in said
+    assert "budget.parquet holds the same rows" in said
+    store.write("budget", make_rows(budgets=(32,)), {})
+    assert main(arguments) == 0
+    assert "budget.parquet holds other rows" in capsys.readouterr().out
+    (store.root / "budget.parquet").unlink()
+    assert main(arguments) == 0
+    assert "budget.parquet is not there" in capsys.readouterr().out
+
+
+def test_the_origin_depends_on_rows_not_on_time_or_order(drawn):
+    store, note, _ = drawn
+    same = provenance({"gammas": [5.0, 20.0], "note": "é (a) \\"}, started=0.0)
+    store.write("budget", make_rows().sample(frac=1, random_state=0), same | {"created": "later"})
+    assert store.origin("budget", resamples=100) == note
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".png", b"no"), (".pdf", b"no"), (".png", None), (".pdf", None)])
+def test_a_figure_that_tells_nothing_is_refused(tmp_path, suffix, content, capsys):
+    path = tmp_path / f"f{suffix}"
+    if content is None:
+        figures.plt.figure().savefig(path)
+    else:
+        path.write_bytes(content)
+    assert main(["explain", str(path)]) == 2
+    assert f"error: {path} " in capsys.readouterr().err
 
 
 def test_kept_tokens_are_bright():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from idsel_core.notebooks import check_parameters, load_parameters, run
-from idsel_core.results import Results
+from idsel_core.results import Results, read_origin
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -113,4 +113,7 @@ def test_figures_are_drawn_from_the_rows_alone(smoke, monkeypatch):
     executed = nbformat.read(folder / f"{DRAWING['notebook']}.ipynb", as_version=4)
     assert "prune(" not in "".join(cell.source for cell in executed.cells)
     for output in map(Path, DRAWING["outputs"]):
-        assert (folder / output.parent.name / output.name).stat().st_size > 100, output
+        made = folder / output.parent.name / output.name
+        assert made.stat().st_size > 100, output
+        if made.suffix in (".png", ".pdf"):
+            assert read_origin(made).keys() & {"results", "files"}, output
