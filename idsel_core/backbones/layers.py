@@ -16,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
-from idsel_core.backbones.sequence import Slots, locate_images, surviving_columns, text_after
+from idsel_core.backbones.sequence import Slots, surviving_columns, text_after
 from idsel_core.methods import Method
 from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, last_token
 from idsel_core.methods.steps import ascending, take
@@ -120,10 +120,8 @@ def dropping(
     check_decoder(backbone.language_model)
     plan = _Plan(
         method=method,
-        slots=locate_images(
-            prompts["input_ids"], backbone.image_token_id, selection.counts, prompts.get("attention_mask")
-        ),
-        placeholder=prompts["input_ids"] == backbone.image_token_id,
+        slots=backbone.locate(prompts["input_ids"], selection.counts, tokens.video, prompts.get("attention_mask")),
+        placeholder=backbone.placeholders(prompts["input_ids"]),
         places=method.places(passage.depth),
         counts=method.counts(tokens.lengths, selection.counts, passage.depth),
         passage=passage,
@@ -151,6 +149,8 @@ def check_decoder(decoder: Any) -> None:
     kinds = set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or getattr(decoder.config, "sliding_window", None) is not None:
         raise ValueError(f"tokens cannot be dropped inside {name}, whose layers do not all attend to the whole prompt")
+    if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
+        raise ValueError(f"tokens cannot be dropped inside {name}, whose positions have several axes")
     if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         raise ValueError("tokens cannot be dropped under gradient checkpointing, which runs layers twice")
 

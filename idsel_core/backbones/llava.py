@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
 from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.methods import Method
 
 
 class Llava(Backbone):
@@ -23,6 +24,10 @@ class Llava(Backbone):
     def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
+
+    def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+        """Return the grid of patches that a method wants of images."""
+        return method.wanted_grid(*self.image_grid(image_inputs["pixel_values"]))
 
     def encode(
         self,
