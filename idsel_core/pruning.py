@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
+from idsel_core.backbones.tiles import Scope, check_scope, select_by_tile
 from idsel_core.methods import InLLM, Method
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -104,12 +105,19 @@ class Pruning:
     """
 
     def __init__(
-        self, model: Any, method: Method, positions: Literal["compact", "keep"] | None, relevance: Relevance | None
+        self,
+        model: Any,
+        method: Method,
+        positions: Literal["compact", "keep"] | None,
+        relevance: Relevance | None,
+        budget_scope: Scope,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
+        check_scope(budget_scope, method)
         self.model = model
         self.method = method
+        self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance)
         self.positions = self.backbone.positions_of(positions)
         self.report: list[ImageRecord] = []
@@ -166,7 +174,8 @@ class Pruning:
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
-            selection = self.method.select(tokens)
+            by_tile = self.budget_scope == "tile"
+            selection = select_by_tile(self.method, tokens) if by_tile else self.method.select(tokens)
         short = self.backbone.shorten(inputs, tokens, selection, self.positions)
         return _Call(short, tokens, selection, encode_ms(), select_ms())
 
@@ -268,6 +277,7 @@ def prune(
     method: Method,
     positions: Literal["compact", "keep"] | None = None,
     relevance: Relevance | None = None,
+    budget_scope: Scope = "image",
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
 
@@ -290,6 +300,9 @@ def prune(
         language model follows the method instead.
     relevance : Relevance, optional
         Shared image-text space for methods that read ``relevance``, for example a `Companion`.
+    budget_scope : {"image", "tile"}
+        Where a model cuts an image into tiles, select from all of them together, or the whole budget from each by
+        itself.
 
     Returns
     -------
@@ -309,7 +322,7 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance)
+    return Pruning(model, method, positions, relevance, budget_scope)
 
 
 class _Patch:

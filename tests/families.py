@@ -11,6 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
@@ -130,6 +134,43 @@ class Family:
         return {**inputs, **(self.collate(images) if images else {})}
 
 
+class LlavaNext(Family):
+    SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
+    TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
+    """Rows and columns of tiles: those of the resolution that fits best."""
+
+    def config(self, **knobs):
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=4,
+        )
+        pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
+        given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, **knobs}
+        return LlavaNextConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), **given)
+
+    def model_class(self):
+        return LlavaNextForConditionalGeneration
+
+    def pixels(self, size, generator):
+        rows, columns = self.TILES[size]
+        tiles = torch.randn(1 + rows * columns, 3, 24, 24, generator=generator)
+        return {"pixel_values": tiles, "image_sizes": torch.tensor([self.SIZES[size]])}
+
+    def collate(self, images):
+        tiles = [image["pixel_values"] for image in images]
+        sizes = torch.cat([image["image_sizes"] for image in images])
+        return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True), "image_sizes": sizes}
+
+    def features(self, model, inputs):
+        names = ("pixel_values", "image_sizes")
+        output = model.model.get_image_features(**{name: inputs[name] for name in names}, return_dict=True)
+        return {"image": list(output.pooler_output)}
+
+
 class QwenVL(Family):
     SIZES: ClassVar = {0: (1, 8, 8), 1: (1, 6, 10), 2: (1, 12, 8), -1: (3, 4, 8), -2: (2, 6, 6)}
     VISION: ClassVar = {"depth": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
@@ -203,9 +244,18 @@ QWEN_REFUSED = {
     **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart"), "whose positions have several axes"),
 }
 
+NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
+NEXT_REFUSED = {
+    "downsample": "a smaller image is not available: images are cut into tiles of one size",
+    "evs": "frames is not available: the images are no frames of a video",
+    "cdpruner": NO_COMPANION,
+    "trim": NO_COMPANION,
+}
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
     )

@@ -112,6 +112,23 @@ def pixel_key(pixels: Tensor) -> Tensor:
     return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
 
 
+def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
+    """Return rows that stand one behind the other, (sum of lengths, ...), as (I, N, ...), filled up.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Tokens of all images.
+    fill : float
+        What stands behind the last token of an image.
+    lengths : Tensor
+        Tokens of each image, int64 (I,).
+    """
+    mask = torch.arange(int(lengths.max()), device=rows.device) < lengths[:, None]
+    filled = rows.new_full((*mask.shape, *rows.shape[1:]), fill)
+    return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
+
+
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from idsel_core import importance
 from idsel_core.backbones.attention import Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
@@ -231,12 +232,7 @@ class Qwen2VL(Backbone):
             places.append(torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).view(-1, 2).repeat(count, 1))
         device = passes[0].entered.device
         counts = torch.tensor([len(place) for place in places], device=device)
-        mask = torch.arange(int(counts.max()), device=device) < counts[:, None]
-
-        def padded(rows: Tensor, fill: float = 0) -> Tensor:
-            return rows.new_full((*mask.shape, *rows.shape[1:]), fill).masked_scatter(
-                mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows
-            )
+        padded = functools.partial(padded_rows, lengths=counts)
 
         def view(of: Callable[[Pass, int], Tensor], layer: int) -> Callable[[], Tensor]:
             return lambda: padded(torch.cat([of(part, layer) for part in passes]))
@@ -252,7 +248,7 @@ class Qwen2VL(Backbone):
         joined = [part.entered.reshape(len(part.order), -1)[part.order] for part in passes]
         return Encoded(
             encoder_features=padded(torch.cat(joined)),
-            mask=mask,
+            mask=padded(torch.ones(int(counts.sum()), dtype=torch.bool, device=device)),
             grid=padded(torch.cat(places).to(device), -1),
             placeholders=counts,
             views=views,
