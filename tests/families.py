@@ -19,6 +19,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
@@ -68,6 +70,10 @@ class Family:
     def pixels(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def marks(self, size: int) -> list[int]:
+        """Return what stands in a prompt for an image."""
+        return [START, *[IMAGE if size >= 0 else VIDEO] * self.counts[size], END]
+
     def collate(self, images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         names = {name for image in images for name in image}
         return {name: torch.cat([image[name] for image in images if name in image]) for name in names}
@@ -113,7 +119,7 @@ class Family:
         for row, sizes in enumerate(layout):
             ids = [1, *words(2 + row)]
             for size in sizes:
-                ids += [START, *[IMAGE if size >= 0 else VIDEO] * self.counts[size], END, *words(3)]
+                ids += [*self.marks(size), *words(3)]
             rows.append(ids + words(4))
         width = max(map(len, rows))
         padded = [[PAD] * (width - len(r)) + r if side == "left" else r + [PAD] * (width - len(r)) for r in rows]
@@ -233,6 +239,41 @@ class Qwen25(QwenVL):
         return Qwen2_5_VLForConditionalGeneration
 
 
+class Qwen3(QwenVL):
+    def config(self, **knobs):
+        vision = {
+            **self.VISION,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 2],
+            **knobs,
+        }
+        text = {**TEXT, "head_dim": 8, "rope_parameters": MROPE}
+        return Qwen3VLConfig(vision_config=vision, text_config=text, **TOKEN_IDS)
+
+    def model_class(self):
+        return Qwen3VLForConditionalGeneration
+
+    def marks(self, size):
+        if size >= 0:
+            return super().marks(size)
+        frames = self.SIZES[size][0]
+        frame = [START, *[VIDEO] * (self.counts[size] // frames), END]
+        return [token for number in range(frames) for token in (81 + number, *frame)]
+
+    def beside(self, model, inputs, keep):
+        ids = inputs["input_ids"][0]
+        planes = [torch.zeros(len(ids), 32) for _ in range(2)]
+        for kind, output in self._outputs(model, inputs).items():
+            for plane, images in zip(planes, output.deepstack_features, strict=True):
+                plane[ids == (IMAGE if kind == "image" else VIDEO)] = torch.cat(list(images))
+        visual = torch.isin(ids, torch.tensor([IMAGE, VIDEO])) & keep
+        return {"visual_pos_masks": visual[keep][None], "deepstack_visual_embeds": [plane[visual] for plane in planes]}
+
+
 NO_COMPANION = "relevance is not available: no image-text companion was given"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
@@ -258,5 +299,6 @@ FAMILIES: dict[str, Family] = {
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
+        Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
     )
 }

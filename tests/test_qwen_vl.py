@@ -12,6 +12,8 @@ from test_prune_llava import run
 from transformers import Qwen2VLImageProcessorPil
 
 from idsel_core import Random, TopK, Unavailable, adapter_for, prune
+from idsel_core.backbones import Encoded
+from idsel_core.methods import ToMe
 
 NAMES = [name for name, family in families.FAMILIES.items() if isinstance(family, families.QwenVL)]
 LAYOUT = ((1,), (2, 0))
@@ -199,3 +201,22 @@ def test_what_cannot_be_encoded_is_refused(family, model):
         backbone.encode()
     with pytest.raises(Unavailable, match="a smaller image is not available"):
         backbone.encode(inputs["pixel_values"], (2, 2), image_grid_thw=inputs["image_grid_thw"])
+
+
+@torch.no_grad()
+def test_planes_stay_with_their_tokens():
+    family = families.FAMILIES["qwen3_vl"]
+    model, layout = family.build(), ((1, -1),)
+    inputs, encoded, tokens = tokens_of(family, model, layout)
+    backbone = adapter_for(model)
+    images, videos = (family._outputs(model, inputs)[kind].deepstack_features for kind in ("image", "video"))
+    for method in (ragged(family, layout), ToMe(budget=5)):
+        selection = method.select(tokens)
+        outputs = backbone.shorten(inputs, tokens, selection)["mm_encoder_outputs"]
+        for planes, kind, row in ((images, "image", 0), (videos, "video", 1)):
+            for plane, kept in zip(planes, outputs[kind].deepstack_features, strict=True):
+                assert torch.equal(kept[0], plane[0][selection.rows()[row]])
+    stored = Encoded.from_tensors(encoded.tensors(["received_attention"]))
+    tokens = backbone.visual_tokens(stored, inputs["input_ids"], inputs["attention_mask"])
+    with pytest.raises(Unavailable, match="deepstack is not available: the encoding was stored without this view"):
+        backbone.shorten(inputs, tokens, TopK(budget=3, importance="saliency").select(tokens))
