@@ -150,7 +150,7 @@ def _lap(
 ) -> tuple[list[float], int, int]:
     """Return the milliseconds of each phase, the shortened prompts' columns and the most tokens kept."""
     model = backbone.model
-    images = {name: inputs[name] for name in backbone.image_inputs if inputs.get(name) is not None}
+    images = backbone.image_arguments(inputs)
     grid = backbone.wanted_grid(method, **images)
     marks = [_now(model.device)]
     encoded = backbone.encode(grid=grid, depths=method.depths, **images)

@@ -168,7 +168,7 @@ class Pruning:
             inputs = self._for_drops(inputs, generating)
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)
-        images = {name: inputs[name] for name in self.backbone.image_inputs if inputs.get(name) is not None}
+        images = self.backbone.image_arguments(inputs)
         grid = self.backbone.wanted_grid(self.method, **images)
         with stopwatch(pixels.device) as encode_ms:
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
@@ -194,7 +194,10 @@ class Pruning:
             with following(self.backbone, cache):
                 yield
             return
-        with dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage:
+        with (
+            self.backbone.reading(),
+            dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage,
+        ):
             yield
         self._report(call, passage)
 

@@ -5,6 +5,7 @@ A prompt is laid out as a tuple of its images, each named by the number of its s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -138,6 +142,33 @@ class Family:
         ]
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), **self.marked(ids)}
         return {**inputs, **(self.collate(images) if images else {})}
+
+
+class InternVL(Family):
+    def config(self, **knobs):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": [24, 24],
+            "patch_size": [4, 4],
+            "use_qk_norm": True,
+            "layer_scale_init_value": 0.5,
+        }
+        return InternVLConfig(vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, **knobs)
+
+    def model_class(self):
+        return InternVLForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(self.counts[size] // 9, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        output = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
+        runs = itertools.groupby(inputs["input_ids"][0].tolist())
+        counts = [len(list(run)) for token, run in runs if token == IMAGE]
+        return {"image": list(output.pooler_output.flatten(0, 1).split(counts))}
 
 
 class LlavaNext(Family):
@@ -293,9 +324,15 @@ NEXT_REFUSED = {
     "trim": NO_COMPANION,
 }
 
+INTERNVL_REFUSED = {
+    **NEXT_REFUSED,
+    "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
+}
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -164,6 +165,8 @@ class Backbone(ABC):
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
     why_as_they_are: ClassVar[str] = "images of this model family are encoded as they are"
     """Why no smaller images can be had."""
+    why_no_view: ClassVar[Mapping[str, str]] = {}
+    """Why this family lacks views, where it is not for the usual reason."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
@@ -233,6 +236,21 @@ class Backbone(ABC):
                 rows[which] = slots.rows
                 columns[which, : slots.columns.shape[1]] = slots.columns
         return Slots(rows, columns)
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        return {name: inputs[name] for name in self.image_inputs if inputs.get(name) is not None}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the model read what `shorten` gives; most families do of themselves."""
+        yield
 
     def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
         """Return the grid of tokens that a method wants of images, None for the one that they have.
@@ -333,6 +351,7 @@ class Backbone(ABC):
         }
         reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
         reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
+        reasons |= self.why_no_view
         if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
             sources["instruction_attention"] = self._instruction(
                 encoded, features, slots, input_ids, attention_mask, position_ids, question

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,12 @@ from idsel_core.methods import Method
 class Llava(Backbone):
     """``LlavaForConditionalGeneration`` with a CLIP, SigLIP, DINOv2 or like vision tower."""
 
-    image_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    image_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "image_sizes",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
 
     def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images of this size."""

@@ -37,17 +37,21 @@ def select_by_tile(method: Method, tokens: VisualTokens) -> Selection:
     method : Method
         What it reads of the whole image, such as the question's attention, is what it was.
     tokens : VisualTokens
-        I images. Those without ``crops`` are one tile.
+        I images. Those without ``crops`` or ``tiles`` are one tile.
 
     Returns
     -------
     Selection
         I rows; the picks of one tile come behind those of the tile before it.
     """
-    if "crops" not in tokens.sources:
+    if "tiles" in tokens.sources:
+        tile = tokens.sources["tiles"]()
+    elif "crops" in tokens.sources:
+        row, column = tokens.crops.unbind(-1)
+        tile = torch.where(row < 0, 0, row * (int(column.max()) + 1) + column + 1)
+    else:
         return method.select(tokens)
-    row, column = tokens.crops.unbind(-1)
-    tile = torch.where(row < 0, 0, row * (int(column.max()) + 1) + column + 1).masked_fill(~tokens.mask, -1)
+    tile = tile.masked_fill(~tokens.mask, -1)
     member = tile[:, None] == torch.arange(int(tile.max()) + 1, device=tile.device)[:, None]
     images, numbers = member.any(2).nonzero().unbind(1)
     member = member[images, numbers]
@@ -73,7 +77,7 @@ def _apart(tokens: VisualTokens, images: Tensor, numbers: Tensor, places: Tensor
             return lambda: of()[images]
         return lambda *arguments: taken(of(*arguments))
 
-    sources = {name: source(name, of) for name, of in tokens.sources.items() if name != "crops"}
+    sources = {name: source(name, of) for name, of in tokens.sources.items() if name not in ("crops", "tiles")}
     return dataclasses.replace(
         tokens,
         features=taken(tokens.features),
