@@ -313,7 +313,14 @@ QWEN_REFUSED = {
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
-    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart"), "whose positions have several axes"),
+    "sparsevlm": "sparsevlm merges tokens, which have no place where positions have several axes",
+}
+QWEN3_REFUSED = {
+    **QWEN_REFUSED,
+    **dict.fromkeys(
+        ("fastv", "sparsevlm", "pyramiddrop", "dart"),
+        "because planes of them enter the first 2 layers of this language",
+    ),
 }
 
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
@@ -336,6 +343,6 @@ FAMILIES: dict[str, Family] = {
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
-        Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
+        Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),
     )
 }

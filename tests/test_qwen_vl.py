@@ -13,7 +13,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from idsel_core import Random, TopK, Unavailable, adapter_for, prune
 from idsel_core.backbones import Encoded
-from idsel_core.methods import ToMe
+from idsel_core.methods import DART, FastV, PyramidDrop, SparseVLM, ToMe
 
 NAMES = [name for name, family in families.FAMILIES.items() if isinstance(family, families.QwenVL)]
 LAYOUT = ((1,), (2, 0))
@@ -220,3 +220,94 @@ def test_planes_stay_with_their_tokens():
     tokens = backbone.visual_tokens(stored, inputs["input_ids"], inputs["attention_mask"])
     with pytest.raises(Unavailable, match="deepstack is not available: the encoding was stored without this view"):
         backbone.shorten(inputs, tokens, TopK(budget=3, importance="saliency").select(tokens))
+
+
+@torch.no_grad()
+def recomputed(family, model, layout, row, drops, new):
+    """Return the last logits of one prompt and `new` tokens, computed anew, with what `drops` leave from a layer on."""
+    core, single = model.model, family.alone(layout, row)
+    ids = single["input_ids"][0]
+    everything = torch.ones(len(ids), dtype=torch.bool)
+    positions, following = family.positions(model, single, everything)
+    planes = family.beside(model, single, everything).get("deepstack_visual_embeds", [])
+    hidden = core.get_input_embeddings()(torch.cat([ids, torch.tensor(new, dtype=torch.long)]))
+    visual = torch.isin(ids, torch.tensor(BARRED)).nonzero()[:, 0]
+    hidden[visual] = torch.cat([x for rows in family.features(model, single).values() for x in rows])
+    hidden, left = hidden[None], torch.arange(len(hidden))
+    later = torch.arange(following, following + len(new)).expand(3, 1, -1)
+    positions = torch.cat([positions, later], -1)
+    for index, layer in enumerate(core.language_model.layers):
+        if index in drops:
+            stay = ~torch.isin(left, visual) | torch.isin(left, visual[torch.tensor(drops[index])])
+            hidden, positions, left = hidden[:, stay], positions[..., stay], left[stay]
+        places = core.language_model.rotary_emb(hidden, positions)
+        hidden = layer(hidden, attention_mask=None, position_embeddings=places)
+        if index < len(planes):
+            hidden[:, visual] += planes[index]
+    return model.lm_head(core.language_model.norm(hidden))[0, -1], len(left)
+
+
+INSIDE = [
+    FastV(5, budget_convention="final", layer=2),
+    PyramidDrop(4, budget_convention="final", layers=(2,)),
+    DART(6, layer=2, budget_convention="final"),
+    SparseVLM(5, budget_convention="final", layers=(1,), recycle=0.0),
+]
+EARLIER = [FastV(5, budget_convention="final"), PyramidDrop(5, budget_convention="final", layers=(1, 2))]
+
+
+@pytest.mark.parametrize("method", [*INSIDE, *EARLIER], ids=repr)
+@torch.no_grad()
+def test_tokens_leave_inside_the_language_model_with_their_positions(family, model, method):
+    layout = ((1,), (2,))
+    inputs = family.prompts(layout)
+    if family.name == "qwen3_vl" and method in EARLIER:
+        with prune(model, method), pytest.raises(ValueError, match="choose layers from 2 on"):
+            model(**inputs)
+        return
+    with prune(model, method) as run_:
+        got = run(model, inputs, **GREEDY)
+        whole = model(**inputs, use_cache=True)
+    for row in range(2):
+        drops = {drop.layer: drop.indices for drop in run_.report[row].drops}
+        last = method.places(3)[-1]
+        assert set(drops) == set(method.places(3)) and len(drops[last]) == method.budget
+        new: list[int] = []
+        for step in got.logits:
+            wanted, _ = recomputed(family, model, layout, row, drops, new)
+            torch.testing.assert_close(step[row], wanted, **CLOSE)
+            new.append(int(got.sequences[row, inputs["input_ids"].shape[1] + len(new)]))
+        torch.testing.assert_close(whole.logits[row, -1], recomputed(family, model, layout, row, drops, [])[0], **CLOSE)
+        alone = family.alone(layout, row)
+        with prune(model, method):
+            torch.testing.assert_close(model(**alone).logits[0, -1], whole.logits[row, -1], **CLOSE)
+    assert (
+        got.past_key_values.get_seq_length(2)
+        == max(recomputed(family, model, layout, row, {last: list(range(method.budget))}, [])[1] for row in range(2))
+        + 3
+    )
+
+
+@pytest.mark.parametrize("kind", [FastV, PyramidDrop, DART])
+@torch.no_grad()
+def test_keeping_everything_inside_is_bit_equal(family, model, kind):
+    knobs = {"layers": (2,)} if kind is PyramidDrop else {"layer": 2}
+    for layout in (MIXED, ((-1,), (0, -2))):
+        inputs = family.prompts(layout)
+        plain, logits = run(model, inputs, **GREEDY), model(**inputs).logits
+        with prune(model, kind(1.0, **knobs)):
+            kept = run(model, inputs, **GREEDY)
+            assert torch.equal(model(**inputs).logits, logits)
+        assert all(torch.equal(a, b) for a, b in zip(plain.logits, kept.logits, strict=True))
+
+
+@torch.no_grad()
+def test_beams_inside_do_not_mix_prompts(family, model):
+    layout, options = ((1,), (2,)), {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
+    inputs = family.prompts(layout)
+    with prune(model, INSIDE[0]):
+        together = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+        for row in range(2):
+            single = family.alone(layout, row)
+            got = model.generate(**single, **options)[:, single["input_ids"].shape[1] :]
+            assert torch.equal(got, together[3 * row : 3 * row + 3])

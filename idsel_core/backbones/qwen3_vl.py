@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from idsel_core.backbones.base import Encoded, padded_rows
 from idsel_core.backbones.qwen_vl import Pass, Qwen2VL
@@ -31,12 +30,14 @@ class Qwen3VL(Qwen2VL):
         Unavailable
             If the encoding was stored without its planes.
         """
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+        with_planes: Any = BaseModelOutputWithDeepstackFeatures
         outputs = super().encoder_outputs(tokens, selection)
         if "deepstack" not in tokens.sources:
             raise Unavailable("deepstack", "the encoding was stored without this view")
         planes = tokens.sources["deepstack"]()
         kept = [planes[row, picks.to(planes.device)] for row, picks in enumerate(selection.rows())]
-        with_planes: Any = BaseModelOutputWithDeepstackFeatures
         video = [False] * len(tokens) if tokens.video is None else tokens.video.tolist()
         for kind, output in outputs.items():
             own = [rows for rows, is_video in zip(kept, video, strict=True) if is_video is (kind == "video")]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
 
 from idsel_core import importance
 from idsel_core.backbones.attention import Watched, attention_modules, layer_at, watch
@@ -275,6 +274,8 @@ class Qwen2_5VL(Qwen2VL):
         return layers
 
     def _order(self, sizes: Tensor) -> Tensor:
+        from transformers.vision_utils import get_vision_window_index
+
         visual = self.core.visual
         windows, _ = get_vision_window_index(sizes, self.merge, visual.window_size, visual.patch_size)
         return windows.argsort()
