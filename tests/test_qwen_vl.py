@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from test_families import ALL, BARRED, CLOSE, GREEDY, MIXED, by_hand, ragged, tokens_of
-from test_prune_llava import run
+from test_prune_llava import Fixed, run
 from transformers import Qwen2VLImageProcessorPil
 
 from idsel_core import Random, TopK, Unavailable, adapter_for, prune
@@ -311,3 +311,18 @@ def test_beams_inside_do_not_mix_prompts(family, model):
             single = family.alone(layout, row)
             got = model.generate(**single, **options)[:, single["input_ids"].shape[1] :]
             assert torch.equal(got, together[3 * row : 3 * row + 3])
+
+
+@torch.no_grad()
+def test_a_prompt_that_ends_in_an_image_must_keep_its_end(family, model):
+    ids = torch.tensor([[1, 7, families.START, *[families.IMAGE] * 15]])
+    inputs = {**family.prompts(((1,),)), "input_ids": ids, "attention_mask": torch.ones_like(ids), **family.marked(ids)}
+    plain = run(model, inputs, **GREEDY)
+    with prune(model, ALL):
+        assert torch.equal(run(model, inputs, **GREEDY).sequences, plain.sequences)
+    with prune(model, Fixed(picks=((3, 14),))):
+        run(model, inputs, **GREEDY)
+    with prune(model, Fixed(picks=((3, 5),))):
+        with pytest.raises(ValueError, match="prompt 0 ends in an image whose last token was not selected"):
+            run(model, inputs, **GREEDY)
+        assert model(**inputs).logits.shape[1] == 5

@@ -176,6 +176,11 @@ class Qwen2VL(Backbone):
         """Cut the tokens that were not selected out of a call of the model, see `Backbone.shorten`.
 
         The model's ``rope_deltas`` are set so that it goes on from the length of the full prompts.
+
+        Raises
+        ------
+        ValueError
+            As of `Backbone.shorten`, or if ``generate`` would have to go on from a token that was cut out.
         """
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if "position_ids" not in inputs:
@@ -186,7 +191,14 @@ class Qwen2VL(Backbone):
         if full.ndim == 3:
             if len(full) > self.position_axes:
                 text = (real.cumsum(1) - 1).masked_fill(real == 0, 0)
-                short["position_ids"] = torch.cat([text[None], short["position_ids"][1:]])
+                axes = short["position_ids"][1:]
+                moved = (axes[..., -1] != full[1:, :, -1]).any(0) & real[:, -1].bool()
+                if bool(moved.any()):
+                    raise ValueError(
+                        f"prompt {int(moved.int().argmax())} ends in an image whose last token was not selected, so "
+                        f"generate() has no position to go on from: let the prompt end in text"
+                    )
+                short["position_ids"] = torch.cat([text[None], axes])
             ends = full[-self.position_axes :].amax((0, 2)) + 1
             self.core.rope_deltas = (ends - real.sum(1))[:, None]
         return short
