@@ -1,4 +1,4 @@
-"""The methods that the authoring page builds: its code is run as it stands there, and held to what all methods promise."""
+"""The methods that the authoring page builds: its code is run as it stands, and held to what all methods promise."""
 
 import re
 from pathlib import Path
