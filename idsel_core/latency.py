@@ -149,9 +149,9 @@ def _lap(
     backbone: Backbone, inputs: Mapping[str, Any], method: Method, new_tokens: int
 ) -> tuple[list[float], int, int]:
     """Return the milliseconds of each phase, the shortened prompts' columns and the most tokens kept."""
-    model, pixels = backbone.model, inputs["pixel_values"]
-    images = {name: inputs[name] for name in backbone.image_inputs if inputs.get(name) is not None}
-    grid = method.wanted_grid(*backbone.image_grid(pixels))
+    model = backbone.model
+    images = backbone.image_arguments(inputs)
+    grid = backbone.wanted_grid(method, **images)
     marks = [_now(model.device)]
     encoded = backbone.encode(grid=grid, depths=method.depths, **images)
     marks.append(_now(model.device))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones import Relevance, adapter_for
-from idsel_core.backbones.base import POSITIONS
 from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
+from idsel_core.backbones.tiles import Scope, check_scope, select_by_tile
 from idsel_core.methods import Method, drops_inside
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -105,16 +105,21 @@ class Pruning:
     """
 
     def __init__(
-        self, model: Any, method: Method, positions: Literal["compact", "keep"], relevance: Relevance | None
+        self,
+        model: Any,
+        method: Method,
+        positions: Literal["compact", "keep"] | None,
+        relevance: Relevance | None,
+        budget_scope: Scope,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
-        if positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        check_scope(budget_scope, method)
         self.model = model
         self.method = method
-        self.positions = positions
+        self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance)
+        self.positions = self.backbone.positions_of(positions)
         self.report: list[ImageRecord] = []
         self._calls = 0
 
@@ -142,7 +147,8 @@ class Pruning:
         ValueError
             If the call cannot be pruned; the message says why.
         """
-        pixels, input_ids, mask = (inputs.get(name) for name in ("pixel_values", "input_ids", "attention_mask"))
+        input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        pixels = next((inputs[name] for name in self.backbone.pixel_inputs if inputs.get(name) is not None), None)
         if inputs.get("mm_encoder_outputs") is not None:
             raise ValueError("prune() encodes the images itself: give pixel_values instead of mm_encoder_outputs")
         if pixels is None:
@@ -162,13 +168,14 @@ class Pruning:
             inputs = self._for_drops(inputs, generating)
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)
-        images = {name: inputs[name] for name in self.backbone.image_inputs if inputs.get(name) is not None}
-        grid = self.method.wanted_grid(*self.backbone.image_grid(pixels))
+        images = self.backbone.image_arguments(inputs)
+        grid = self.backbone.wanted_grid(self.method, **images)
         with stopwatch(pixels.device) as encode_ms:
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
-            selection = self.method.select(tokens)
+            by_tile = self.budget_scope == "tile"
+            selection = select_by_tile(self.method, tokens) if by_tile else self.method.select(tokens)
         short = self.backbone.shorten(inputs, tokens, selection, self.positions)
         return _Call(short, tokens, selection, encode_ms(), select_ms())
 
@@ -187,7 +194,10 @@ class Pruning:
             with following(self.backbone, cache):
                 yield
             return
-        with dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage:
+        with (
+            self.backbone.reading(),
+            dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage,
+        ):
             yield
         self._report(call, passage)
 
@@ -233,8 +243,7 @@ class Pruning:
         return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _keep_positions(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
-        input_ids = inputs["input_ids"]
-        if generating:
+        if self.backbone.position_axes == 1 and generating:
             if _setting(self.model, inputs, "use_cache") is False:
                 raise ValueError(
                     'positions="keep" needs use_cache=True: without a cache, generate() drops the mask and then reads '
@@ -243,14 +252,16 @@ class Pruning:
             return inputs
         # What forward does by itself where generate counts from the mask; the mask keeps gaps from being borders.
         if inputs.get("position_ids") is None:
-            inputs = {**inputs, "position_ids": torch.arange(input_ids.shape[1], device=input_ids.device)[None]}
+            inputs = {**inputs, "position_ids": self.backbone.full_positions(inputs, generating)}
+        if self.backbone.position_axes > 1:
+            return inputs
         return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _check_without_image(self, inputs: dict[str, Any], generating: bool) -> None:
         input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), _cached_tokens(inputs)
         if input_ids is None:
             return
-        found = int((input_ids == self.backbone.image_token_id).sum())
+        found = int(self.backbone.placeholders(input_ids).sum())
         if found and not cached:
             raise ValueError(f"the prompt holds {found} image placeholders, but there are no pixel_values")
         if found and generating:
@@ -267,8 +278,9 @@ class Pruning:
 def prune(
     model: Any,
     method: Method,
-    positions: Literal["compact", "keep"] = "compact",
+    positions: Literal["compact", "keep"] | None = None,
     relevance: Relevance | None = None,
+    budget_scope: Scope = "image",
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
 
@@ -285,11 +297,15 @@ def prune(
         A model of a supported family, see `idsel_core.backbones.BACKBONES`.
     method : Method
         For example ``IDSelection(budget=64)``.
-    positions : {"compact", "keep"}
-        Number the remaining tokens anew, or let them keep the positions that they had in the full prompt. What is
-        dropped inside the language model follows the method instead.
+    positions : {"compact", "keep"}, optional
+        Number the remaining tokens anew, or let them keep the positions that they had in the full prompt. By default
+        anew, where positions have one axis; where they have several, tokens keep theirs. What is dropped inside the
+        language model follows the method instead.
     relevance : Relevance, optional
         Shared image-text space for methods that read ``relevance``, for example a `Companion`.
+    budget_scope : {"image", "tile"}
+        Where a model cuts an image into tiles, select from all of them together, or the whole budget from each by
+        itself.
 
     Returns
     -------
@@ -309,7 +325,7 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance)
+    return Pruning(model, method, positions, relevance, budget_scope)
 
 
 class _Patch:

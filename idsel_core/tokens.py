@@ -53,6 +53,8 @@ class VisualTokens:
     placeholders : Tensor, optional
         Image tokens that the prompt holds for each row, int64 (B,). More than the row has tokens where the image was
         made smaller. By default the number of tokens.
+    video : Tensor, optional
+        True at rows that are videos, bool (B,); none is by default.
     instruction : tuple[int, str]
         Layer of the language model and query tokens ("last" or "mean") of ``instruction_attention``; change it with
         `with_instruction`.
@@ -71,6 +73,7 @@ class VisualTokens:
     sources: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     placeholders: Tensor | None = None
+    video: Tensor | None = None
     instruction: tuple[int, Which] = (0, "last")
     decoder_layers: int | None = None
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
@@ -162,7 +165,7 @@ class VisualTokens:
 
     @property
     def frames(self) -> Tensor:
-        """Video frame of each token, from 0, int64 (B, N)."""
+        """Video frame of each token, from 0, int64 (B, N); -1 at tokens of an image beside videos."""
         return self._view("frames")
 
     def at_depth(self, name: str, depth: float) -> Tensor:

@@ -511,7 +511,7 @@ def test_prune_refuses_wrong_arguments(clip):
             num_key_value_heads=1,
         )
     )
-    with pytest.raises(ValueError, match="model type 'qwen2' is not supported; supported: llava"):
+    with pytest.raises(ValueError, match=r"model type 'qwen2' is not supported; supported: .*llava"):
         prune(other, ALL)
 
 

@@ -11,12 +11,21 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from idsel_core.backbones.base import Backbone, Encoded
 from idsel_core.backbones.companion import Companion, Relevance
+from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
+from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.qwen3_vl import Qwen3VL
+from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 
 __all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
 
 BACKBONES: Mapping[str, type[Backbone]] = {
+    "internvl": InternVL,
     "llava": Llava,
+    "llava_next": LlavaNext,
+    "qwen2_5_vl": Qwen2_5VL,
+    "qwen2_vl": Qwen2VL,
+    "qwen3_vl": Qwen3VL,
 }
 
 _NEEDED = "5.18"

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,29 +33,29 @@ class Watched:
         Attention function that the layer goes on to use.
     stop : bool
         End the forward pass, by `Stop`, as soon as the layer was seen.
-    query, key : Tensor, optional
-        (B, heads, L, d) and (B, key heads, L, d), once the layer has run.
+    pieces : list[tuple[Tensor, Tensor]]
+        Queries (B, heads, L, d) and keys (B, key heads, L, d), once the layer has run: one pair, or one for each
+        sequence where the layer attends within one after the other.
     scale : float
         Factor on their products.
     """
 
     implementation: str
     stop: bool = False
-    query: Tensor | None = None
-    key: Tensor | None = None
+    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     scale: float = 1.0
 
     def tensors(self) -> tuple[Tensor, Tensor, float]:
-        """Return query, key and scale.
+        """Return the last query and key, and scale.
 
         Raises
         ------
         RuntimeError
             If the layer did not run.
         """
-        if self.query is None or self.key is None:
+        if not self.pieces:
             raise RuntimeError("the watched attention layer did not run")
-        return self.query, self.key, self.scale
+        return *self.pieces[-1], self.scale
 
 
 _WATCHED: dict[nn.Module, Watched] = {}
@@ -65,7 +65,7 @@ def _watch_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     seen = _WATCHED[module]
-    seen.query, seen.key = query, key
+    seen.pieces.append((query, key))
     scaling = kwargs.get("scaling")
     seen.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if seen.stop:
@@ -127,10 +127,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     """
     found = [module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
     config: Any = model.config
-    if len(found) != config.num_hidden_layers:
-        raise ValueError(
-            f"{type(model).__name__} has {config.num_hidden_layers} layers, but {len(found)} attention modules"
-        )
+    layers = config.depth if hasattr(config, "depth") else config.num_hidden_layers
+    if len(found) != layers:
+        raise ValueError(f"{type(model).__name__} has {layers} layers, but {len(found)} attention modules")
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from idsel_core import importance
 from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.companion import Relevance
 from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images, text_after
+from idsel_core.methods import Method
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens, Which
 
@@ -43,6 +45,8 @@ class Encoded:
         Further views of `VisualTokens` that depend on the image alone, computed when called.
     features : Tensor, optional
         Projector output, (I, N, D), where the pass gave it; it can be computed from `encoder_features`.
+    video : Tensor, optional
+        True at rows that are videos, bool (I,); none is by default.
     """
 
     encoder_features: Tensor
@@ -51,6 +55,7 @@ class Encoded:
     placeholders: Tensor
     views: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     features: Tensor | None = None
+    video: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", {name: functools.cache(view) for name, view in self.views.items()})
@@ -62,6 +67,8 @@ class Encoded:
         """Return plain tensors to store, with all views or those named; without the projector output."""
         names = self.views if views is None else views
         stored = {name: getattr(self, name) for name in _STORED} | {name: self.views[name]() for name in names}
+        if self.video is not None:
+            stored["video"] = self.video
         return {name: tensor.contiguous() for name, tensor in stored.items()}
 
     @classmethod
@@ -76,14 +83,15 @@ class Encoded:
         missing = [name for name in _STORED if name not in tensors]
         if missing:
             raise ValueError(f"a stored encoding needs {', '.join(_STORED)}; missing: {', '.join(missing)}")
-        views = {name: _constant(tensor) for name, tensor in tensors.items() if name not in _STORED}
-        return cls(**{name: tensors[name] for name in _STORED}, views=views)
+        views = {name: _constant(tensor) for name, tensor in tensors.items() if name not in (*_STORED, "video")}
+        return cls(**{name: tensors[name] for name in _STORED}, views=views, video=tensors.get("video"))
 
     def take(self, images: Tensor) -> Encoded:
         """Return the encodings of these images, int64 (R,), with repetition where several questions ask of one."""
         stored = {name: getattr(self, name)[images] for name in _STORED}
         views = {name: _taken(view, images) for name, view in self.views.items()}
-        return Encoded(**stored, views=views, features=None if self.features is None else self.features[images])
+        features, video = (None if given is None else given[images] for given in (self.features, self.video))
+        return Encoded(**stored, views=views, features=features, video=video)
 
 
 _STORED = ("encoder_features", "mask", "grid", "placeholders")
@@ -103,6 +111,23 @@ def pixel_key(pixels: Tensor) -> Tensor:
     """Return a number for each image, (I, ...) to int64 (I,), from its pixels' bits: the same on any device."""
     bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
     return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
+
+
+def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
+    """Return rows that stand one behind the other, (sum of lengths, ...), as (I, N, ...), filled up.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Tokens of all images.
+    fill : float
+        What stands behind the last token of an image.
+    lengths : Tensor
+        Tokens of each image, int64 (I,).
+    """
+    mask = torch.arange(int(lengths.max()), device=rows.device) < lengths[:, None]
+    filled = rows.new_full((*mask.shape, *rows.shape[1:]), fill)
+    return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
 
 
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
@@ -134,6 +159,14 @@ class Backbone(ABC):
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """Arguments of the model that belong to the image and are consumed by `encode`."""
+    pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """Those of them that hold pixels."""
+    position_axes: ClassVar[int] = 1
+    """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    why_as_they_are: ClassVar[str] = "images of this model family are encoded as they are"
+    """Why no smaller images can be had."""
+    why_no_view: ClassVar[Mapping[str, str]] = {}
+    """Why this family lacks views, where it is not for the usual reason."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
@@ -161,9 +194,82 @@ class Backbone(ABC):
         """Token id of the image placeholder."""
         return int(self.model.config.image_token_id)
 
-    @abstractmethod
-    def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """Rows and columns of the token grid that images of this size give."""
+    @property
+    def video_token_id(self) -> int | None:
+        """Token id of the video placeholder, None where the family reads no videos."""
+        return None
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        """Mark the placeholders of images and videos, bool (B, L)."""
+        marks = input_ids == self.image_token_id
+        return marks if self.video_token_id is None else marks | (input_ids == self.video_token_id)
+
+    def locate(
+        self, input_ids: Tensor, placeholders: Tensor, video: Tensor | None, attention_mask: Tensor | None = None
+    ) -> Slots:
+        """Find the placeholders of each image and video; each kind fills its own in reading order.
+
+        Parameters
+        ----------
+        input_ids : Tensor
+            Prompts, int64 (B, L).
+        placeholders : Tensor
+            Placeholders that each image fills, int64 (I,).
+        video : Tensor, optional
+            True at rows that are videos, bool (I,).
+        attention_mask : Tensor, optional
+            1 at tokens, 0 at padding, (B, L).
+
+        Raises
+        ------
+        ValueError
+            As of `locate_images`.
+        """
+        if video is None or self.video_token_id is None:
+            return locate_images(input_ids, self.image_token_id, placeholders, attention_mask)
+        placeholders, video = placeholders.to(input_ids.device), video.to(input_ids.device)
+        rows = torch.zeros_like(placeholders)
+        columns = placeholders.new_full((len(placeholders), int(placeholders.max())), -1)
+        for token_id, which in ((self.image_token_id, ~video), (self.video_token_id, video)):
+            if bool(which.any()):
+                slots = locate_images(input_ids, token_id, placeholders[which], attention_mask)
+                rows[which] = slots.rows
+                columns[which, : slots.columns.shape[1]] = slots.columns
+        return Slots(rows, columns)
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        return {name: inputs[name] for name in self.image_inputs if inputs.get(name) is not None}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the model read what `shorten` gives; most families do of themselves."""
+        yield
+
+    def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+        """Return the grid of tokens that a method wants of images, None for the one that they have.
+
+        Parameters
+        ----------
+        method : Method
+            Of any kind.
+        image_inputs
+            Some of `image_inputs`.
+
+        Raises
+        ------
+        Unavailable
+            If the method acts on pixels, and this family's images cannot be made smaller.
+        """
+        if type(method).wanted_grid is Method.wanted_grid:
+            return None
+        raise Unavailable("a smaller image", self.why_as_they_are)
 
     @abstractmethod
     def encode(
@@ -192,10 +298,18 @@ class Backbone(ABC):
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector, (I, N, Dv) to (I, N, D)."""
 
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, Any]:
-        """Wrap the kept features, one (K_i, D) an image, in the form of the model's ``mm_encoder_outputs``."""
+    def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
+        """Wrap the kept features in the form of the model's ``mm_encoder_outputs``, new for one call."""
         output: Any = BaseModelOutputWithPooling
-        return {"image": output(pooler_output=features)}
+        kept = _kept_features(tokens, selection)
+        video = [False] * len(tokens) if tokens.video is None else tokens.video.tolist()
+        return {
+            kind: output(
+                pooler_output=[features for features, is_video in zip(kept, video, strict=True) if is_video is own]
+            )
+            for kind, own in (("image", False), ("video", True))
+            if own in video
+        }
 
     def visual_tokens(
         self,
@@ -226,9 +340,9 @@ class Backbone(ABC):
             If images and placeholders do not agree.
         """
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
-        slots = locate_images(input_ids, self.image_token_id, encoded.placeholders, attention_mask)
+        slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        question = text_after(slots, real & (input_ids != self.image_token_id))
+        question = text_after(slots, real & ~self.placeholders(input_ids))
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": _constant(encoded.encoder_features),
             "projector": self.project,
@@ -237,9 +351,10 @@ class Backbone(ABC):
         }
         reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
         reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
+        reasons |= self.why_no_view
         if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
             sources["instruction_attention"] = self._instruction(
-                features, slots, input_ids, attention_mask, position_ids, question
+                encoded, features, slots, input_ids, attention_mask, position_ids, question
             )
         else:
             reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"
@@ -255,11 +370,12 @@ class Backbone(ABC):
             sources,
             reasons,
             placeholders=encoded.placeholders,
+            video=encoded.video,
             decoder_layers=self.decoder_layers,
         )
 
     def shorten(
-        self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str = "compact"
+        self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str | None = None
     ) -> dict[str, Any]:
         """Cut the tokens that were not selected out of a call of the model.
 
@@ -271,8 +387,9 @@ class Backbone(ABC):
             Of the call's images.
         selection : Selection
             What a method chose from `tokens`.
-        positions : {"compact", "keep"}
-            Number the remaining tokens anew, or leave gaps where tokens were.
+        positions : {"compact", "keep"}, optional
+            Number the remaining tokens anew, or leave gaps where tokens were. By default anew, where positions have
+            one axis.
 
         Returns
         -------
@@ -284,35 +401,67 @@ class Backbone(ABC):
         ValueError
             If `positions` is unknown, or images, selection and placeholders do not agree.
         """
-        if positions not in POSITIONS:
-            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        positions = self.positions_of(positions)
         if len(selection) != len(tokens):
             raise ValueError(f"the selection has {len(selection)} rows for {len(tokens)} images")
-        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs and value is not None}
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if positions == "keep" and inputs.get("position_ids") is None:
+            inputs["position_ids"] = self.full_positions(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs}
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-        slots = locate_images(input_ids, self.image_token_id, placeholders, mask)
+        slots = self.locate(input_ids, placeholders, tokens.video, mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
         keep = kept_columns(slots, real, tokens.lengths, selection)
-        position_ids = inputs.get("position_ids")
-        if positions == "keep" and position_ids is None:
-            inputs["position_ids"] = self.positions(input_ids, mask)
-        elif positions == "compact" and position_ids is not None:
-            inputs["position_ids"] = position_ids - (real & ~keep).cumsum(1)
+        if positions == "compact" and inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] - (real & ~keep).cumsum(1)
         pad_token_id = getattr(self.model.generation_config, "pad_token_id", None) or 0
         short = drop_columns(inputs, keep, real, pad_token_id)
-        short["mm_encoder_outputs"] = self.encoder_outputs(_kept_features(tokens, selection))
+        short["mm_encoder_outputs"] = self.encoder_outputs(tokens, selection)
         return short
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Position ids that ``generate`` gives the full prompts."""
-        positions: Tensor = self.model._prepare_position_ids_for_generation(
-            input_ids, {"input_ids": input_ids, "attention_mask": attention_mask}
-        )
+    def positions_of(self, positions: str | None) -> str:
+        """Return how the remaining tokens are numbered, "compact" or "keep", given what was asked for, if anything.
+
+        Raises
+        ------
+        ValueError
+            If the choice is unknown, or not one of this family.
+        """
+        if positions is None:
+            return "compact" if self.position_axes == 1 else "keep"
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        if positions == "compact" and self.position_axes > 1:
+            raise ValueError(
+                f'positions="compact" cannot be had: positions of this model have {self.position_axes} axes, and '
+                f"tokens keep theirs"
+            )
         return positions
+
+    def full_positions(self, inputs: Mapping[str, Any], generating: bool = True) -> Tensor:
+        """Return position ids of the full prompts, as ``generate``, or else ``forward``, gives them.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        generating : bool
+            Of ``generate``.
+        """
+        input_ids: Tensor = inputs["input_ids"]
+        if not generating:
+            return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        positions: Tensor = self.model._prepare_position_ids_for_generation(input_ids, dict(inputs))
+        return positions
+
+    def _encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return position ids of full prompts around these images."""
+        return self.full_positions({"input_ids": input_ids, "attention_mask": attention_mask})
 
     def _instruction(
         self,
+        encoded: Encoded,
         features: Tensor,
         slots: Slots,
         input_ids: Tensor,
@@ -329,12 +478,18 @@ class Backbone(ABC):
             if layer >= len(layers):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
             embeddings = self.core.get_input_embeddings()(input_ids)
-            place = (input_ids == self.image_token_id)[..., None]
-            embeddings = embeddings.masked_scatter(place, features[tokens].to(embeddings))
-            positions = self.positions(input_ids, attention_mask) if position_ids is None else position_ids
+            places = slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens]
+            embeddings = embeddings.index_put(places, features[encoded.mask].to(embeddings))
+            positions = position_ids
+            if positions is None:
+                positions = self._encoded_positions(encoded, input_ids, attention_mask)
             with watch(layers[layer], stop=True) as seen:
                 self.language_model(
-                    inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=positions, use_cache=False
+                    inputs_embeds=embeddings,
+                    attention_mask=attention_mask,
+                    position_ids=positions,
+                    use_cache=False,
+                    **self._beside_embeddings(encoded, input_ids, places),
                 )
             query, key, scale = seen.tensors()
             return query[slots.rows], key[slots.rows], scale
@@ -344,9 +499,14 @@ class Backbone(ABC):
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
             query, key, scale = attend(layer)
-            return importance.instruction_row(query, key, scale, question, slots.columns, which)
+            row = importance.instruction_row(query, key, scale, question, slots.columns, which)
+            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1]))
 
         return view
+
+    def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""
+        return {}
 
     def _words(self, features: Tensor, slots: Slots, input_ids: Tensor, question: Tensor) -> Callable[[], Tensor]:
         @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
-from idsel_core.backbones.sequence import Slots, locate_images, surviving_columns, text_after
+from idsel_core.backbones.sequence import Slots, surviving_columns, text_after
 from idsel_core.methods import Method
 from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside, last_token
 from idsel_core.methods.steps import ascending, take
@@ -120,10 +120,8 @@ def dropping(
     check_decoder(backbone.language_model)
     plan = _Plan(
         method=method,
-        slots=locate_images(
-            prompts["input_ids"], backbone.image_token_id, selection.counts, prompts.get("attention_mask")
-        ),
-        placeholder=prompts["input_ids"] == backbone.image_token_id,
+        slots=backbone.locate(prompts["input_ids"], selection.counts, tokens.video, prompts.get("attention_mask")),
+        placeholder=backbone.placeholders(prompts["input_ids"]),
         places=method.places(passage.depth),
         counts=method.counts(tokens.lengths, selection.counts, passage.depth),
         passage=passage,
@@ -259,8 +257,15 @@ class _Hooks:
         if self.plan is not None and not self.began:
             if cache is not None:
                 check_cache(cache)
+            planes = len(kwargs.get("deepstack_visual_embeds") or ())
+            if planes > self.plan.places[0]:
+                raise ValueError(
+                    f"{self.plan.method.name} cannot drop tokens before layer {self.plan.places[0]}, because planes of "
+                    f"them enter the first {planes} layers of this language model; choose layers from {planes} on"
+                )
             self.began = True
             self.reading = _Reading(self.decoder, self.plan, kwargs["inputs_embeds"], mask, self.stack)
+            self.reading.several_axes(kwargs.get("position_ids"))
         elif self.plan is not None and cache is None:
             raise ValueError(
                 f"{self.plan.method.name} drops tokens while the prompt is read once: generate() needs use_cache=True"
@@ -321,6 +326,12 @@ class _Reading:
         self.watch: ExitStack | None = None
         self.seen: Watched | None = None
 
+    def several_axes(self, positions: Tensor | None) -> None:
+        """Take positions (axes, copies of prompts, L) from a decoder whose layers are not given them."""
+        if positions is not None and "mrope_section" in (getattr(self.decoder.config, "rope_parameters", None) or {}):
+            axes = positions[-3:] if positions.ndim == 3 else positions.expand(3, *positions.shape)
+            self.positions = axes.expand(3, len(self.real) * self.copies, -1)[:, :: self.copies]
+
     def before_layer(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         now = {**given, **self.changes}
         if index in self.plan.places:
@@ -337,11 +348,12 @@ class _Reading:
         plan, cache = self.plan, now.get("past_key_values")
         if cache is not None:
             check_cache(cache)
-        positions = now.get("position_ids")
-        if now.get("position_embeddings") is None or positions is None or positions.ndim != 2:
+        positions = now.get("position_ids") if self.positions is None else self.positions
+        known = positions is not None and (positions.ndim == 2 or self.positions is not None)
+        if positions is None or not known or now.get("position_embeddings") is None:
             raise ValueError(
-                f"{type(self.decoder).__name__} gives its layers no position embeddings of one axis, so tokens cannot "
-                f"be dropped between them"
+                f"{type(self.decoder).__name__} gives its layers no position embeddings of known axes, so tokens "
+                f"cannot be dropped between them"
             )
         lengths = (self.columns >= 0).sum(1)
         counts = plan.counts[:, plan.places.index(index)].to(hidden.device)
@@ -361,6 +373,11 @@ class _Reading:
                 norm=self.decoder.norm,
             )
             choice = plan.method.choose(tokens, counts.minimum(lengths))
+        if choice.merged is not None and positions.ndim == 3:
+            raise ValueError(
+                f"{plan.method.name} merges tokens, which have no place where positions have several axes; let it drop "
+                f"them alone"
+            )
         hidden = self._keep(hidden, choice)
         kept = _numbered(choice, self.numbers, plan.passage.left)
         self._renumber(choice)
@@ -375,8 +392,9 @@ class _Reading:
             query, key, scale = self.seen.tensors()
             query, key = query[:: self.copies], key[:: self.copies]
         else:
+            places = now.get("position_ids")
             first = {
-                "position_ids": now["position_ids"].expand(len(hidden), -1)[:: self.copies],
+                "position_ids": None if places is None else places.expand(len(hidden), -1)[:: self.copies],
                 "position_embeddings": tuple(
                     part.expand(len(hidden), -1, -1)[:: self.copies] for part in now["position_embeddings"]
                 ),
@@ -398,9 +416,12 @@ class _Reading:
             new[self.rows[:, None].expand_as(line.slots), line.slots - hidden.shape[1]] = choice.merged.to(hidden)
             hidden = torch.cat([hidden, new.repeat_interleave(self.copies, 0)], 1)
         hidden = take(hidden, order.repeat_interleave(self.copies, 0))
-        compact = self.plan.method.positions == "compact"
-        self.positions, moved = line.positions(self.positions, compact)
-        self.shift = self.shift + moved
+        if self.positions.ndim == 3:
+            # No token can be numbered anew.
+            self.positions = torch.stack([line.positions(axis, False)[0] for axis in self.positions])
+        else:
+            self.positions, moved = line.positions(self.positions, self.plan.method.positions == "compact")
+            self.shift = self.shift + moved
         self.real = line.real
         stretched = (nn.functional.pad(marks, (0, line.added)) for marks in (self.text, self.asking))
         self.text, asking = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
@@ -421,7 +442,8 @@ class _Reading:
     def _change(self, index: int, hidden: Tensor, cache: Any) -> None:
         """Say what this layer and those behind it read from now on, and note it at the cache."""
         assert self.positions is not None
-        real, positions, shift = (x.repeat_interleave(self.copies, 0) for x in (self.real, self.positions, self.shift))
+        real, shift = (x.repeat_interleave(self.copies, 0) for x in (self.real, self.shift))
+        positions = self.positions.repeat_interleave(self.copies, -2)
         # Candidates behind the prompt are no part of it.
         inside = real[:, : real.shape[1] - self.behind]
         self.spans.append(Span(index, self.width, inside, shift))

@@ -6,23 +6,33 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
 from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.methods import Method
 
 
 class Llava(Backbone):
     """``LlavaForConditionalGeneration`` with a CLIP, SigLIP, DINOv2 or like vision tower."""
 
-    image_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    image_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "image_sizes",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
 
     def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
+
+    def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+        """Return the grid of patches that a method wants of images."""
+        return method.wanted_grid(*self.image_grid(image_inputs["pixel_values"]))
 
     def encode(
         self,

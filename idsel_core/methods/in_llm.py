@@ -122,7 +122,7 @@ class InLLM(Method):
     """
 
     positions: ClassVar[Positions]
-    """Whether tokens behind a drop are numbered anew ("compact") or keep their positions."""
+    """Whether tokens behind a drop are numbered anew ("compact") or keep their positions, as all do of several axes."""
     reads: ClassVar[Reads] = "before"
     """Whose queries and keys are read: those of the layer before a drop, or of the one after it on undropped tokens."""
 

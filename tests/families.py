@@ -1,0 +1,348 @@
+"""Tiny random models and prompts of every family but LLaVA-1.5, without files.
+
+A prompt is laid out as a tuple of its images, each named by the number of its size; negative numbers are videos.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+TOKEN_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What tests need to know of a model family.
+
+    A subclass says how the model is built, what pixels an image is, and, in the slowest and plainest way, what the
+    language model reads.
+    """
+
+    name: str
+    counts: dict[int, int]
+    """Tokens of each size."""
+    axes: int = 1
+    has_cls: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+    """Methods that cannot run, and why."""
+
+    def config(self) -> Any:
+        raise NotImplementedError
+
+    def model_class(self) -> Any:
+        raise NotImplementedError
+
+    def pixels(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def marks(self, size: int) -> list[int]:
+        """Return what stands in a prompt for an image."""
+        return [START, *[IMAGE if size >= 0 else VIDEO] * self.counts[size], END]
+
+    def collate(self, images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = {name for image in images for name in image}
+        return {name: torch.cat([image[name] for image in images if name in image]) for name in names}
+
+    def marked(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return further inputs that follow from the prompts."""
+        return {}
+
+    def features(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Return what the language model reads of images and of videos, one tensor each."""
+        output = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
+        return {"image": list(output.pooler_output)}
+
+    def positions(self, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> tuple[Tensor, int]:
+        """Return positions of what is kept of one prompt, and the position of the next token."""
+        count = int(keep.sum())
+        return torch.arange(count)[None], count
+
+    def beside(self, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> dict[str, Any]:
+        """Return what else the language model reads with the kept columns of one prompt."""
+        return {}
+
+    def build(self, attention: str = "sdpa", **knobs: Any) -> Any:
+        """Return a model whose weights are large enough for images and words to matter."""
+        torch.manual_seed(0)
+        model = self.model_class()(self.config(**knobs)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 or "class_embedding" in name or "newline" in name:
+                    parameter.normal_(0, 0.25)
+        model.generation_config.pad_token_id, model.generation_config.eos_token_id = PAD, None
+        model.set_attn_implementation(attention)
+        return model
+
+    def prompts(self, layout: tuple[tuple[int, ...], ...], side: str = "left", seed: int = 0) -> dict[str, Tensor]:
+        """Return a padded batch of prompts of different lengths."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def words(count: int) -> list[int]:
+            return torch.randint(3, 80, (count,), generator=generator).tolist()
+
+        rows = []
+        for row, sizes in enumerate(layout):
+            ids = [1, *words(2 + row)]
+            for size in sizes:
+                ids += [*self.marks(size), *words(3)]
+            rows.append(ids + words(4))
+        width = max(map(len, rows))
+        padded = [[PAD] * (width - len(r)) + r if side == "left" else r + [PAD] * (width - len(r)) for r in rows]
+        return self._inputs(torch.tensor(padded), layout, range(len(layout)), seed)
+
+    def alone(self, layout: tuple[tuple[int, ...], ...], row: int, seed: int = 0) -> dict[str, Tensor]:
+        """Return one prompt of the batch that `prompts` gives, without padding."""
+        ids = self.prompts(layout, seed=seed)["input_ids"][row]
+        return self._inputs(ids[ids != PAD][None], layout, [row], seed)
+
+    def _inputs(self, ids: Tensor, layout: Any, rows: Any, seed: int) -> dict[str, Tensor]:
+        images = [
+            self.pixels(size, torch.Generator().manual_seed(1000 * seed + 100 * row + place))
+            for row in rows
+            for place, size in enumerate(layout[row])
+        ]
+        inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), **self.marked(ids)}
+        return {**inputs, **(self.collate(images) if images else {})}
+
+
+class InternVL(Family):
+    def config(self, **knobs):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": [24, 24],
+            "patch_size": [4, 4],
+            "use_qk_norm": True,
+            "layer_scale_init_value": 0.5,
+        }
+        return InternVLConfig(vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE, **knobs)
+
+    def model_class(self):
+        return InternVLForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(self.counts[size] // 9, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        output = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
+        runs = itertools.groupby(inputs["input_ids"][0].tolist())
+        counts = [len(list(run)) for token, run in runs if token == IMAGE]
+        return {"image": list(output.pooler_output.flatten(0, 1).split(counts))}
+
+
+class LlavaNext(Family):
+    SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
+    TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
+    """Rows and columns of tiles: those of the resolution that fits best."""
+
+    def config(self, **knobs):
+        vision = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=4,
+        )
+        pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
+        given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, **knobs}
+        return LlavaNextConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), **given)
+
+    def model_class(self):
+        return LlavaNextForConditionalGeneration
+
+    def pixels(self, size, generator):
+        rows, columns = self.TILES[size]
+        tiles = torch.randn(1 + rows * columns, 3, 24, 24, generator=generator)
+        return {"pixel_values": tiles, "image_sizes": torch.tensor([self.SIZES[size]])}
+
+    def collate(self, images):
+        tiles = [image["pixel_values"] for image in images]
+        sizes = torch.cat([image["image_sizes"] for image in images])
+        return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True), "image_sizes": sizes}
+
+    def features(self, model, inputs):
+        names = ("pixel_values", "image_sizes")
+        output = model.model.get_image_features(**{name: inputs[name] for name in names}, return_dict=True)
+        return {"image": list(output.pooler_output)}
+
+
+class QwenVL(Family):
+    SIZES: ClassVar = {0: (1, 8, 8), 1: (1, 6, 10), 2: (1, 12, 8), -1: (3, 4, 8), -2: (2, 6, 6)}
+    VISION: ClassVar = {"depth": 4, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+
+    def pixels(self, size, generator):
+        frames, rows, columns = self.SIZES[size]
+        patches = torch.randn(frames * rows * columns, 3 * 2 * 16, generator=generator)
+        pixels, grid = ("pixel_values", "image_grid_thw") if size >= 0 else ("pixel_values_videos", "video_grid_thw")
+        return {pixels: patches, grid: torch.tensor([[frames, rows, columns]])}
+
+    def marked(self, ids):
+        return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+    def _outputs(self, model, inputs):
+        found = {}
+        if "pixel_values" in inputs:
+            found["image"] = model.model.get_image_features(
+                inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+            )
+        if "pixel_values_videos" in inputs:
+            found["video"] = model.model.get_video_features(
+                inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True
+            )
+        return found
+
+    def features(self, model, inputs):
+        return {kind: list(output.pooler_output) for kind, output in self._outputs(model, inputs).items()}
+
+    def positions(self, model, inputs, keep):
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+        positions, _ = model.model.get_rope_index(**{name: inputs.get(name) for name in names})
+        return positions[..., keep], int(positions.max()) + 1
+
+
+class Qwen2(QwenVL):
+    def config(self, **knobs):
+        vision = {**self.VISION, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, **knobs}
+        return Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKEN_IDS)
+
+    def model_class(self):
+        return Qwen2VLForConditionalGeneration
+
+
+class Qwen25(QwenVL):
+    def config(self, **knobs):
+        vision = {
+            **self.VISION,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [0, 2],
+            "tokens_per_second": 2,
+            **knobs,
+        }
+        return Qwen2_5_VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKEN_IDS)
+
+    def model_class(self):
+        return Qwen2_5_VLForConditionalGeneration
+
+
+class Qwen3(QwenVL):
+    def config(self, **knobs):
+        vision = {
+            **self.VISION,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 2],
+            **knobs,
+        }
+        text = {**TEXT, "head_dim": 8, "rope_parameters": MROPE}
+        return Qwen3VLConfig(vision_config=vision, text_config=text, **TOKEN_IDS)
+
+    def model_class(self):
+        return Qwen3VLForConditionalGeneration
+
+    def marks(self, size):
+        if size >= 0:
+            return super().marks(size)
+        frames = self.SIZES[size][0]
+        frame = [START, *[VIDEO] * (self.counts[size] // frames), END]
+        return [token for number in range(frames) for token in (81 + number, *frame)]
+
+    def beside(self, model, inputs, keep):
+        ids = inputs["input_ids"][0]
+        planes = [torch.zeros(len(ids), 32) for _ in range(2)]
+        for kind, output in self._outputs(model, inputs).items():
+            for plane, images in zip(planes, output.deepstack_features, strict=True):
+                plane[ids == (IMAGE if kind == "image" else VIDEO)] = torch.cat(list(images))
+        visual = torch.isin(ids, torch.tensor([IMAGE, VIDEO])) & keep
+        return {"visual_pos_masks": visual[keep][None], "deepstack_visual_embeds": [plane[visual] for plane in planes]}
+
+
+NO_COMPANION = "relevance is not available: no image-text companion was given"
+QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
+QWEN_REFUSED = {
+    "downsample": "a smaller image is not available: images come as patches",
+    "evs": "frames is not available: the images are no frames of a video",
+    "cdpruner": NO_COMPANION,
+    "trim": NO_COMPANION,
+    "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
+    "sparsevlm": "sparsevlm merges tokens, which have no place where positions have several axes",
+}
+QWEN3_REFUSED = {
+    **QWEN_REFUSED,
+    **dict.fromkeys(
+        ("fastv", "sparsevlm", "pyramiddrop", "dart"),
+        "because planes of them enter the first 2 layers of this language",
+    ),
+}
+
+NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
+NEXT_REFUSED = {
+    "downsample": "a smaller image is not available: images are cut into tiles of one size",
+    "evs": "frames is not available: the images are no frames of a video",
+    "cdpruner": NO_COMPANION,
+    "trim": NO_COMPANION,
+}
+
+INTERNVL_REFUSED = {
+    **NEXT_REFUSED,
+    "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
+}
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
+        LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
+        Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
+        Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
+        Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),
+    )
+}
