@@ -44,7 +44,7 @@ hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install
 
 clean: ## Remove what `make figures` made, apart from figures and tables
-	rm -rf results/*.parquet results/[0-9]*.json logs .snakemake .cache/encodings
+	rm -rf results/*.parquet results/[0-9]*.json results/.checkpoints logs .snakemake .cache/encodings
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@for python in $(PYTHON); do \

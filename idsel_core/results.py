@@ -6,11 +6,13 @@ Tell what a figure was drawn from, and whether the store still holds the same ro
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -150,8 +152,21 @@ def _check_values(job: str, rows: pd.DataFrame) -> None:
         raise ValueError(f"job {job!r} has question {first['question_id']!r} twice in run {first['run_id']!r}")
 
 
-def _replace(path: Path, content: pa.Table | str) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
+def replace(path: Path, content: pa.Table | str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in a folder that exists.
+    content : Table or str
+        Rows for a parquet file, or a text.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; what was there before is untouched.
+    """
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -164,6 +179,8 @@ def _replace(path: Path, content: pa.Table | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; what was stored before is untouched", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -188,7 +205,8 @@ class Results:
     def write(self, job: str, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> Path:
         """Store the rows of a job in place of what it had stored before.
 
-        Nothing is written unless all of it is valid, and a reader sees either the old rows or the new ones.
+        Nothing is written unless all of it is valid, and a reader sees either the old rows or the new ones. The job's
+        checkpoints are deleted.
 
         Parameters
         ----------
@@ -210,6 +228,8 @@ class Results:
             If the name or the rows are not valid.
         TypeError
             If the provenance cannot be written as JSON.
+        OSError
+            If a file cannot be written.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", job):
             raise ValueError(f"{job!r} is no name for a job; allowed are letters, digits, '_' and '-'")
@@ -219,9 +239,19 @@ class Results:
         table = table.replace_schema_metadata({"idsel_schema": str(VERSION), "idsel_provenance": note})
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / f"{job}.parquet"
-        _replace(path, table)
-        _replace(path.with_suffix(".json"), note + "\n")
+        replace(path, table)
+        replace(path.with_suffix(".json"), note + "\n")
+        self._forget(job)
         return path
+
+    def checkpoint(self, job: str) -> Path:
+        """Return the folder where a job keeps its rows until `write` stores them all, for `Study.run`."""
+        return self.root / ".checkpoints" / job
+
+    def _forget(self, job: str) -> None:
+        shutil.rmtree(self.checkpoint(job), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.checkpoint(job).parent.rmdir()
 
     def jobs(self) -> list[str]:
         """Return the names of the stored jobs, sorted."""
@@ -359,6 +389,11 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def installed() -> dict[str, str | None]:
+    """Return the versions of the packages that rows depend on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -406,7 +441,7 @@ def provenance(
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
         "parameters": dict(parameters),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": installed(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
