@@ -143,8 +143,9 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If its weights are missing, damaged or do not fit.
+        If its weights are missing, damaged or do not fit, or there is no such device.
     """
+    check_device(device)
     from transformers import AutoModelForImageTextToText, AutoProcessor, VisionTextDualEncoderModel
 
     if not (folder / "config.json").is_file():
@@ -167,6 +168,18 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
     processor = load_processor(folder, **safe)
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device).eval(), relevance), processor
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises
+    ------
+    ValueError
+        If torch can use no such device.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no GPU on this machine; use device: cpu")
 
 
 def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:
