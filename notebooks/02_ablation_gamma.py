@@ -52,12 +52,12 @@ methods = [
 ]
 limits = [get_method("topk", budget=budget, importance=importance) for budget in budgets]
 study = open_study(part, limit=questions)
-rows = study.run([FULL, *limits, *methods])
+results = Results(results_dir)
+rows = study.run([FULL, *limits, *methods], checkpoint=results.checkpoint("02_ablation_gamma"))
 
 # %%
 parameters = {name: globals()[name] for name in ("part", "questions", "gammas", "updates", "budgets", "importance")}
 files = [*study.part.files, MODEL / "model.safetensors"]
-results = Results(results_dir)
 results.write("02_ablation_gamma", rows, provenance(parameters, files, started=started))
 rows = results.frame("02_ablation_gamma")
 

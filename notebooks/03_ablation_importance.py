@@ -63,13 +63,13 @@ methods = dict.fromkeys(
     )
 )
 study = open_study(part, limit=questions)
-rows = study.run([FULL, *methods])
+results = Results(results_dir)
+rows = study.run([FULL, *methods], checkpoint=results.checkpoint("03_ablation_importance"))
 
 # %%
 names = ("part", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
 parameters = {name: globals()[name] for name in names}
 files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
-results = Results(results_dir)
 results.write("03_ablation_importance", rows, provenance(parameters, files, started=started))
 rows = results.frame("03_ablation_importance")
 

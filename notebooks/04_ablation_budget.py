@@ -54,20 +54,23 @@ swept = [
     for seed in (seeds if name == "random" else [0])
 ]
 study = open_study(part, limit=questions)
-rows = study.run([FULL, BLIND, *swept])
+results = Results(results_dir)
+checkpoint = results.checkpoint("04_ablation_budget")
+rows = study.run([FULL, BLIND, *swept], checkpoint=checkpoint)
 
 # %%
 spread = replace(study, positions="keep")
 again = [method for method in swept if method.budget in kept_positions and method.name in ("idselection", "uniform")]
 harder = open_study(harder_part, limit=questions)
 few = [method for method in swept if method.budget in kept_positions]
-rows = pd.concat([rows, *([spread.run(again)] if again else []), harder.run([FULL, BLIND, *few])], ignore_index=True)
+more = [spread.run(again, checkpoint=checkpoint)] if again else []
+more.append(harder.run([FULL, BLIND, *few], checkpoint=checkpoint))
+rows = pd.concat([rows, *more], ignore_index=True)
 
 # %%
 names = ("part", "questions", "budgets", "methods", "seeds", "kept_positions", "harder_part")
 parameters = {name: globals()[name] for name in names}
 files = [*study.part.files, *harder.part.files, MODEL / "model.safetensors"]
-results = Results(results_dir)
 results.write("04_ablation_budget", rows, provenance(parameters, files, started=started))
 rows = results.frame("04_ablation_budget")
 compact = rows[(rows["positions"] == "compact") & (rows["part"] == part)]

@@ -55,12 +55,12 @@ usable, missing = study.applicable(swept)
 Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
 
 # %%
-rows = study.run([FULL, BLIND, *usable])
+results = Results(results_dir)
+rows = study.run([FULL, BLIND, *usable], checkpoint=results.checkpoint("06_comparison"))
 
 # %%
 parameters = {name: globals()[name] for name in ("part", "questions", "budgets", "methods", "missing")}
 files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
-results = Results(results_dir)
 results.write("06_comparison", rows, provenance(parameters, files, started=started))
 rows = comparison.by_title(results.frame("06_comparison"))
 

@@ -1,4 +1,4 @@
-"""The benchmark of the peers runs, on tokens too few to say anything."""
+"""The benchmarks of the peers and of the store run, on too little to say anything."""
 
 from __future__ import annotations
 
@@ -45,3 +45,11 @@ def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
 def test_wrong_arguments_are_refused(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_store_is_written_and_asked():
+    command = [sys.executable, "benchmarks/store.py", "--rows", "1000", "--jobs", "10"]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "write 10 jobs of 100 rows" in done.stdout and "  20 rows" in done.stdout and "  1000 rows" in done.stdout

@@ -25,7 +25,7 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_the_workflow_runs_all_notebooks_and_no_others():
-    assert [path.stem for path in NOTEBOOKS] == sorted([*WORKFLOW["jobs"], DRAWING["notebook"]])
+    assert [path.stem for path in NOTEBOOKS] == sorted([*WORKFLOW["jobs"], DRAWING["notebook"], WORKFLOW["sweep"]])
     assert {part for parts in WORKFLOW["jobs"].values() for part in parts} <= set(WORKFLOW["parts"])
 
 
@@ -92,7 +92,7 @@ def smoke(tmp_path_factory):
 FOLDERS = ("results_dir", "figures_dir", "tables_dir")
 
 
-@pytest.mark.parametrize("job", WORKFLOW["jobs"])
+@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"]])
 def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
     monkeypatch.chdir(PROJECT)
     results = Results(smoke(job) / "results")

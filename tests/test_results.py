@@ -1,6 +1,8 @@
 """The result store: what goes in comes out, nothing half-written is ever seen, and faults are named."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idsel_core.results import SCHEMA, CorruptResult, Results, provenance, sha256
+from idsel_core.results import SCHEMA, CorruptResult, Results, main, provenance, sha256
 
 PROJECT = Path(__file__).parents[1]
 
@@ -198,6 +200,98 @@ def test_the_same_rows_in_two_files_name_both(store):
     (store.root / "copy.parquet").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=r"stored twice, in .*budget\.parquet and .*copy\.parquet"):
         store.frame()
+
+
+def test_chosen_columns_of_the_rows_that_fit(store):
+    store.write("budget", make_rows(), {})
+    store.write("random", make_rows(method="random"), {})
+    some = store.select(["question_id", "method", "correct"], budget=16, method=["random", "topk"])
+    whole = store.frame(budget=16, method="random")
+    assert list(some) == ["question_id", "method", "correct"]
+    for name in some:
+        assert some[name].tolist() == whole[name].tolist()
+    assert isinstance(some["method"].dtype, pd.CategoricalDtype)
+    assert len(store.select(["budget"], "budget")) == 24
+    with pytest.raises(KeyError, match=r"unknown columns \['metod'\]"):
+        store.select(["metod"])
+    with pytest.raises(KeyError, match="no job 'gamma'"):
+        store.select(["method"], "gamma")
+    with pytest.raises(ValueError, match=r"no rows with \{'method': 'topk'\}"):
+        store.select(["method"], method="topk")
+    with pytest.raises(ValueError, match="no results in"):
+        Results(store.root / "none").select(["method"])
+
+
+def test_a_query_names_both_files_of_a_row_stored_twice_and_a_damaged_one(store):
+    path = store.write("budget", make_rows(), {})
+    (store.root / "copy.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"'q0000' is stored twice, in .*budget\.parquet and .*copy\.parquet"):
+        store.select(["correct"])
+    (store.root / "copy.parquet").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptResult, match=r"copy\.parquet cannot be read"):
+        store.select(["correct"])
+
+
+@pytest.fixture
+def older(store):
+    """A store with a file of version 1, which had no methods inside the language model."""
+    path = store.write("old", make_rows(), {"seed": 0})
+    table = pq.read_table(path).drop_columns(["convention", "tokens_average", "prefill_gflops"])
+    note = json.dumps({"schema": 1, "rows": len(table), "seed": 0})
+    pq.write_table(table.replace_schema_metadata({"idsel_schema": "1", "idsel_provenance": note}), path)
+    store.write("new", make_rows(method="random"), {})
+    return store
+
+
+def test_version_1_is_read_and_migrated(older, capsys):
+    before = older.frame()
+    old = before[before["job"] == "old"]
+    assert old["tokens_average"].tolist() == old["tokens_kept"].tolist()
+    assert old[["convention", "prefill_gflops"]].isna().all(axis=None)
+    assert older.select(["tokens_average"], "old", budget=16)["tokens_average"].tolist() == [16.0] * 12
+    assert len(older.select(["tokens_average"])) == 48
+
+    assert main(["migrate", str(older.root)]) == 0
+    assert capsys.readouterr().out == f"{older.root}/old.parquet\n"
+    pd.testing.assert_frame_equal(older.frame(), before)
+    assert older.provenance("old") == {"schema": 2, "rows": 24, "seed": 0}
+    assert older.provenance("old") == json.loads((older.root / "old.json").read_text())
+    assert main(["migrate", str(older.root)]) == 0
+    assert capsys.readouterr().out == "nothing to migrate\n"
+
+
+def test_a_full_disk_leaves_what_was_stored(store, monkeypatch):
+    store.write("budget", make_rows(), {})
+    before = {file: file.read_bytes() for file in store.root.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(2000), {})
+    assert {file: file.read_bytes() for file in store.root.iterdir()} == before
+    store.write("budget", make_rows(2000), {})
+    assert len(store.frame()) == 4000
+
+
+def test_a_file_system_that_refuses_bytes_leaves_what_was_stored(store):
+    store.write("budget", make_rows(), {})
+    before = store.frame()
+    script = (
+        PREAMBLE
+        + """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+store.write("budget", make_rows(4000), {})
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(store.root)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "what was stored before is untouched" in done.stderr
+    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+    pd.testing.assert_frame_equal(store.frame(), before)
 
 
 PREAMBLE = """

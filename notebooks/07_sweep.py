@@ -1,0 +1,60 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sweep: one job of a grid
+#
+# One backbone, one part, one method with its knobs, at one or several budgets. `make sweep` runs this notebook once for
+# each combination of a grid such as `config/grids/example.yaml`.
+
+# %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # folder of the model
+data = "data/scenes"  # folder of the data set
+part = "validation"  # part of the data set
+questions = 0  # about how many questions, 0 for all
+device = "cpu"  # as torch names it
+method = "idselection"  # name of the method; "full" for all tokens, "no-image" for none
+budgets = [64]  # visual tokens kept
+knobs = {}  # other settings of the method, such as gamma
+job = "sweep"  # what the store calls the rows
+results_dir = "results"  # folder of the result store
+
+# %%
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
+started = time.perf_counter()
+
+from IPython.display import Markdown
+
+from idsel_core import get_method
+from idsel_core.evaluation import BLIND, FULL, accuracy, open_study
+from idsel_core.paths import MODEL
+from idsel_core.results import Results, provenance
+from idsel_core.sweeps import encodings
+
+# %%
+methods = [method] if method in (FULL, BLIND) else [get_method(method, budget=budget, **knobs) for budget in budgets]
+depths = sorted({depth for asked in methods if not isinstance(asked, str) for depth in asked.depths}) or None
+cache = encodings(backbone, data)
+study = open_study(part, limit=questions, model=backbone, data=data, cache=cache, device=device, depths=depths)
+study = study if Path(backbone) == MODEL else replace(study, name=Path(backbone).name)
+
+# %%
+results = Results(results_dir)
+rows = study.run(methods, checkpoint=results.checkpoint(job))
+names = ("backbone", "data", "part", "questions", "device", "method", "budgets", "knobs", "job")
+files = [*study.part.files, *sorted(Path(backbone).rglob("*.safetensors"))]
+note = provenance({name: globals()[name] for name in names}, files, device=device, started=started)
+results.write(job, rows, note | {"seed": knobs.get("seed", 0)})
+
+# %%
+Markdown(accuracy(rows).mul(100).round(1).reset_index().to_markdown(index=False))

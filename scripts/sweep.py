@@ -1,0 +1,60 @@
+"""Run the jobs of a grid, one run of a grid at a time; --dry-run tells how many, how long and how much disk."""
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from idsel_core.leases import visible
+from idsel_core.sweeps import read_sweep
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("grid", help="a YAML file such as config/grids/example.yaml")
+    parser.add_argument("--profile", type=Path, default=Path("config/profiles/local"), help="where jobs run")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="how many jobs run side by side here")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would run")
+    given, more = parser.parse_known_args()
+
+    try:
+        profile = yaml.safe_load((given.profile / "config.yaml").read_text())
+        here = profile.get("executor", "local") == "local"
+        sweep = read_sweep(given.grid)
+        gpus = len(visible()) if here and sweep.device != "cpu" else 0
+        sweep.check(here)
+        print(sweep.estimate((gpus or given.cores) if here else profile.get("jobs", 1)), flush=True)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    locks = Path(".cache/sweeps")
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{sweep.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"error: another `make sweep` is at work on {given.grid}", file=sys.stderr)
+            return 2
+        started = time.time()
+        command = [sys.executable, "-m", "snakemake", "--snakefile", "sweep.smk", "--profile", str(given.profile)]
+        # The lock above ends with its process, Snakemake's own outlives a killed one.
+        command += ["--nolock", "--config", f"grid={given.grid}"]
+        command += ["--cores", str(given.cores)] if here else []
+        command += ["--resources", f"gpu={gpus}"] if gpus else []
+        command += ["--dry-run"] if given.dry_run else []
+        status = subprocess.run([*command, *more], check=False).returncode
+    if status:
+        print(f"error: not all jobs ran; their notebooks with tracebacks are in logs/{sweep.name}/", file=sys.stderr)
+    elif not given.dry_run:
+        print(f"Took {time.time() - started:.0f} s; rows in {sweep.store.root}/, notebooks in logs/{sweep.name}/.")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

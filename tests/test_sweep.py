@@ -1,0 +1,306 @@
+"""Sweeps: what a grid expands to, how its jobs run, and that no fault loses or changes a row."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from idsel_core.evaluation import load_model
+from idsel_core.notebooks import check_parameters
+from idsel_core.paths import CACHE, DATA, MODEL
+from idsel_core.results import CorruptResult, Results
+from idsel_core.sweeps import NOTEBOOK, encodings, read_sweep
+from tests.test_workflow import write_notebook
+
+PROJECT = Path(__file__).parents[1]
+
+GRID = {
+    "backbone": "model",
+    "part": "hard",
+    "method": ["full", "topk", "random"],
+    "budget": [64, [32, 16]],
+    "seed": [0, 1],
+    "data": "data",
+    "questions": 7,
+}
+
+# Stands in for the evaluation; `fail` and `go` are files that tests make.
+WORK = """
+import time
+from pathlib import Path
+from idsel_core.results import Results, provenance
+from tests.test_results import make_rows
+
+if method == "topk" and Path("fail").exists():
+    raise RuntimeError("no luck with topk")
+while method == "random" and Path("wait").exists():
+    time.sleep(0.05)
+rows = make_rows(budgets=tuple(map(float, budgets or [576])), method=method)
+note = provenance({"knobs": knobs}, started=time.perf_counter() - 2)
+Results(results_dir).write(job, rows.assign(seed=knobs.get("seed", 0)), note)
+"""
+
+
+def write_grid(folder: Path, **changes: object) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID | changes))
+    return path
+
+
+def test_a_knob_goes_to_the_methods_that_have_it(tmp_path):
+    jobs = read_sweep(write_grid(tmp_path)).jobs
+    asked = [(job["method"], job["budgets"], job["knobs"]) for job in jobs.values()]
+    assert asked == [
+        ("full", [], {}),
+        ("topk", [64], {}),
+        ("topk", [32, 16], {}),
+        *[("random", budgets, {"seed": seed}) for seed in (0, 1) for budgets in ([64], [32, 16])],
+    ]
+    assert all(name == job["job"] for name, job in jobs.items())
+
+
+def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
+    small = read_sweep(write_grid(tmp_path)).jobs
+    large = read_sweep(write_grid(tmp_path, seed=[2, 0, 1], method=["topk", "random", "full", "uniform"])).jobs
+    assert small.items() <= large.items()
+    assert not small.keys() & read_sweep(write_grid(tmp_path, questions=8)).jobs.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": []}, r"names no method; known are \['full', 'no-image', 'idselection'"),
+        ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
+        ({"gama": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gama'\]"),
+        ({"budget": [0]}, "topk with budget 0 and {}: "),
+        ({"method": "idselection", "gamma": ["high"], "seed": None}, "idselection with budget 64"),
+    ],
+)
+def test_a_wrong_grid_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_sweep(write_grid(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "config/grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_here_fit_the_notebook(path):
+    for parameters in read_sweep(path).jobs.values():
+        check_parameters(PROJECT / NOTEBOOK, parameters)
+
+
+def test_encodings_of_other_models_and_data_are_kept_apart():
+    folders = [encodings(*pair) for pair in [(MODEL, DATA), ("a/model", DATA), ("b/model", DATA), ("a/model", "data")]]
+    assert folders[0] == CACHE
+    assert len(set(folders)) == 4
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"} | more
+
+
+def command(*more: str) -> list[str]:
+    return [sys.executable, "scripts/sweep.py", "grid.yaml", "--cores", "2", *more]
+
+
+def sweep(project: Path, *more: str, **environ: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*more), cwd=project, env=environment(**environ), capture_output=True, text=True, timeout=400
+    )
+
+
+def rows_of(project: Path) -> pd.DataFrame:
+    return Results(project / "results/grid").frame()
+
+
+def stamps(project: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in project.glob("results/grid/*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    project = tmp_path_factory.mktemp("sweep") / "fresh"
+    for folder in ("notebooks", "data", "model"):
+        (project / folder).mkdir(parents=True)
+    for folder in ("config", "idsel_core", "scripts"):
+        shutil.copytree(PROJECT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "sweep.smk", project)
+    for path in (PROJECT / DATA).glob("hard-*.parquet"):
+        shutil.copy(path, project / "data")
+    (project / "model/model.safetensors").touch()
+    (project / "model/config.json").write_text("{}")
+    parameters = nbformat.read(PROJECT / NOTEBOOK, as_version=4).cells[1].source
+    write_notebook(project / NOTEBOOK, parameters, WORK)
+    write_grid(project)
+    encoding = project / encodings("model", "data") / "hard.safetensors"
+    encoding.parent.mkdir(parents=True)
+    encoding.touch()
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished(fresh):
+    project = shutil.copytree(fresh, fresh.with_name("finished"))
+    done = sweep(project)
+    assert done.returncode == 0, done.stderr
+    return project, done
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "project")
+
+
+def same(project: Path, finished: tuple) -> bool:
+    pd.testing.assert_frame_equal(rows_of(project), rows_of(finished[0]), check_exact=True)
+    return True
+
+
+def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
+    project, done = finished
+    jobs = sorted(read_sweep(project / "grid.yaml").jobs)
+    assert Results(project / "results/grid").jobs() == jobs
+    assert sorted(path.stem for path in (project / "logs/grid").iterdir()) == jobs
+    assert "7 jobs, 0 of them stored, 7 to run: 70 answers, about 1 min on 2 (guessed" in done.stdout
+    assert rows_of(project).groupby("method")["budget"].unique().map(sorted).to_dict() == {
+        "full": [576], "random": [16, 32, 64], "topk": [16, 32, 64],
+    }  # fmt: skip
+
+
+def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
+    before = stamps(project)
+    write_grid(project, seed=[0, 1, 2])
+    dry = sweep(project, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "9 jobs, 7 of them stored, 2 to run: 21 answers" in dry.stdout
+    assert "measured in 7 jobs" in dry.stdout and "MiB of disk (" in dry.stdout
+    assert stamps(project) == before
+    assert sweep(project).returncode == 0
+    after = stamps(project)
+    assert len(after) == 9 and before.items() <= after.items()
+
+
+def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "failing")
+    (project / "fail").touch()
+    done = sweep(project, "--retries", "0")
+    assert done.returncode != 0
+    assert "not all jobs ran; their notebooks with tracebacks are in logs/grid/" in done.stderr
+    failed = [path for path in (project / "logs/grid").iterdir() if '"ename": "RuntimeError"' in path.read_text()]
+    assert len(failed) == 2
+    before = stamps(project)
+    assert len(before) == 5
+    (project / "fail").unlink()
+    assert sweep(project).returncode == 0
+    assert before.items() <= stamps(project).items()
+    assert same(project, finished)
+
+
+def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "killed")
+    (project / "wait").touch()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(project.glob("logs/grid/random-*.ipynb")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        second = sweep(project)
+        assert second.returncode == 2
+        assert "another `make sweep` is at work on grid.yaml" in second.stderr
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert len(stamps(project)) < 7
+    (project / "wait").unlink()
+    done = sweep(project)
+    assert done.returncode == 0, done.stderr
+    assert same(project, finished)
+
+
+def test_a_truncated_parquet_is_named_and_built_again(project, finished):
+    path = next(project.glob("results/grid/topk-*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptResult, match=rf"{path.name} cannot be read"):
+        rows_of(project)
+    refused = sweep(project)
+    assert refused.returncode == 2 and path.name in refused.stderr and "delete" in refused.stderr
+    path.unlink()
+    assert sweep(project).returncode == 0
+    assert same(project, finished)
+
+
+@pytest.mark.parametrize("fault", ["weights", "gpu", "part"])
+def test_what_is_missing_is_told_before_anything_is_lost(project, finished, fault):
+    before = stamps(project)
+    if fault == "weights":
+        (project / "model/model.safetensors").unlink()
+        message = "model holds no weights"
+    elif fault == "gpu":
+        write_grid(project, device="cuda")
+        message = "device 'cuda' was asked for, but torch sees no GPU"
+    else:
+        (project / "data/hard-images.parquet").unlink()
+        message = "no part 'hard' in data"
+    done = sweep(project, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert f"error: {message}" in done.stderr
+    assert stamps(project) == before
+    assert same(project, finished)
+
+
+def test_a_model_is_not_loaded_onto_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no GPU on this machine"):
+        load_model(device="cuda")
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_survive_kills_and_failures(profile):
+    settings = yaml.safe_load((PROJECT / f"config/profiles/{profile}/config.yaml").read_text())
+    assert settings["rerun-incomplete"] and settings["keep-going"] and settings["retries"]
+    assert profile == "local" or (settings["slurm-status-command"], settings["slurm-no-account"]) == ("squeue", True)
+
+
+HOLD = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+
+
+def hold(folder: Path, gpus: str, **more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "idsel_core.leases", sys.executable, "-c", HOLD],
+        env=environment(CUDA_VISIBLE_DEVICES=gpus, IDSEL_LEASES=str(folder), **more),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+
+
+def test_each_job_leases_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    holders = [hold(tmp_path, "2,5") for _ in range(2)]
+    assert sorted(holder.stdout.readline().strip() for holder in holders) == ["2", "5"]
+    third = hold(tmp_path, "2,5")
+    time.sleep(2)
+    holders[0].kill()
+    holders[0].wait()
+    freed = third.stdout.readline().strip()
+    holders[1].communicate()
+    third.communicate()
+    assert freed in ("2", "5")
+    assert not third.returncode
+
+
+@pytest.mark.parametrize(("gpus", "more"), [("0,1", {"SLURM_JOB_ID": "7"}), ("", {})])
+def test_where_slurm_gave_the_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
+    holder = hold(tmp_path, gpus, **more)
+    said, _ = holder.communicate()
+    assert said.strip() == gpus
+    assert list(tmp_path.iterdir()) == []
