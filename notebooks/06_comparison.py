@@ -11,15 +11,16 @@
 #
 # Every method of the registry, at equal numbers of visual tokens, on the test part, on which nothing was chosen. Each
 # runs with the settings that its authors give; no method was tuned here. Methods that drop tokens inside the language
-# model are asked twice: for the budget as the mean over its layers, which a small model's first layers often rule out,
-# and, called *final*, as what is left after the last drop. *Final* reads more tokens than the others do at that budget.
+# model are asked for the budget as the mean over its layers, which a small model's first layers often rule out, and, at
+# the budgets of the detailed figures, once more as what is left after the last drop. This is called *final*, and reads
+# more tokens than the others do at that budget.
 
 # %% tags=["parameters"]
 part = "test"  # part of the data set
 questions = 0  # about how many questions, 0 for all
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
-shown_budgets = [64, 32, 16]  # budgets of the detailed figures
+shown_budgets = [64, 32, 16]  # budgets of the detailed figures, and of final budgets inside the language model
 resamples = 2000  # bootstrap resamples of the intervals
 results_dir = "results"  # folder of the result store
 
@@ -48,7 +49,8 @@ figures.use_theme()
 
 # %%
 swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
-swept += [replace(method, budget_convention="final") for method in swept if isinstance(method, InLLM)]
+inside = [method for method in swept if isinstance(method, InLLM) and method.budget in shown_budgets]
+swept += [replace(method, budget_convention="final") for method in inside]
 depths = sorted({depth for method in swept for depth in method.depths})
 study = open_study(part, limit=questions, depths=depths)
 usable, missing = study.applicable(swept)
