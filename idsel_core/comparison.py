@@ -309,7 +309,8 @@ def comparison_table(
     budgets : sequence of float
         Which budgets to list, beside "full".
     missing : Mapping[str, str]
-        For methods, or "method at budget", that could not run, why; listed at the end.
+        For methods, or "method at budget", that could not run, why; listed at the end, a row a method with the
+        reason at the first of its budgets.
     resamples : int
         Bootstrap resamples of the intervals.
     """
@@ -325,8 +326,19 @@ def comparison_table(
     wide = wide.reset_index().sort_values(["budget", "order"], ascending=False, kind="stable")
     wide = wide.assign(budget=wide["budget"].astype(int).astype(str), method=wide["method"].map(label))
     wide = wide[["budget", "method", "tokens", *dict.fromkeys(rows["family"]), "mean", "share of full"]]
+    refused: dict[str, dict[str, str]] = {}
+    for name, why in missing.items():
+        method, _, budget = name.partition(" at ")
+        refused.setdefault(method, {})[budget] = why
     reasons = pd.DataFrame(
-        [{"budget": "n/a", "method": label(name), "share of full": why} for name, why in missing.items()]
+        [
+            {
+                "budget": ", ".join(whys).strip() or "n/a",
+                "method": label(method),
+                "share of full": next(iter(whys.values())),
+            }
+            for method, whys in refused.items()
+        ]
     )
     return pd.concat([wide, reasons], ignore_index=True).fillna("")
 
@@ -372,8 +384,13 @@ def about_split(
     """
     lines = []
     for budget in budgets:
-        hard = paired_scores(split[(split["budget"] == budget) & (split["split"] == "hard")], ["method"])
-        easy = paired_scores(split[(split["budget"] == budget) & (split["split"] == "easy")], ["method"])
+        here = split[split["budget"] == budget]
+        if here["split"].nunique() < 2:
+            lines.append(
+                f"- **{budget:g} tokens**: all questions are {', '.join(here['split'].unique()) or 'left out'}."
+            )
+            continue
+        hard, easy = (paired_scores(here[here["split"] == name], ["method"]) for name in ("hard", "easy"))
         best = str(hard.mean().idxmax())
         line = (
             f"- **{budget:g} tokens**: a smaller image answers {len(easy)} of {len(easy) + len(hard)} questions. "

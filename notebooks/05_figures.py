@@ -71,8 +71,6 @@ Markdown(words.about_budget(compact, resamples=resamples))
 
 # %%
 figures.save(figures.family_figure(compact, resamples), figures_dir, "families", drawn_from)
-
-# %%
 figures.save(figures.objects_figure(compact), figures_dir, "objects", drawn_from)
 
 # %%
@@ -105,8 +103,6 @@ Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
 compared = comparison.by_title(results.frame("06_comparison"))
 drawn_from = results.origin("06_comparison", resamples=resamples, shown_budgets=shown_budgets)
 figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison", drawn_from)
-
-# %%
 figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost", drawn_from)
 
 # %%

@@ -61,7 +61,8 @@ results = Results(results_dir)
 rows = study.run([FULL, BLIND, *usable], checkpoint=results.checkpoint("06_comparison"))
 
 # %%
-parameters = {name: globals()[name] for name in ("part", "questions", "budgets", "methods", "missing")}
+names = ("part", "questions", "budgets", "methods", "shown_budgets", "missing")
+parameters = {name: globals()[name] for name in names}
 files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results.write("06_comparison", rows, provenance(parameters, files, started=started))
 rows = comparison.by_title(results.frame("06_comparison"))

@@ -104,10 +104,14 @@ def test_families_and_split_have_their_panels(rows):
 
 
 def test_the_table_has_the_papers_layout_and_what_could_not_run(rows):
-    table = comparison.comparison_table(rows, [64, 16], {"evs": "no frames"}, resamples=200)
+    missing = {"evs": "no frames", "dart at 64": "64 are too few", "dart at 16": "16 are too few"}
+    table = comparison.comparison_table(rows, [64, 16], missing, resamples=200)
     assert list(table) == ["budget", "method", "tokens", *FAMILIES, "mean", "share of full"]
-    assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4, "n/a"]
-    assert table.iloc[-1]["method"] == "evs" and table.iloc[-1]["share of full"] == "no frames"
+    assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4, "n/a", "64, 16"]
+    assert table[["method", "share of full"]].to_numpy()[-2:].tolist() == [
+        ["evs", "no frames"],
+        ["dart", "64 are too few"],
+    ]
     first = table.iloc[0]
     assert first["method"] == "all tokens" and first["share of full"] == "100.0 [100.0, 100.0]"
     shares = table.loc[table["budget"] == "64", "share of full"].str.split().str[0].astype(float)
@@ -134,3 +138,10 @@ def test_a_sentence_is_true_of_every_row(table):
 def test_rows_of_questions_that_differ_are_refused(rows):
     with pytest.raises(ValueError, match="the same questions everywhere"):
         comparison.duels(pd.concat([rows, rows.head(1).assign(question_id="extra")]))
+
+
+def test_words_do_not_speak_of_questions_that_are_not_there(rows):
+    split = comparison.split_by_downsampling(rows)
+    easy = split[split["split"] == "easy"]
+    assert comparison.about_split(easy, [64], resamples=50) == "- **64 tokens**: all questions are easy."
+    assert comparison.about_split(easy, [8], resamples=50) == "- **8 tokens**: all questions are left out."

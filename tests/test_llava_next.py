@@ -117,7 +117,7 @@ def test_a_budget_of_tiles_is_spent_in_each(model, budget):
 @torch.no_grad()
 def test_tiles_are_chosen_from_as_images_of_their_own(model):
     _, encoded, tokens = tokens_of(FAMILY, model, MIXED, (0.25,))
-    method = VScan(budget=6)
+    method = VScan(budget=6, layer=None)
     together = select_by_tile(method, tokens)
     assert together.counts.tolist() == [30, 18, 18]
     assert torch.equal(together.keep_mask(140) & ~tokens.mask, torch.zeros_like(tokens.mask))
