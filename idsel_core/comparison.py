@@ -321,11 +321,11 @@ def comparison_table(
     shares = share_of_full(listed, by, resamples=resamples).set_index(by)[["share", "low", "high"]].mul(100)
     wide = wide.map("{:.1f}".format)
     wide["share of full"] = [f"{s:.1f} [{low:.1f}, {high:.1f}]" for s, low, high in shares.loc[wide.index].to_numpy()]
-    wide["tokens"] = listed.groupby(by)["tokens_kept"].mean().loc[wide.index].map("{:g}".format)
+    wide["tokens a layer"] = listed.groupby(by)["tokens_average"].mean().loc[wide.index].map("{:.0f}".format)
     wide["order"] = shares.loc[wide.index, "share"]
     wide = wide.reset_index().sort_values(["budget", "order"], ascending=False, kind="stable")
     wide = wide.assign(budget=wide["budget"].astype(int).astype(str), method=wide["method"].map(label))
-    wide = wide[["budget", "method", "tokens", *dict.fromkeys(rows["family"]), "mean", "share of full"]]
+    wide = wide[["budget", "method", "tokens a layer", *dict.fromkeys(rows["family"]), "mean", "share of full"]]
     refused: dict[str, dict[str, str]] = {}
     for name, why in missing.items():
         method, _, budget = name.partition(" at ")

@@ -37,7 +37,7 @@ from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, li
 from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
-from idsel_core.results import installed, sha256
+from idsel_core.provenance import installed, sha256
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 

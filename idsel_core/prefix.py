@@ -38,7 +38,8 @@ def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **opt
     after = images.shape[1] - images.flip(1).byte().argmax(1)
     starts = images.shape[1] - mask.sum(1)
     lengths = (after - starts).tolist()
-    if len(first) == len(owner) or len(set(lengths)) > 1 or "position_ids" in inputs or not bool(images.any(1).all()):
+    alike = len(set(lengths)) == 1 and bool(images.any(1).all()) and bool(mask[:, -1].all())
+    if len(first) == len(owner) or not alike or "position_ids" in inputs:
         output = model.generate(**inputs, **options)
         return output[:, input_ids.shape[1] :]
     columns = torch.arange(lengths[0], device=input_ids.device)
@@ -54,12 +55,11 @@ def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **opt
     cache.batch_select_indices(owner)
     # What is left of each prompt, its padding still on its left: between the beginning and the question.
     rest = int(after.min())
-    asked = input_ids[:, rest:].masked_fill(torch.arange(rest, input_ids.shape[1]) < after[:, None], 0)
-    real = (torch.arange(rest, input_ids.shape[1]) >= after[:, None]).long()
-    whole = torch.cat([beginnings, asked], 1)
+    real = torch.arange(rest, input_ids.shape[1], device=input_ids.device) >= after[:, None]
+    whole = torch.cat([beginnings, input_ids[:, rest:].masked_fill(~real, 0)], 1)
     output = model.generate(
         input_ids=whole,
-        attention_mask=torch.cat([torch.ones_like(beginnings), real], 1),
+        attention_mask=torch.cat([torch.ones_like(beginnings), real.long()], 1),
         past_key_values=cache,
         **options,
     )

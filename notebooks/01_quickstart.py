@@ -38,7 +38,8 @@ from sklearn.datasets import load_sample_images
 from idsel_core import IDSelection, figures, prune
 from idsel_core.evaluation import BLIND, FULL, Part, Study, encode_part, image_pixels, load_model, read_part
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, origin, provenance
+from idsel_core.provenance import origin, provenance
+from idsel_core.results import Results
 
 figures.use_theme()
 _ = torch.set_grad_enabled(False)

@@ -41,7 +41,8 @@ from IPython.display import Markdown
 from idsel_core import IDSelection, figures, words
 from idsel_core.evaluation import FULL, open_study
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 
 figures.use_theme()
 

@@ -39,7 +39,8 @@ from IPython.display import Markdown
 from idsel_core import figures, get_method, words
 from idsel_core.evaluation import BLIND, FULL, open_study
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 
 figures.use_theme()
 

@@ -29,7 +29,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from idsel_core import comparison, figures, words
-from idsel_core.results import Results, origin
+from idsel_core.provenance import origin
+from idsel_core.results import Results
 
 figures.use_theme()
 results = Results(results_dir)

@@ -39,7 +39,8 @@ from idsel_core import comparison, figures, get_method, list_methods
 from idsel_core.evaluation import BLIND, FULL, open_study
 from idsel_core.methods import InLLM
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 
 figures.use_theme()
 

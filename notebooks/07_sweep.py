@@ -38,7 +38,8 @@ from IPython.display import Markdown
 from idsel_core import get_method
 from idsel_core.evaluation import BLIND, FULL, accuracy, open_study
 from idsel_core.paths import MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 from idsel_core.sweeps import encodings
 
 # %%

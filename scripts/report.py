@@ -9,7 +9,8 @@ import jinja2
 import mistune
 import yaml
 
-from idsel_core.results import Results, read_origin
+from idsel_core.provenance import read_origin
+from idsel_core.results import Results
 
 PAGE = """<!doctype html>
 <html lang="en">

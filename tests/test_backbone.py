@@ -12,19 +12,11 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from data.backbone.assemble import HERE, fill, read_weights
 from data.backbone.companion import companion_config
 from data.backbone.features import FULL, covers, patch_targets
+from data.backbone.hints import gaze_loss, vote_loss, vote_targets
 from data.backbone.language import build_config, build_processor, prompt
+from data.backbone.student import Packed, Student, Words
 from data.backbone.tower import load_tower
-from data.backbone.train import (
-    Packed,
-    Student,
-    Words,
-    gaze_loss,
-    load_checkpoint,
-    optimizers,
-    save_checkpoint,
-    vote_loss,
-    vote_targets,
-)
+from data.backbone.train import load_checkpoint, optimizers, save_checkpoint
 from data.scenes.ask import ask, vocabulary
 from data.scenes.draw import COLORS, draw_scene, scene_rng
 from idsel_core.paths import MODEL

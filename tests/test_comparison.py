@@ -106,7 +106,7 @@ def test_families_and_split_have_their_panels(rows):
 def test_the_table_has_the_papers_layout_and_what_could_not_run(rows):
     missing = {"evs": "no frames", "dart at 64": "64 are too few", "dart at 16": "16 are too few"}
     table = comparison.comparison_table(rows, [64, 16], missing, resamples=200)
-    assert list(table) == ["budget", "method", "tokens", *FAMILIES, "mean", "share of full"]
+    assert list(table) == ["budget", "method", "tokens a layer", *FAMILIES, "mean", "share of full"]
     assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4, "n/a", "64, 16"]
     assert table[["method", "share of full"]].to_numpy()[-2:].tolist() == [
         ["evs", "no frames"],

@@ -24,7 +24,8 @@ from idsel_core.evaluation import (
 )
 from idsel_core.methods import get_method
 from idsel_core.paths import DATA, MODEL
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from idsel_core import figures, words
-from idsel_core.results import Results, main, provenance, read_origin
+from idsel_core.provenance import provenance, read_origin
+from idsel_core.results import Results, main
 from idsel_core.statistics import Interval, mean_scores, share_of_full
 from tests.test_results import make_rows
 
@@ -31,6 +32,7 @@ def made_up(settings: list[dict], accuracy: dict, questions: int = 90) -> pd.Dat
                 "on_objects": accuracy[number],
                 "positions": "compact",
                 "tokens_kept": int(setting["budget"]),
+                "tokens_average": setting["budget"],
                 "convention": None,
                 "prefill_gflops": setting["budget"] / 100 + 0.1,
                 **setting,

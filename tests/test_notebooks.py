@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from idsel_core.notebooks import check_parameters, load_parameters, run
-from idsel_core.results import Results, read_origin
+from idsel_core.provenance import read_origin
+from idsel_core.results import Results
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))

@@ -10,7 +10,8 @@ import matplotlib as mpl
 import pytest
 
 from idsel_core import figures
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 from tests.test_results import make_rows
 
 mpl.use("Agg")

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idsel_core.results import SCHEMA, CorruptResult, Results, main, provenance, sha256
+from idsel_core.provenance import provenance, sha256
+from idsel_core.results import SCHEMA, CorruptResult, Results, main
 
 PROJECT = Path(__file__).parents[1]
 

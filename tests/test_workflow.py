@@ -27,7 +27,8 @@ wait_for = ""            # a file that must be there before rows are written
 ROWS = """
 import time
 from pathlib import Path
-from idsel_core.results import Results, provenance
+from idsel_core.provenance import provenance
+from idsel_core.results import Results
 from tests.test_results import make_rows
 
 if fail:

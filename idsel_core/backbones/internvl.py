@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
+from idsel_core.backbones.attention import attention_views
 from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
 from idsel_core.backbones.llava import Llava
 from idsel_core.methods import Method
@@ -99,18 +99,8 @@ class InternVL(Llava):
         if sum(tiles) != len(pixel_values):
             raise ValueError(f"images have {tiles} tiles, but there are pixels of {len(pixel_values)}")
         options = {name: value for name, value in image_inputs.items() if value is not None}
-        modules = attention_modules(self.core.vision_tower)
-        feeding = self._feeding_layer(options.get("vision_feature_layer"))
-        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
-        if feeding >= 0:
-            layers[""] = feeding
-        entered: list[Tensor] = []
-        with ExitStack() as stack:
-            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-            stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
-            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
-        members = self._members().to(entered[0].device)
+        output, entered, seen = self._read_tower(pixel_values, depths, options)
+        members = self._members().to(entered.device)
         lengths = torch.tensor(tiles, device=members.device) * len(members)
         padded = functools.partial(padded_rows, lengths=lengths)
 
@@ -122,13 +112,13 @@ class InternVL(Llava):
             "image_key": lambda: torch.cat([pixel_key(part[None]) for part in torch.split(pixel_values, tiles)]),
             "tiles": lambda: padded(numbers.to(members.device)),
         }
-        for suffix, layer in layers.items():
-            of_layer = attention_views(seen[layer], 1, True)
+        for suffix, layer in seen.items():
+            of_layer = attention_views(layer, 1, True)
             views |= {f"{name}{suffix}": view(of) for name, of in of_layer.items()}
         first, factor = members.amin(1), round(members.shape[1] ** 0.5)
         places = torch.stack([first // self._side // factor, first % self._side // factor], 1).repeat(sum(tiles), 1)
         return Encoded(
-            encoder_features=padded(entered[0].flatten(0, 1)),
+            encoder_features=padded(entered.flatten(0, 1)),
             mask=padded(torch.ones(len(places), dtype=torch.bool, device=members.device)),
             grid=padded(places, -1),
             placeholders=lengths,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
+from idsel_core.backbones.attention import Watched, attention_modules, attention_views, layer_at, watch
 from idsel_core.backbones.base import Backbone, Encoded, pixel_key
 from idsel_core.methods import Method
 
@@ -73,24 +73,14 @@ class Llava(Backbone):
             pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
             if "interpolate_pos_encoding" in inspect.signature(self.core.vision_tower.forward).parameters:
                 options["interpolate_pos_encoding"] = True
-        modules = attention_modules(self.core.vision_tower)
-        feeding = self._feeding_layer(options.get("vision_feature_layer"))
-        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
-        if feeding >= 0:
-            layers[""] = feeding
-        entered: list[Tensor] = []
-        with ExitStack() as stack:
-            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-            stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
-            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+        output, entered, seen = self._read_tower(pixel_values, depths, options)
         features = torch.stack(list(output.pooler_output))
         images, count = features.shape[:2]
         length = output.last_hidden_state.shape[1]
         before_grid, cropped = length - rows * columns, length - count
         views: dict[str, Callable[[], Tensor]] = {"image_key": key}
-        for suffix, layer in layers.items():
-            of_layer = attention_views(seen[layer], cropped, bool(before_grid))
+        for suffix, layer in seen.items():
+            of_layer = attention_views(layer, cropped, bool(before_grid))
             views |= {f"{name}{suffix}": view for name, view in of_layer.items()}
         if before_grid:
             chosen = self._chosen(options.get("vision_feature_layer"))
@@ -98,7 +88,7 @@ class Llava(Backbone):
         place = torch.arange(cropped - before_grid, rows * columns, device=features.device)[:, None]
         place = torch.cat([place.div(columns, rounding_mode="floor"), place % columns], 1).masked_fill(place < 0, -1)
         return Encoded(
-            encoder_features=entered[0],
+            encoder_features=entered,
             mask=torch.ones(images, count, dtype=torch.bool, device=features.device),
             grid=place.expand(images, -1, -1),
             placeholders=torch.full((images,), full[0] * full[1] + before_grid - cropped, device=features.device),
@@ -111,6 +101,23 @@ class Llava(Backbone):
         projector = self.core.multi_modal_projector
         projected: Tensor = projector(encoder_features.to(next(projector.parameters())))
         return projected
+
+    def _read_tower(
+        self, pixel_values: Tensor, depths: Iterable[float], options: dict[str, Any]
+    ) -> tuple[Any, Tensor, dict[str, Watched]]:
+        """Return the model's image features, what entered its projector, and watched layers by the suffix of views."""
+        modules = attention_modules(self.core.vision_tower)
+        feeding = self._feeding_layer(options.get("vision_feature_layer"))
+        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
+        if feeding >= 0:
+            layers[""] = feeding
+        entered: list[Tensor] = []
+        with ExitStack() as stack:
+            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            stack.callback(hook.remove)
+            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
+            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+        return output, entered[0], {suffix: seen[layer] for suffix, layer in layers.items()}
 
     @property
     def _patch(self) -> int:

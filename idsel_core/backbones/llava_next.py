@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
-from idsel_core.backbones.attention import attention_modules, attention_views, layer_at, watch
+from idsel_core.backbones.attention import attention_views
 from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
 from idsel_core.backbones.llava import Llava
 from idsel_core.methods import Method
@@ -68,24 +67,14 @@ class LlavaNext(Llava):
         if sizes is None:
             raise ValueError("images of any resolution need image_sizes")
         options = {name: value for name, value in image_inputs.items() if value is not None}
-        modules = attention_modules(self.core.vision_tower)
-        feeding = self._feeding_layer(options.get("vision_feature_layer"))
-        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
-        if feeding >= 0:
-            layers[""] = feeding
-        entered: list[Tensor] = []
-        with ExitStack() as stack:
-            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-            stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
-            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+        output, entered, seen = self._read_tower(pixel_values, depths, options)
         tiles = [
             image_size_to_num_patches(size, self.model.config.image_grid_pinpoints, self._tile)
             for size in torch.as_tensor(sizes).tolist()
         ]
-        count = entered[0].shape[1]
+        count = entered.shape[1]
         sources = self._sources(tiles, count, sizes, options.get("vision_feature_select_strategy"))
-        source = torch.cat(sources).to(entered[0].device)
+        source = torch.cat(sources).to(entered.device)
         lengths = torch.tensor([len(rows) for rows in sources], device=source.device)
         padded = functools.partial(padded_rows, lengths=lengths)
         newline = source < 0
@@ -106,8 +95,8 @@ class LlavaNext(Llava):
             "image_key": lambda: torch.cat([pixel_key(image[None]) for image in split]),
             "crops": lambda: crops,
         }
-        for suffix, layer in layers.items():
-            of_layer = attention_views(seen[layer], cropped, has_cls)
+        for suffix, layer in seen.items():
+            of_layer = attention_views(layer, cropped, has_cls)
             views |= {f"{name}{suffix}": view(of) for name, of in of_layer.items()}
         if has_cls:
             chosen = self._chosen(options.get("vision_feature_layer"))
@@ -118,7 +107,7 @@ class LlavaNext(Llava):
         side = self._tile // self._patch
         places = torch.stack([source % count // side, source % count % side], 1).masked_fill(newline[:, None], -1)
         return Encoded(
-            encoder_features=packed(entered[0]),
+            encoder_features=packed(entered),
             mask=padded(torch.ones_like(newline)),
             grid=padded(places, -1),
             placeholders=lengths,

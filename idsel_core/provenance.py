@@ -1,0 +1,149 @@
+"""Where numbers and figures come from: commit, parameters, packages and the hashes of what they were made of."""
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PdfParser, UnidentifiedImageError
+
+_PACKAGES = ("idsel_core", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "pyarrow", "papermill")
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def installed() -> dict[str, str | None]:
+    """Return the versions of the packages that rows depend on."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def provenance(
+    parameters: Mapping[str, Any],
+    files: Iterable[str | Path] = (),
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Describe how rows are being made, for `Results.write`.
+
+    Parameters
+    ----------
+    parameters : Mapping
+        The parameters of the notebook or command.
+    files : iterable of str or Path
+        Weights and data that the rows depend on; their SHA-256 is noted.
+    device : str
+        What the model ran on, e.g. "cpu" or the name of the GPU.
+    seed : int
+        Seed of the job.
+    started : float, optional
+        `time.perf_counter()` at the job's start, for the wall time.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. `dirty` tells of uncommitted changes, those to figures, tables, results and README apart,
+        and is None outside a git checkout, as is `commit`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the files is not there.
+    """
+    outputs = [f":(top,exclude){name}" for name in ("figures", "tables", "results", "README.md")]
+    changed = _git("status", "--porcelain", "--", ":(top)", *outputs)
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "parameters": dict(parameters),
+        "packages": installed(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "seed": seed,
+        "files": {Path(path).name: sha256(path) for path in files},
+        "seconds": None if started is None else round(time.perf_counter() - started, 3),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def origin(files: Iterable[str | Path], **parameters: Any) -> dict[str, Any]:
+    """Describe what a figure is drawn from where that is not the store, for `figures.save`.
+
+    Parameters
+    ----------
+    files : iterable of str or Path
+        Weights and data; their SHA-256 is noted.
+    **parameters
+        The parameters of the drawing.
+
+    Returns
+    -------
+    dict
+        Free of times, as `Results.origin`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the files is not there.
+    """
+    note = provenance(parameters, files)
+    return {name: note[name] for name in ("commit", "dirty", "parameters", "files")}
+
+
+def read_origin(figure: str | Path) -> dict[str, Any]:
+    """Return what a figure was drawn from, as given to `figures.save`.
+
+    Parameters
+    ----------
+    figure : str or Path
+        A PNG or PDF file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it carries no origin.
+    """
+    figure = Path(figure)
+    try:
+        if figure.suffix == ".pdf":
+            with PdfParser.PdfParser(str(figure)) as document:
+                note = getattr(document.info, "Subject", None)
+        else:
+            with Image.open(figure) as image:
+                note = image.info.get("Description")
+    except (UnidentifiedImageError, PdfParser.PdfFormatError) as error:
+        raise ValueError(f"{figure} is no PNG or PDF file that can be read: {error}") from error
+    if note is None:
+        raise ValueError(f"{figure} does not tell what it was drawn from; figures.save writes files that do")
+    return json.loads(note)
