@@ -10,7 +10,8 @@
 # # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
 #
 # Every method of the registry, at equal numbers of visual tokens, on the test part, on which nothing was chosen. Each
-# runs with the settings that its authors give; no method was tuned here. Methods that drop tokens inside the language
+# runs with the settings that its authors give; no method was tuned here. CDPruner and TRIM take relevance from the
+# backbone's companion, which was tuned on questions like these (on other scenes), so this favours them. Methods that drop tokens inside the language
 # model are asked for the budget as the mean over its layers, which a small model's first layers often rule out, and, at
 # the budgets of the detailed figures, once more as what is left after the last drop. This is called *final*, and reads
 # more tokens than the others do at that budget.
