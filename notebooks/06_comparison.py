@@ -13,8 +13,8 @@
 # runs with the settings that its authors give; no method was tuned here. CDPruner and TRIM take relevance from the
 # backbone's companion, which was tuned on questions like these about other scenes; this favours them. Methods that drop
 # tokens inside the language model are asked for the budget as the mean over its layers, which a small model's first
-# layers often rule out, and, at the budgets of the detailed figures, once more as what is left after the last drop. This
-# is called *final*, and reads more tokens than the others do at that budget.
+# layers often rule out, and, at the budgets of the detailed figures, once more as what is left after the last drop;
+# this is called *final*, and reads more tokens than the others do at that budget.
 
 # %% tags=["parameters"]
 part = "test"  # part of the data set
