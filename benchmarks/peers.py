@@ -2,7 +2,8 @@
 
 All methods choose in turn, several times, and the median counts. It is printed in milliseconds and as a multiple of
 that of top-K by [CLS] attention (fastervlm) in the same turns. What a method reads of a model is at hand already, and
-the projector, which a model runs in any case, is a stand-in: the times are those of choosing and merging alone.
+the projector, which a model runs in any case, is a stand-in: the times are those of choosing and merging alone. Of
+methods that choose inside the language model alone, it is one drop from N to K, with the attention rows that it reads.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from idsel_core.methods import Method, get_method, list_methods
+from idsel_core.methods import InLLM, Method, get_method, list_methods
+from idsel_core.methods.in_llm import LayerTokens
 from idsel_core.tokens import VisualTokens
 
 BASE = "fastervlm"
 SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
 """Tables of N x N float32 that methods hold at once, about, as measured."""
 TOWER, HEADS, WORDS, DECODER_LAYERS = 1024, 16, 12, 32
+HEAD = 128
 
 
 def make_tokens(n: int, width: int, device: str) -> VisualTokens:
@@ -73,13 +76,38 @@ def as_video(tokens: VisualTokens) -> VisualTokens:
     return replace(tokens, grid=grid, sources={**tokens.sources, "frames": lambda: number}, _cache={})
 
 
+def in_prompt(tokens: VisualTokens) -> LayerTokens:
+    """Return the tokens within a prompt, WORDS words behind them, as a layer of the language model has them."""
+    n, width = tokens.features.shape[1:]
+    device, length = tokens.features.device, n + WORDS
+    place = torch.arange(length, device=device)[None]
+    states = torch.cat([tokens.features, torch.randn(1, WORDS, width, device=device)], 1)
+    query, key = (states.view(1, length, -1, HEAD).transpose(1, 2).contiguous() for _ in range(2))
+    return LayerTokens(
+        states=states,
+        columns=place[:, :n],
+        real=place >= 0,
+        text=place >= n,
+        asking=place == length - 1,
+        read=lambda: (query, key, HEAD**-0.5),
+    )
+
+
+def inside_alone(method: Method) -> bool:
+    """Tell whether a method chooses nothing before the language model."""
+    return isinstance(method, InLLM) and type(method).select is InLLM.select
+
+
 def medians(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> dict[str, float]:
     """Return the milliseconds of each method's median run, after one that does not count."""
-    video = as_video(tokens)
+    video, layer = as_video(tokens), in_prompt(tokens)
     timers = {}
     for name, method in methods.items():
-        run = {"method": method, "tokens": video if name == "evs" else tokens}
-        timers[name] = Timer("method.select(tokens)", globals=run, num_threads=torch.get_num_threads())
+        counts = torch.tensor([method.budget], device=layer.columns.device)
+        run = {"method": method, "tokens": video if name == "evs" else tokens, "layer": layer, "counts": counts}
+        # A copy, because attention is computed once and kept.
+        call = "method.choose(replace(layer), counts)" if inside_alone(method) else "method.select(tokens)"
+        timers[name] = Timer(call, globals=run | {"replace": replace}, num_threads=torch.get_num_threads())
     turns = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
     return {name: 1e3 * statistics.median(turn[name] for turn in turns[1:]) for name in timers}
 

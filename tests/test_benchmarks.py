@@ -31,6 +31,7 @@ def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
     left_out = times[times["left_out"] != ""]["left_out"]
     assert {"downsample", "scope", "mmtok", "divprune"} <= set(left_out.index)
     assert "more than --memory 1e-05" in left_out["scope"] and "acts on the image" in left_out["downsample"]
+    assert bool((times.loc[["fastv", "sparsevlm", "pyramiddrop", "dart"], "ms"] > 0).all())
     assert bool((times["ms"].isna() == (times["left_out"] != "")).all())
 
 
