@@ -57,7 +57,8 @@ def methods() -> str:
 WRITERS = {
     "accuracy": lambda: table("accuracy"),
     "budget": lambda: table("budget"),
-    "comparison": lambda: table("comparison"),
+    "comparison": lambda: table("comparison_shares"),
+    "comparison-missing": lambda: table("comparison_missing"),
     "methods": methods,
     "time": time_taken,
     "training": training,
