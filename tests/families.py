@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
@@ -25,6 +27,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
@@ -82,6 +86,10 @@ class Family:
         names = {name for image in images for name in image}
         return {name: torch.cat([image[name] for image in images if name in image]) for name in names}
 
+    def gather(self, prompts: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return the pixels of prompts that each have some images."""
+        return self.collate([image for images in prompts for image in images])
+
     def marked(self, ids: Tensor) -> dict[str, Tensor]:
         """Return further inputs that follow from the prompts."""
         return {}
@@ -90,6 +98,10 @@ class Family:
         """Return what the language model reads of images and of videos, one tensor each."""
         output = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
         return {"image": list(output.pooler_output)}
+
+    def decoder(self, model: Any) -> Any:
+        """Return what reads embeddings."""
+        return model.model.language_model
 
     def positions(self, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> tuple[Tensor, int]:
         """Return positions of what is kept of one prompt, and the position of the next token."""
@@ -136,12 +148,14 @@ class Family:
 
     def _inputs(self, ids: Tensor, layout: Any, rows: Any, seed: int) -> dict[str, Tensor]:
         images = [
-            self.pixels(size, torch.Generator().manual_seed(1000 * seed + 100 * row + place))
+            [
+                self.pixels(size, torch.Generator().manual_seed(1000 * seed + 100 * row + place))
+                for place, size in enumerate(layout[row])
+            ]
             for row in rows
-            for place, size in enumerate(layout[row])
         ]
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), **self.marked(ids)}
-        return {**inputs, **(self.collate(images) if images else {})}
+        return {**inputs, **(self.gather(images) if any(images) else {})}
 
 
 class InternVL(Family):
@@ -169,6 +183,72 @@ class InternVL(Family):
         runs = itertools.groupby(inputs["input_ids"][0].tolist())
         counts = [len(list(run)) for token, run in runs if token == IMAGE]
         return {"image": list(output.pooler_output.flatten(0, 1).split(counts))}
+
+
+class Idefics3(Family):
+    """Images of several tiles, row by row, and a thumbnail, each behind a marker and its name."""
+
+    MARKER, THUMBNAIL, NEWLINE = 94, 95, 96
+    TILES: ClassVar = {0: (0, 0), 1: (1, 2), 2: (2, 2)}
+    """Rows and columns of tiles besides the thumbnail."""
+    KINDS: ClassVar = (Idefics3Config, Idefics3ForConditionalGeneration)
+    SIZE, FACTOR = 24, 2
+
+    def config(self, **knobs):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": self.SIZE,
+            "patch_size": 4,
+        }
+        text, given = LlamaConfig(**TEXT), {"image_token_id": IMAGE, "scale_factor": self.FACTOR, **knobs}
+        return self.KINDS[0](vision_config=vision, text_config=text, pad_token_id=PAD, **given)
+
+    def model_class(self):
+        return self.KINDS[1]
+
+    def decoder(self, model):
+        return model.model.text_model
+
+    def marks(self, size):
+        rows, columns = self.TILES[size]
+        tile = [IMAGE] * 9
+        ids = []
+        for row in range(rows):
+            for column in range(columns):
+                ids += [self.MARKER, 81 + 3 * row + column, *tile]
+            ids += [self.NEWLINE]
+        return [*ids, *[self.NEWLINE] * bool(rows), self.MARKER, self.THUMBNAIL, *tile, self.MARKER]
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(self.counts[size] // 9, 3, self.SIZE, self.SIZE, generator=generator)}
+
+    def gather(self, prompts):
+        """Pad the tiles of prompts with zeros."""
+        none = torch.zeros(0, 3, self.SIZE, self.SIZE)
+        tiles = [torch.cat([none, *[image["pixel_values"] for image in images]]) for images in prompts]
+        pixels = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        real = torch.tensor([len(x) for x in tiles])[:, None] > torch.arange(pixels.shape[1])
+        mask = real[..., None, None].expand(*real.shape, self.SIZE, self.SIZE).long()
+        return {"pixel_values": pixels, "pixel_attention_mask": mask}
+
+    def features(self, model, inputs):
+        given = {name: inputs[name] for name in ("pixel_values", "pixel_attention_mask")}
+        output = model.model.get_image_features(**given, return_dict=True)
+        counts, thumbnail = [0], False
+        for token in inputs["input_ids"][0].tolist():
+            counts[-1] += token == IMAGE
+            if token == self.MARKER and thumbnail:
+                counts.append(0)
+            thumbnail = token == self.THUMBNAIL or (thumbnail and token == IMAGE)
+        return {"image": list(torch.cat(list(output.pooler_output)).split(counts[:-1]))}
+
+
+class SmolVLM(Idefics3):
+    KINDS: ClassVar = (SmolVLMConfig, SmolVLMForConditionalGeneration)
+    SIZE, FACTOR = 36, 3
 
 
 class LlavaNext(Family):
@@ -323,12 +403,18 @@ QWEN3_REFUSED = {
     ),
 }
 
+TILE_COUNTS = {0: 9, 1: 27, 2: 45}
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: images are cut into tiles of one size",
     "evs": "frames is not available: the images are no frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
+}
+
+NO_CLS_REFUSED = {
+    **NEXT_REFUSED,
+    "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
 }
 
 INTERNVL_REFUSED = {
@@ -339,6 +425,8 @@ INTERNVL_REFUSED = {
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        Idefics3("idefics3", TILE_COUNTS, refused=NO_CLS_REFUSED),
+        SmolVLM("smolvlm", TILE_COUNTS, refused=NO_CLS_REFUSED),
         InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),

@@ -93,7 +93,7 @@ def by_hand(family, model, layout, row, picks, steps, positions=None):
     embeddings = embeddings[keep][None]
     cache, logits, chosen = DynamicCache(config=model.config), [], []
     for step in range(steps):
-        hidden = core.language_model(
+        hidden = family.decoder(model)(
             inputs_embeds=embeddings, position_ids=places, past_key_values=cache, use_cache=True, **beside
         ).last_hidden_state
         logits.append(model.lm_head(hidden[:, -1])[0])
