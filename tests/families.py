@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -27,6 +30,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
@@ -66,6 +70,8 @@ class Family:
     """Tokens of each size."""
     axes: int = 1
     has_cls: bool = False
+    causal: bool = True
+    """Whether no token attends to later ones, so that a prompt may be read in pieces."""
     refused: dict[str, str] = field(default_factory=dict)
     """Methods that cannot run, and why."""
 
@@ -251,6 +257,50 @@ class SmolVLM(Idefics3):
     SIZE, FACTOR = 36, 3
 
 
+class Gemma3(Family):
+    def config(self, window=256, **knobs):
+        vision = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+        )
+        text = Gemma3TextConfig(
+            **TEXT,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=window,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+        given = {"mm_tokens_per_image": 16, "image_token_index": IMAGE, **knobs}
+        return Gemma3Config(vision_config=vision, text_config=text, **given)
+
+    def model_class(self):
+        return Gemma3ForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(1, 3, 32, 32, generator=generator)}
+
+    def marked(self, ids):
+        return {"token_type_ids": (ids == IMAGE).long()}
+
+    def beside(self, model, inputs, keep):
+        """Let text look back, and tokens of an image at all others of theirs, no further back than the window."""
+        image = -1
+        images = []
+        for token, before in zip(inputs["input_ids"][0].tolist(), [0, *inputs["input_ids"][0].tolist()], strict=False):
+            image += token == IMAGE and before != IMAGE
+            images.append(image if token == IMAGE else -1)
+        left = torch.tensor(images)[keep]
+        place = torch.arange(len(left))
+        seen = (place <= place[:, None]) | ((left == left[:, None]) & (left >= 0))
+        near = place > place[:, None] - model.config.text_config.sliding_window
+        masks = {"full_attention": seen, "sliding_attention": seen & near}
+        return {"attention_mask": {name: mask[None, None] for name, mask in masks.items()}}
+
+
 class LlavaNext(Family):
     SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
     TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
@@ -417,6 +467,15 @@ NO_CLS_REFUSED = {
     "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
 }
 
+WHOLE = "whose layers do not all attend to the whole prompt"
+WINDOWED_REFUSED = {
+    **NO_CLS_REFUSED,
+    "downsample": "a smaller image is not available: images are of one size",
+    **dict.fromkeys(
+        ("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose layers do not all attend to the whole prompt"
+    ),
+}
+
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
     "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
@@ -425,6 +484,7 @@ INTERNVL_REFUSED = {
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        Gemma3("gemma3", dict.fromkeys(range(3), 16), causal=False, refused=WINDOWED_REFUSED),
         Idefics3("idefics3", TILE_COUNTS, refused=NO_CLS_REFUSED),
         SmolVLM("smolvlm", TILE_COUNTS, refused=NO_CLS_REFUSED),
         InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),

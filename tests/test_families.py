@@ -209,6 +209,13 @@ def test_beams_and_samples_do_not_mix_prompts(family, model):
 def test_ways_to_generate_agree(family, model, options):
     for layout in layouts(family):
         inputs = family.prompts(layout)
+        if "prefill_chunk_size" in options and not family.causal:
+            # In pieces, tokens miss later ones of their image, with and without pruning.
+            plain = run(model, inputs, **GREEDY, **options)
+            with prune(model, ALL):
+                pruned = run(model, inputs, **GREEDY, **options)
+            assert all(torch.equal(a, b) for a, b in zip(plain.logits, pruned.logits, strict=True))
+            continue
         with prune(model, ragged(family, layout)):
             assert torch.equal(model.generate(**inputs, **GREEDY, **options), model.generate(**inputs, **GREEDY))
 

@@ -11,6 +11,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from idsel_core.backbones.base import Backbone, Encoded
 from idsel_core.backbones.companion import Companion, Relevance
+from idsel_core.backbones.gemma3 import Gemma3
 from idsel_core.backbones.idefics3 import Idefics3
 from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
@@ -21,6 +22,7 @@ from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 __all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
 
 BACKBONES: Mapping[str, type[Backbone]] = {
+    "gemma3": Gemma3,
     "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,

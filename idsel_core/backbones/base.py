@@ -189,6 +189,12 @@ class Backbone(ABC):
         """Layers of the language model."""
         return int(self.language_model.config.num_hidden_layers)
 
+    def window(self, layer: int) -> int | None:
+        """Return how many columns a layer of the language model attends to, itself and those before; None: all."""
+        config = self.language_model.config
+        kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+        return None if window is None or (kinds and kinds[layer] != "sliding_attention") else int(window)
+
     @property
     def image_token_id(self) -> int:
         """Token id of the image placeholder."""
@@ -486,7 +492,7 @@ class Backbone(ABC):
             with watch(layers[layer], stop=True) as seen:
                 self.language_model(
                     inputs_embeds=embeddings,
-                    attention_mask=attention_mask,
+                    attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
                     position_ids=positions,
                     use_cache=False,
                     **self._beside_embeddings(encoded, input_ids, places),
@@ -499,10 +505,26 @@ class Backbone(ABC):
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
             query, key, scale = attend(layer)
+            window = self.window(layer)
+            ends = (question * torch.arange(question.shape[1], device=question.device)).amax(1)
+            reach = ends - slots.columns[:, 0]
+            if window is not None and bool((reach >= window).any()):
+                image = int((reach >= window).int().argmax())
+                raise Unavailable(
+                    "instruction_attention",
+                    f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
+                    f"the last word; choose a layer that attends to all",
+                )
             row = importance.instruction_row(query, key, scale, question, slots.columns, which)
             return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1]))
 
         return view
+
+    def _decoder_mask(
+        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Any:
+        """Return what the language model takes as mask of full prompts."""
+        return attention_mask
 
     def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""
