@@ -16,6 +16,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GemmaConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -23,6 +24,8 @@ from transformers import (
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -301,6 +304,42 @@ class Gemma3(Family):
         return {"attention_mask": {name: mask[None, None] for name, mask in masks.items()}}
 
 
+class PaliGemma(Family):
+    def text(self):
+        return GemmaConfig(**TEXT, head_dim=8)
+
+    def config(self, **knobs):
+        vision = {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 24,
+            "patch_size": 4,
+            "vision_use_head": False,
+        }
+        given = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32, **knobs}
+        return PaliGemmaConfig(vision_config=vision, text_config=self.text(), **given)
+
+    def model_class(self):
+        return PaliGemmaForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
+
+    def marked(self, ids):
+        return {"token_type_ids": torch.zeros_like(ids)}
+
+    def positions(self, model, inputs, keep):
+        count = int(keep.sum())
+        return torch.arange(1, count + 1)[None], count + 1
+
+    def beside(self, model, inputs, keep):
+        """Let all tokens of a prompt see each other."""
+        return {"attention_mask": torch.ones(1, 1, int(keep.sum()), int(keep.sum()), dtype=torch.bool)}
+
+
 class LlavaNext(Family):
     SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
     TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
@@ -476,6 +515,11 @@ WINDOWED_REFUSED = {
     ),
 }
 
+PREFIX_REFUSED = {
+    **{name: why for name, why in NO_CLS_REFUSED.items() if name != "downsample"},
+    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose tokens attend to later ones"),
+}
+
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
     "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
@@ -489,6 +533,7 @@ FAMILIES: dict[str, Family] = {
         SmolVLM("smolvlm", TILE_COUNTS, refused=NO_CLS_REFUSED),
         InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
+        PaliGemma("paligemma", dict.fromkeys(range(3), 36), causal=False, refused=PREFIX_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),

@@ -261,14 +261,16 @@ def test_every_method_prunes_or_says_why_not(family, model, name):
         return
     with prune(model, METHODS[name](7, **knobs)) as run_:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-    assert [r.after for r in run_.report] == [7, 7, 7]
+    # The largest square image of at most seven tokens.
+    kept = 4 if name == "downsample" else 7
+    assert [r.after for r in run_.report] == [kept] * 3
     assert all(
         len(r.drops) == len(METHODS[name](7, **knobs).places(3))
         for r in run_.report
         if issubclass(METHODS[name], InLLM)
     )
     text = (inputs["input_ids"] > 0) & ~torch.isin(inputs["input_ids"], torch.tensor(BARRED))
-    longest = int((text.sum(1) + 7 * torch.tensor([1, 0, 2])).max()) + 3
+    longest = int((text.sum(1) + kept * torch.tensor([1, 0, 2])).max()) + 3
     assert out.past_key_values.get_seq_length(2) == longest
 
 

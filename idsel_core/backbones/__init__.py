@@ -16,6 +16,7 @@ from idsel_core.backbones.idefics3 import Idefics3
 from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.paligemma import PaliGemma
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 
@@ -27,6 +28,7 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "paligemma": PaliGemma,
     "qwen2_5_vl": Qwen2_5VL,
     "qwen2_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,

@@ -22,6 +22,7 @@ class Gemma3(Joined):
     fit into it: a window counts columns, of which there are fewer than positions.
     """
 
+    reads_one_tensor = True
     why_as_they_are = "images are of one size"
 
     @property

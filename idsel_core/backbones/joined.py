@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor
 
 from idsel_core.backbones.attention import attention_views
 from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
@@ -103,24 +101,6 @@ class Joined(Llava):
             views=views,
             features=padded(torch.cat(list(output.pooler_output))),
         )
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let the model read lists of features, one an image, where it expects one tensor."""
-
-        def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            outputs: Any = kwargs.get("mm_encoder_outputs") or {}
-            kept = getattr(outputs.get("image"), "pooler_output", None)
-            if isinstance(kept, list):
-                joined: Any = BaseModelOutputWithPooling
-                kwargs = {**kwargs, "mm_encoder_outputs": {"image": joined(pooler_output=torch.cat(kept)[None])}}
-            return args, kwargs
-
-        hook = self.core.register_forward_pre_hook(join, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
 
     @property
     def side(self) -> int:
