@@ -243,7 +243,8 @@ class Pruning:
         return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _keep_positions(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
-        self._check_window(inputs, generating)
+        if self.backbone.position_axes == 1:
+            self._check_window(inputs, generating)
         if self.backbone.position_axes == 1 and generating:
             if _setting(self.model, inputs, "use_cache") is False:
                 raise ValueError(

@@ -120,6 +120,8 @@ def test_what_cannot_be_encoded_is_refused(family, model):
     mask[0, 2, :, -1] = 0
     with pytest.raises(ValueError, match=r"pixel_attention_mask hides part of tiles \[2\]; tiles must be whole"):
         backbone.encode(inputs["pixel_values"], pixel_attention_mask=mask)
+    with pytest.raises(ValueError, match=r"pixel_values must be \(prompts, tiles, 3, height, width\), not \(4, 3, "):
+        backbone.encode(inputs["pixel_values"][0])
     with pytest.raises(ValueError, match="pixel_values are all zero, which is padding: there is no image"):
         backbone.encode(inputs["pixel_values"] * 0)
     with pytest.raises(ValueError, match=r"images have \[3\] tiles, but there are pixels of 4"):

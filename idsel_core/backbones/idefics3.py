@@ -55,7 +55,7 @@ class Idefics3(Joined):
         Raises
         ------
         ValueError
-            If a run of placeholders is not of whole tiles.
+            If a run of placeholders is not of whole tiles, or `pixel_values` have not five axes.
         """
         arguments, input_ids = super().image_arguments(inputs), inputs["input_ids"]
         rows, starts, ends = runs(self.placeholders(input_ids))
@@ -109,7 +109,8 @@ class Idefics3(Joined):
         Unavailable
             If a `grid` is asked for.
         ValueError
-            If all tiles are padding, the mask hides part of one, or there are more or fewer tiles than images have.
+            If `pixel_values` have not five axes, all tiles are padding, the mask hides part of one, or there are more
+            or fewer tiles than images have.
         """
         shown = _shown(pixel_values)
         if not bool(shown.any()):
@@ -175,4 +176,6 @@ class _Markers:
 
 def _shown(pixel_values: Tensor) -> Tensor:
     """Mark tiles that are no padding, bool (B, tiles)."""
+    if pixel_values.ndim != 5:
+        raise ValueError(f"pixel_values must be (prompts, tiles, 3, height, width), not {tuple(pixel_values.shape)}")
     return pixel_values.flatten(2).any(2)
