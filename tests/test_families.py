@@ -93,7 +93,7 @@ def by_hand(family, model, layout, row, picks, steps, positions=None):
     embeddings = embeddings[keep][None]
     cache, logits, chosen = DynamicCache(config=model.config), [], []
     for step in range(steps):
-        hidden = core.language_model(
+        hidden = family.decoder(model)(
             inputs_embeds=embeddings, position_ids=places, past_key_values=cache, use_cache=True, **beside
         ).last_hidden_state
         logits.append(model.lm_head(hidden[:, -1])[0])
@@ -209,6 +209,13 @@ def test_beams_and_samples_do_not_mix_prompts(family, model):
 def test_ways_to_generate_agree(family, model, options):
     for layout in layouts(family):
         inputs = family.prompts(layout)
+        if "prefill_chunk_size" in options and not family.causal:
+            # In pieces, tokens miss later ones of their image, with and without pruning.
+            plain = run(model, inputs, **GREEDY, **options)
+            with prune(model, ALL):
+                pruned = run(model, inputs, **GREEDY, **options)
+            assert all(torch.equal(a, b) for a, b in zip(plain.logits, pruned.logits, strict=True))
+            continue
         with prune(model, ragged(family, layout)):
             assert torch.equal(model.generate(**inputs, **GREEDY, **options), model.generate(**inputs, **GREEDY))
 
@@ -254,14 +261,16 @@ def test_every_method_prunes_or_says_why_not(family, model, name):
         return
     with prune(model, METHODS[name](7, **knobs)) as run_:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-    assert [r.after for r in run_.report] == [7, 7, 7]
+    # The largest square image of at most seven tokens.
+    kept = 4 if name == "downsample" else 7
+    assert [r.after for r in run_.report] == [kept] * 3
     assert all(
         len(r.drops) == len(METHODS[name](7, **knobs).places(3))
         for r in run_.report
         if issubclass(METHODS[name], InLLM)
     )
     text = (inputs["input_ids"] > 0) & ~torch.isin(inputs["input_ids"], torch.tensor(BARRED))
-    longest = int((text.sum(1) + 7 * torch.tensor([1, 0, 2])).max()) + 3
+    longest = int((text.sum(1) + kept * torch.tensor([1, 0, 2])).max()) + 3
     assert out.past_key_values.get_seq_length(2) == longest
 
 
