@@ -247,21 +247,25 @@ def test_every_method_prunes_or_says_why_not(family, model, name):
         "budget_convention": "final",
     }
     knobs = {knob: value for knob, value in knobs.items() if knob in known}
-    inputs = family.prompts(MIXED)
+    # Smaller images keep their shape, so that few budgets can be met.
+    inputs, budget = family.prompts(MIXED), 4 if name == "downsample" else 7
     if name in family.refused:
-        with pytest.raises(ValueError, match=re.escape(family.refused[name])), prune(model, METHODS[name](7, **knobs)):
+        with (
+            pytest.raises(ValueError, match=re.escape(family.refused[name])),
+            prune(model, METHODS[name](budget, **knobs)),
+        ):
             model.generate(**inputs, **GREEDY)
         return
-    with prune(model, METHODS[name](7, **knobs)) as run_:
+    with prune(model, METHODS[name](budget, **knobs)) as run_:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-    assert [r.after for r in run_.report] == [7, 7, 7]
+    assert [r.after for r in run_.report] == [budget] * 3
     assert all(
-        len(r.drops) == len(METHODS[name](7, **knobs).places(3))
+        len(r.drops) == len(METHODS[name](budget, **knobs).places(3))
         for r in run_.report
         if issubclass(METHODS[name], InLLM)
     )
     text = (inputs["input_ids"] > 0) & ~torch.isin(inputs["input_ids"], torch.tensor(BARRED))
-    longest = int((text.sum(1) + 7 * torch.tensor([1, 0, 2])).max()) + 3
+    longest = int((text.sum(1) + budget * torch.tensor([1, 0, 2])).max()) + 3
     assert out.past_key_values.get_seq_length(2) == longest
 
 
@@ -328,7 +332,7 @@ def test_labels_are_shortened_and_gradients_flow(family, model):
     weight = model.get_input_embeddings().weight
     assert torch.isfinite(weight.grad).all() and weight.grad.any()
     assert any(
-        p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "visual" in n or "vision" in n
+        p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "visual" in n or "_tower" in n
     )
     model.zero_grad()
 

@@ -14,8 +14,11 @@ from idsel_core.backbones.companion import Companion, Relevance
 from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.llava_next_video import LlavaNextVideo
+from idsel_core.backbones.llava_onevision import LlavaOnevision
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
+from idsel_core.backbones.video_llava import VideoLlava
 
 __all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
 
@@ -23,9 +26,12 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "llava_next_video": LlavaNextVideo,
+    "llava_onevision": LlavaOnevision,
     "qwen2_5_vl": Qwen2_5VL,
     "qwen2_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
+    "video_llava": VideoLlava,
 }
 
 _NEEDED = "5.18"

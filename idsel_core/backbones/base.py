@@ -163,6 +163,8 @@ class Backbone(ABC):
     """Those of them that hold pixels."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    joined_kinds: ClassVar[tuple[str, ...]] = ()
+    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
     why_as_they_are: ClassVar[str] = "images of this model family are encoded as they are"
     """Why no smaller images can be had."""
     why_no_view: ClassVar[Mapping[str, str]] = {}
@@ -249,8 +251,25 @@ class Backbone(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read what `shorten` gives; most families do of themselves."""
-        yield
+        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
+
+        def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
+            for kind in self.joined_kinds:
+                kept = getattr(outputs.get(kind), "pooler_output", None)
+                if isinstance(kept, list):
+                    joined: Any = BaseModelOutputWithPooling
+                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
+            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
+
+        if not self.joined_kinds:
+            yield
+            return
+        hook = self.core.register_forward_pre_hook(join, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
         """Return the grid of tokens that a method wants of images, None for the one that they have.

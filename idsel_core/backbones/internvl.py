@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from idsel_core.backbones.attention import attention_views
 from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
@@ -28,6 +26,7 @@ class InternVL(Llava):
     """
 
     image_inputs = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
+    joined_kinds = ("image",)
     why_as_they_are = "images are cut into tiles of one size"
     why_no_view = {  # noqa: RUF012
         "cls_features": "the projector reads joined patches, and [CLS] is one token",
@@ -125,24 +124,6 @@ class InternVL(Llava):
             views=views,
             features=padded(output.pooler_output.flatten(0, 1)),
         )
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let the model read lists of features, one an image, where it expects one tensor."""
-
-        def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            outputs: Any = kwargs.get("mm_encoder_outputs") or {}
-            kept = getattr(outputs.get("image"), "pooler_output", None)
-            if isinstance(kept, list):
-                joined: Any = BaseModelOutputWithPooling
-                kwargs = {**kwargs, "mm_encoder_outputs": {"image": joined(pooler_output=torch.cat(kept)[None])}}
-            return args, kwargs
-
-        hook = self.core.register_forward_pre_hook(join, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
 
     @property
     def _side(self) -> int:
