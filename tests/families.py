@@ -217,9 +217,9 @@ class LlavaNext(Family):
         return {**super().collate(images), **({} if padded is None else {"pixel_values": padded})}
 
     def features(self, model, inputs):
-        names = ("pixel_values", "image_sizes")
-        output = model.model.get_image_features(**{name: inputs[name] for name in names}, return_dict=True)
-        return {"image": list(output.pooler_output)}
+        names = ("pixel_values", "image_sizes", "batch_num_images")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return {"image": list(model.model.get_image_features(**given, return_dict=True).pooler_output)}
 
 
 class LlavaOnevision(LlavaNext):
@@ -254,6 +254,12 @@ class LlavaOnevision(LlavaNext):
     def features(self, model, inputs):
         images = super().features(model, inputs) if "pixel_values" in inputs else {}
         return images | videos_too(model, inputs)
+
+    def _inputs(self, ids, layout, rows, seed):
+        inputs = super()._inputs(ids, layout, rows, seed)
+        if any(size > 2 for prompt in layout for size in prompt):
+            inputs["batch_num_images"] = torch.tensor([len(layout[row]) for row in rows])
+        return inputs
 
 
 class LlavaNextVideo(LlavaOnevision):

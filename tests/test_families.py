@@ -42,8 +42,13 @@ def model(family):
 
 
 def layouts(family):
-    """Prompts with images, and with videos where the family has them."""
-    return [MIXED, ((-1,), (0, -2))] if -1 in family.counts else [MIXED]
+    """Prompts with images, and where the family has them, with videos, and with images that are whole among several."""
+    found = [MIXED]
+    if -1 in family.counts:
+        found.append(((-1,), (0, -2)))
+    if 3 in family.counts:
+        found.append(((1,), (), (3, 4)))
+    return found
 
 
 def modes(family):
@@ -248,22 +253,16 @@ def test_every_method_prunes_or_says_why_not(family, model, name):
     }
     knobs = {knob: value for knob, value in knobs.items() if knob in known}
     # Smaller images keep their shape, so that few budgets can be met.
-    inputs, budget = family.prompts(MIXED), 4 if name == "downsample" else 7
+    budget = 4 if name == "downsample" else 7
+    inputs, method = family.prompts(MIXED), METHODS[name](budget, **knobs)
     if name in family.refused:
-        with (
-            pytest.raises(ValueError, match=re.escape(family.refused[name])),
-            prune(model, METHODS[name](budget, **knobs)),
-        ):
+        with pytest.raises(ValueError, match=re.escape(family.refused[name])), prune(model, method):
             model.generate(**inputs, **GREEDY)
         return
-    with prune(model, METHODS[name](budget, **knobs)) as run_:
+    with prune(model, method) as run_:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
     assert [r.after for r in run_.report] == [budget] * 3
-    assert all(
-        len(r.drops) == len(METHODS[name](budget, **knobs).places(3))
-        for r in run_.report
-        if issubclass(METHODS[name], InLLM)
-    )
+    assert all(len(r.drops) == len(method.places(3)) for r in run_.report if isinstance(method, InLLM))
     text = (inputs["input_ids"] > 0) & ~torch.isin(inputs["input_ids"], torch.tensor(BARRED))
     longest = int((text.sum(1) + budget * torch.tensor([1, 0, 2])).max()) + 3
     assert out.past_key_values.get_seq_length(2) == longest

@@ -163,7 +163,8 @@ class LlavaNext(Llava):
         rows, places, weights = corners(row.clamp_min(0), column.clamp_min(0))
         number = rows // side * columns + places // side + (cropped > 0)[:, None]
         members = (first + number) * side**2 + rows % side * side + places % side
-        nearest = torch.stack([row, column], 1).round().long()
+        # Of two that are as near, the first; rounded, so that these are as near.
+        nearest = (torch.stack([row, column], 1) - 0.5).round(decimals=9).ceil().long()
         crop = (nearest // side).masked_fill((cropped <= 0)[:, None], -1)
         crop = crop[torch.arange(len(crop)).masked_fill(newline, 0).cummax(0).values]
         patches = Patches(members, weights.masked_fill(newline[:, None], 0))
