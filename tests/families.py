@@ -201,7 +201,7 @@ class LlavaNext(Family):
     def config(self, **knobs):
         pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
         given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, **knobs}
-        return LlavaNextConfig(vision_config=clip(), text_config=LlamaConfig(**TEXT), **given)
+        return LlavaNextConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
 
     def model_class(self):
         return LlavaNextForConditionalGeneration
@@ -269,7 +269,7 @@ class LlavaNextVideo(LlavaOnevision):
     def config(self, **knobs):
         pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
         given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
-        return LlavaNextVideoConfig(vision_config=clip(), text_config=LlamaConfig(**TEXT), **given)
+        return LlavaNextVideoConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
 
     def model_class(self):
         return LlavaNextVideoForConditionalGeneration
@@ -278,7 +278,7 @@ class LlavaNextVideo(LlavaOnevision):
 class VideoLlava(Family):
     def config(self, **knobs):
         given = {"image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
-        return VideoLlavaConfig(vision_config=clip(), text_config=LlamaConfig(**TEXT), **given)
+        return VideoLlavaConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
 
     def model_class(self):
         return VideoLlavaForConditionalGeneration
