@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import families
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, clip
+from PIL import Image
 from test_families import CLOSE, GREEDY, tokens_of
 from torch.nn import functional
+from transformers import VideoLlavaImageProcessor
 
 from idsel_core import TopK, Unavailable, adapter_for, prune
 from idsel_core.methods import EVS, Downsample, VisionZip
@@ -122,6 +125,23 @@ def test_what_videos_lack_is_refused(family):
         pytest.raises(ValueError, match=r"the prompts hold \d+ image placeholders \(token id 91\), but the 1 image"),
     ):
         model(**inputs)
+
+
+@torch.no_grad()
+def test_video_llava_takes_what_its_processor_gives():
+    processor = VideoLlavaImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    given = dict(processor(Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)), return_tensors="pt"))
+    assert set(given) == {"pixel_values_images"}
+    model, inputs = VIDEO.build(), VIDEO.prompts(((0,),))
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    plain = model.generate(**inputs, **given, **GREEDY)
+    with prune(model, TopK(budget=1.0)) as run_:
+        assert torch.equal(model.generate(**inputs, **given, **GREEDY), plain)
+        model(**inputs, **given)
+    with prune(model, TopK(budget=5)):
+        one = model(**inputs, **given).logits
+        assert torch.equal(one, model(**inputs, pixel_values=given["pixel_values_images"]).logits)
+    assert [r.before for r in run_.report] == [36, 36] and one.shape[1] == inputs["input_ids"].shape[1] - 31
 
 
 def test_no_hook_is_left_behind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,12 +21,20 @@ class VideoLlava(WithVideos):
 
     image_inputs = (
         "pixel_values",
+        "pixel_values_images",
         "pixel_values_videos",
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )
+    pixel_inputs = ("pixel_values", "pixel_values_images", "pixel_values_videos")
     joined_kinds = ("image", "video")
     why_as_they_are = "frames of videos are encoded as they are"
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model, which its processor names otherwise."""
+        arguments = super().image_arguments(inputs)
+        images = arguments.pop("pixel_values_images", None)
+        return arguments if images is None else {"pixel_values": images, **arguments}
 
     def _tower(self, kind: str) -> nn.Module:
         tower: nn.Module = getattr(self.core, f"{kind}_tower")

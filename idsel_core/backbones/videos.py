@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class WithVideos(Llava):
     of their attention and keys. Videos come after all images.
     """
 
-    pixel_inputs = ("pixel_values", "pixel_values_videos")
+    pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos")
     why_no_view = {  # noqa: RUF012
         "cls_features": "this vision tower has no [CLS] token, or a video, which has one of each frame, was given"
     }
@@ -167,14 +167,13 @@ def _side_by_side(images: Encoded, videos: Encoded) -> Encoded:
     views["frames"] = lambda: both(nowhere(images.mask.long()), videos.views["frames"](), -1)
     if "crops" in images.views:
         views["crops"] = lambda: both(images.views["crops"](), nowhere(videos.grid), -1)
-    assert images.features is not None and videos.features is not None
-    assert videos.video is not None
+    features = None if images.features is None or videos.features is None else both(images.features, videos.features)
     return Encoded(
         encoder_features=both(images.encoder_features, videos.encoder_features),
         mask=both(images.mask, videos.mask),
         grid=both(images.grid, videos.grid, -1),
         placeholders=both(images.placeholders, videos.placeholders),
         views=views,
-        features=both(images.features, videos.features),
-        video=torch.cat([torch.zeros_like(videos.video[:1]).expand(len(images)), videos.video]),
+        features=features,
+        video=torch.arange(len(images) + len(videos), device=images.mask.device) >= len(images),
     )
