@@ -249,3 +249,27 @@ def test_what_cannot_be_encoded_is_refused(model):
     whole = FAMILY.build(vision_config=clip(), vision_feature_select_strategy="full")
     with pytest.raises(ValueError, match=r"36 patches of each tile must enter the projector, not 37: .*\"default\""):
         adapter_for(whole).encode(pixels[1:], image_sizes=sizes[1:], batch_num_images=torch.tensor([2]))
+
+
+@torch.no_grad()
+def test_patches_are_those_of_images_of_real_size():
+    """27 x 27 patches a tile, up to 6 x 6 tiles, at most nine tiles' worth of tokens."""
+    vision = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=384, patch_size=14
+    )
+    model = FAMILY.build(vision_config=vision, image_grid_pinpoints=None, vision_aspect_ratio="anyres_max_9")
+    backbone, generator = adapter_for(model), torch.Generator().manual_seed(0)
+    scaled = 0
+    for size in torch.randint(40, 2600, (24, 2), generator=generator):
+        (tiles,) = backbone._tiles(size[None], {})
+        values = torch.randn(tiles, 27 * 27, 3, generator=generator)
+        wanted, _ = model.model.pack_image_features([values], [size], torch.full((3,), 7.0), "anyres_max_9")
+        patches, grid, crops = backbone._places(tiles, 0, size, {})
+        shown = (grid >= 0).all(1)
+        torch.testing.assert_close(patches.mean(values.flatten(0, 1))[shown], wanted[0][shown], atol=1e-4, rtol=1e-4)
+        assert bool((wanted[0][~shown] == 7).all()) and not patches.weights[~shown].any()
+        # No two tokens have one place.
+        places = torch.cat([crops, grid], 1)[shown]
+        assert len(places.unique(dim=0)) == len(places)
+        scaled += bool((patches.weights.amax(1)[shown] < 1).any())
+    assert 4 < scaled < 20
