@@ -179,15 +179,19 @@ def test_towers_with_cls_have_its_attention():
 
 
 @torch.no_grad()
-def test_merged_tokens_are_means_of_patches(model):
-    """A mean of two patches enters the projector like one, and the sum of a newline and a patch like the patch."""
+def test_merged_tokens_enter_the_projector_as_one():
+    """Means of patches, and of a patch and a newline, as in LLaVA-NeXT, and means of what lies between patches."""
+    model = FAMILY.build()
     _, encoded, _ = tokens_of(FAMILY, model, MIXED)
-    backbone, rows = adapter_for(model), encoded.encoder_features[0]
-    newline = int((encoded.grid[0] < 0).all(1).nonzero()[0])
-    merged = torch.stack([(rows[0] + rows[1]) / 2, rows[2] + rows[newline], rows[newline]])[None]
-    mean = model.model.multi_modal_projector(((rows[0] + rows[1]) / 2)[:32])
-    wanted = torch.stack([mean, encoded.features[0, 2], model.model.image_newline])
-    torch.testing.assert_close(backbone.project(merged)[0], wanted, **CLOSE)
+    backbone, (whole, scaled, _) = adapter_for(model), encoded.encoder_features
+    newline = whole[int((encoded.grid[0] < 0).all(1).nonzero()[0])]
+    merged = torch.stack([(whole[0] + whole[1]) / 2, (whole[2] + newline) / 2, newline, (scaled[40] + scaled[41]) / 2])
+    projector = model.model.multi_modal_projector
+    patches, weights = ((scaled[40] + scaled[41]) / 2)[:128].view(4, 32), (scaled[40] + scaled[41])[128:] / 2
+    assert bool((weights > 0).all())
+    wanted = [projector((whole[0] + whole[1])[:32] / 2), projector(whole[2, :32] / 2), model.model.image_newline]
+    wanted.append((projector(patches) * weights[:, None]).sum(0))
+    torch.testing.assert_close(backbone.project(merged[None])[0], torch.stack(wanted), **CLOSE)
 
 
 @torch.no_grad()

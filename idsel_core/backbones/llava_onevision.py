@@ -39,7 +39,6 @@ class LlavaOnevision(WithVideos, LlavaNext):
         "batch_num_images",
         "vision_aspect_ratio",
         "pixel_values_videos",
-        "image_sizes_videos",
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )

@@ -69,15 +69,14 @@ class WithVideos(Llava):
         """
         depths = tuple(depths)
         given = {name: value for name, value in image_inputs.items() if value is not None}
+        pixels = given.pop("pixel_values_videos", None)
         images = videos = None
         if pixel_values is not None:
-            known = inspect.signature(self.core.get_image_features).parameters
-            own = {name: value for name, value in given.items() if name in known}
-            images = super().encode(pixel_values, grid, depths, **own)
-        if "pixel_values_videos" in given:
+            images = super().encode(pixel_values, grid, depths, **given)
+        if pixels is not None:
             known = inspect.signature(self.core.get_video_features).parameters
-            pixels = given.pop("pixel_values_videos")
-            videos = self._encode_videos(pixels, depths, {n: value for n, value in given.items() if n in known})
+            own = {name: value for name, value in given.items() if name in known}
+            videos = self._encode_videos(pixels, depths, own)
         if images is not None and videos is not None:
             return _side_by_side(images, videos)
         found = videos if images is None else images
