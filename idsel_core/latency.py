@@ -163,7 +163,8 @@ def _lap(
     mask = torch.ones_like(short["input_ids"]) if mask is None else mask
     places = (mask.cumsum(1) - 1).clamp_min(0)
     short |= {"attention_mask": mask, "position_ids": places}
-    output = model(**short, use_cache=True, logits_to_keep=1)
+    with backbone.reading():
+        output = model(**short, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(-1)
     marks.append(_now(model.device))
     for _ in range(new_tokens):

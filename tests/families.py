@@ -24,6 +24,10 @@ from transformers import (
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -36,6 +40,8 @@ from transformers import (
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
@@ -340,23 +346,30 @@ class PaliGemma(Family):
         return {"attention_mask": torch.ones(1, 1, int(keep.sum()), int(keep.sum()), dtype=torch.bool)}
 
 
+def clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=4
+    )
+
+
+def videos_too(model: Any, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Return what the language model reads of videos, where there are any."""
+    pixels = inputs.get("pixel_values_videos")
+    if pixels is None:
+        return {}
+    features = model.model.get_video_features(pixels, return_dict=True).pooler_output
+    return {"video": list(features.reshape(len(pixels), -1, 32))}
+
+
 class LlavaNext(Family):
     SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
     TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
     """Rows and columns of tiles: those of the resolution that fits best."""
 
     def config(self, **knobs):
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=4,
-        )
         pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
         given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, **knobs}
-        return LlavaNextConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), **given)
+        return LlavaNextConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
 
     def model_class(self):
         return LlavaNextForConditionalGeneration
@@ -367,14 +380,85 @@ class LlavaNext(Family):
         return {"pixel_values": tiles, "image_sizes": torch.tensor([self.SIZES[size]])}
 
     def collate(self, images):
-        tiles = [image["pixel_values"] for image in images]
-        sizes = torch.cat([image["image_sizes"] for image in images])
-        return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True), "image_sizes": sizes}
+        tiles = [image.pop("pixel_values") for image in images if "pixel_values" in image]
+        padded = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True) if tiles else None
+        return {**super().collate(images), **({} if padded is None else {"pixel_values": padded})}
 
     def features(self, model, inputs):
-        names = ("pixel_values", "image_sizes")
-        output = model.model.get_image_features(**{name: inputs[name] for name in names}, return_dict=True)
-        return {"image": list(output.pooler_output)}
+        names = ("pixel_values", "image_sizes", "batch_num_images")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return {"image": list(model.model.get_image_features(**given, return_dict=True).pooler_output)}
+
+
+class LlavaOnevision(LlavaNext):
+    """Sizes from 3 on are images of prompts that hold several."""
+
+    SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (96, 40), 3: (20, 30), 4: (50, 24)}
+    TILES: ClassVar = {0: (1, 1), 1: (2, 2), 2: (4, 2), 3: (0, 0), 4: (0, 0)}
+
+    def config(self, **knobs):
+        vision = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=4,
+            vision_use_head=False,
+        )
+        pinpoints = [[24, 24], [24, 48], [48, 24], [48, 48], [96, 48]]
+        given = {"image_grid_pinpoints": pinpoints, "vision_aspect_ratio": "anyres_max_4", "vision_config": vision}
+        given |= {"image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return LlavaOnevisionConfig(text_config=Qwen2Config(**TEXT), **given)
+
+    def model_class(self):
+        return LlavaOnevisionForConditionalGeneration
+
+    def pixels(self, size, generator):
+        if size >= 0:
+            return super().pixels(size, generator)
+        return {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        images = super().features(model, inputs) if "pixel_values" in inputs else {}
+        return images | videos_too(model, inputs)
+
+    def _inputs(self, ids, layout, rows, seed):
+        inputs = super()._inputs(ids, layout, rows, seed)
+        if any(size > 2 for prompt in layout for size in prompt):
+            inputs["batch_num_images"] = torch.tensor([len(layout[row]) for row in rows])
+        return inputs
+
+
+class LlavaNextVideo(LlavaOnevision):
+    SIZES: ClassVar = LlavaNext.SIZES
+    TILES: ClassVar = LlavaNext.TILES
+
+    def config(self, **knobs):
+        pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
+        given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return LlavaNextVideoConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
+
+    def model_class(self):
+        return LlavaNextVideoForConditionalGeneration
+
+
+class VideoLlava(Family):
+    def config(self, **knobs):
+        given = {"image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return VideoLlavaConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
+
+    def model_class(self):
+        return VideoLlavaForConditionalGeneration
+
+    def pixels(self, size, generator):
+        if size >= 0:
+            return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
+        return {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        images = super().features(model, inputs) if "pixel_values" in inputs else {}
+        return images | videos_too(model, inputs)
 
 
 class QwenVL(Family):
@@ -475,13 +559,14 @@ class Qwen3(QwenVL):
 
 
 NO_COMPANION = "relevance is not available: no image-text companion was given"
+NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
     "downsample": "a smaller image is not available: images come as patches",
     "evs": "frames is not available: the images are no frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
-    "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
+    "prumergeplus": NO_CLS,
     "sparsevlm": "sparsevlm merges tokens, which have no place where positions have several axes",
 }
 QWEN3_REFUSED = {
@@ -494,6 +579,7 @@ QWEN3_REFUSED = {
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
+NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: images are cut into tiles of one size",
     "evs": "frames is not available: the images are no frames of a video",
@@ -503,22 +589,23 @@ NEXT_REFUSED = {
 
 NO_CLS_REFUSED = {
     **NEXT_REFUSED,
-    "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
+    "prumergeplus": NO_CLS,
 }
 
 WHOLE = "whose layers do not all attend to the whole prompt"
 WINDOWED_REFUSED = {
     **NO_CLS_REFUSED,
     "downsample": "a smaller image is not available: images are of one size",
-    **dict.fromkeys(
-        ("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose layers do not all attend to the whole prompt"
-    ),
+    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), WHOLE),
 }
 
 PREFIX_REFUSED = {
     **{name: why for name, why in NO_CLS_REFUSED.items() if name != "downsample"},
     **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose tokens attend to later ones"),
 }
+ONEVISION_COUNTS = {0: 78, 1: 140, 2: 180, 3: 37, 4: 37, -1: 28, -2: 28}
+VIDEO_LLAVA_COUNTS = {0: 36, 1: 36, 2: 36, -1: 111, -2: 111}
+VIDEO_LLAVA_REFUSED = {name: why for name, why in NEXT_REFUSED.items() if name != "downsample"}
 
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
@@ -534,8 +621,11 @@ FAMILIES: dict[str, Family] = {
         InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         PaliGemma("paligemma", dict.fromkeys(range(3), 36), causal=False, refused=PREFIX_REFUSED),
+        LlavaNextVideo("llava_next_video", NEXT_VIDEO_COUNTS, has_cls=True, refused=NEXT_REFUSED),
+        LlavaOnevision("llava_onevision", ONEVISION_COUNTS, refused=NO_CLS_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),
+        VideoLlava("video_llava", VIDEO_LLAVA_COUNTS, has_cls=True, refused=VIDEO_LLAVA_REFUSED),
     )
 }

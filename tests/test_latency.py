@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from idsel_core import Downsample, IDSelection, Random, adapter_for, prune
@@ -52,6 +53,13 @@ def test_attention_is_that_of_the_phase():
     model.model.vision_tower.set_attn_implementation("eager")
     timings = time_phases(adapter_for(model), tiny.prompts((1,)), Random(7), **ONCE)
     assert [timing.attention for timing in timings] == ["eager", "sdpa", "sdpa", "sdpa"]
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "video_llava"])
+def test_families_that_take_features_as_one_tensor_are_timed(name):
+    family = FAMILIES[name]
+    timings = time_phases(adapter_for(family.build()), family.prompts(((1,),)), Random(5), **ONCE)
+    assert {timing.kept_tokens for timing in timings} == {5}
 
 
 def test_a_method_that_shrinks_the_image_is_timed(backbone):

@@ -16,9 +16,12 @@ from idsel_core.backbones.idefics3 import Idefics3
 from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.llava_next_video import LlavaNextVideo
+from idsel_core.backbones.llava_onevision import LlavaOnevision
 from idsel_core.backbones.paligemma import PaliGemma
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
+from idsel_core.backbones.video_llava import VideoLlava
 
 __all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
 
@@ -28,11 +31,14 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "llava_next_video": LlavaNextVideo,
+    "llava_onevision": LlavaOnevision,
     "paligemma": PaliGemma,
     "qwen2_5_vl": Qwen2_5VL,
     "qwen2_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
     "smolvlm": Idefics3,
+    "video_llava": VideoLlava,
 }
 
 _NEEDED = "5.18"

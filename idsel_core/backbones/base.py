@@ -163,8 +163,8 @@ class Backbone(ABC):
     """Those of them that hold pixels."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
-    reads_one_tensor: ClassVar[bool] = False
-    """Whether the model reads the features of all images as one tensor, not as a list with one tensor an image."""
+    joined_kinds: ClassVar[tuple[str, ...]] = ()
+    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
     why_as_they_are: ClassVar[str] = "images of this model family are encoded as they are"
@@ -259,18 +259,19 @@ class Backbone(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read what `shorten` gives, where it does not of itself."""
+        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
 
         def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            outputs: Any = kwargs.get("mm_encoder_outputs") or {}
-            kept = getattr(outputs.get("image"), "pooler_output", None)
-            if isinstance(kept, list):
-                joined: Any = BaseModelOutputWithPooling
-                kwargs = {**kwargs, "mm_encoder_outputs": {"image": joined(pooler_output=torch.cat(kept)[None])}}
-            return args, kwargs
+            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
+            for kind in self.joined_kinds:
+                kept = getattr(outputs.get(kind), "pooler_output", None)
+                if isinstance(kept, list):
+                    joined: Any = BaseModelOutputWithPooling
+                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
+            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
 
         with ExitStack() as stack:
-            if self.reads_one_tensor:
+            if self.joined_kinds:
                 stack.callback(self.core.register_forward_pre_hook(join, with_kwargs=True).remove)
             yield
 

@@ -22,7 +22,7 @@ class Gemma3(Joined):
     fit into it: a window counts columns, of which there are fewer than positions.
     """
 
-    reads_one_tensor = True
+    joined_kinds = ("image",)
     why_as_they_are = "images are of one size"
 
     @property

@@ -39,9 +39,8 @@ class Idefics3(Joined):
         """The decoder that reads the embeddings."""
         return self.core.text_model
 
-    @property
-    def tower(self) -> Any:
-        """The vision tower."""
+    def tower(self, kind: str = "image") -> Any:
+        """Return the vision tower."""
         return self.core.vision_model
 
     @property
@@ -136,10 +135,10 @@ class Idefics3(Joined):
         return shuffled[0].long()
 
     def _read_tower(
-        self, pixel_values: Tensor, depths: Iterable[float], options: dict[str, Any]
+        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
     ) -> tuple[Any, Tensor, dict[str, Watched]]:
         # The model wants tiles of prompts.
-        return super()._read_tower(pixel_values[None], depths, options)
+        return super()._read_tower(pixels[None], depths, options, kind)
 
 
 class _Markers:

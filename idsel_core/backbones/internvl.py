@@ -22,7 +22,7 @@ class InternVL(Joined):
 
     image_inputs = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
     has_cls = True
-    reads_one_tensor = True
+    joined_kinds = ("image",)
     why_no_view = {  # noqa: RUF012
         "cls_features": "the projector reads joined patches, and [CLS] is one token",
         "crops": "the model is not told how the tiles of an image lie",

@@ -26,9 +26,8 @@ class Llava(Backbone):
         "vision_feature_select_strategy",
     )
 
-    @property
-    def tower(self) -> Any:
-        """The vision tower."""
+    def tower(self, kind: str = "image") -> Any:
+        """Return the vision tower that reads images, or videos."""
         return self.core.vision_tower
 
     @property
@@ -81,7 +80,7 @@ class Llava(Backbone):
         if (rows, columns) != full:
             size = [rows * self._patch, columns * self._patch]
             pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
-            if "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters:
+            if "interpolate_pos_encoding" in inspect.signature(self.tower().forward).parameters:
                 options["interpolate_pos_encoding"] = True
         output, entered, seen = self._read_tower(pixel_values, depths, options)
         features = torch.stack(list(output.pooler_output))
@@ -112,10 +111,10 @@ class Llava(Backbone):
         return projected
 
     def _read_tower(
-        self, pixel_values: Tensor, depths: Iterable[float], options: dict[str, Any]
+        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
     ) -> tuple[Any, Tensor, dict[str, Watched]]:
-        """Return the model's image features, what entered its projector, and watched layers by the suffix of views."""
-        modules = attention_modules(self.tower)
+        """Return the model's own features, what entered its projector, and watched layers by the suffix of views."""
+        modules = attention_modules(self.tower(kind))
         feeding = self._feeding_layer(options.get("vision_feature_layer"))
         layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
         if feeding >= 0:
@@ -125,7 +124,7 @@ class Llava(Backbone):
             hook = self.projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
-            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+            output = getattr(self.core, f"get_{kind}_features")(pixels, return_dict=True, **options)
         return output, entered[0], {suffix: seen[layer] for suffix, layer in layers.items()}
 
     @property

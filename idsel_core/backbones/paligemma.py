@@ -19,7 +19,7 @@ class PaliGemma(Llava):
     """
 
     image_inputs = ("pixel_values",)
-    reads_one_tensor = True
+    joined_kinds = ("image",)
     prompt_windows = False
 
     def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
