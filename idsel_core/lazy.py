@@ -44,12 +44,12 @@ def lazy_greedy(image: Suppression, scores: Tensor, dead: Tensor, count: int) ->
     """
     order: list[int] = []
     dead = dead.clone()
-    size = FIRST_SHORTLIST
+    size = min(FIRST_SHORTLIST, 5 * count // 4 + 1)
     while count:
         ranking = scores.sort(dim=1, descending=True, stable=True)
         if ranking.values[0, 0] <= 0:  # neither update moves such scores
             return order + ranking.indices[0, :count].tolist()
-        size = min(size, 5 * count // 4 + 1, scores.shape[1] - 1)
+        size = min(size, int((ranking.values > 0).sum()), scores.shape[1] - 1)
         picks: list[int] = []
         if size >= 4:
             picks, scores = _rounds_on_shortlist(image, scores, dead, ranking.indices[:, : size + 1], count)
@@ -57,7 +57,8 @@ def lazy_greedy(image: Suppression, scores: Tensor, dead: Tensor, count: int) ->
             count -= len(picks)
         if 4 * len(picks) < size or size < 4:
             return order + _rounds_on_all(image, scores[0].numpy(), dead[0].numpy(), count)
-        size = 4 * size if 2 * len(picks) > size else size
+        # As many as will do for the rest, should they yield as much.
+        size = min(4 * size, 5 * count * size // (4 * len(picks)) + 1)
     return order
 
 
