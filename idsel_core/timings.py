@@ -1,0 +1,78 @@
+"""Times of contestants that run in turn, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch.utils.benchmark import Timer
+
+from idsel_core.results import replace
+
+
+def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> pd.DataFrame:
+    """Run all contestants in turn, so that what else the machine does weighs on all alike.
+
+    Parameters
+    ----------
+    contestants : Mapping
+        Functions by name. The first is the one that the others are compared with.
+    rounds : int
+        Turns that count, 1 or more; one more, before them, does not.
+
+    Returns
+    -------
+    DataFrame
+        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `ratio` (the
+        median over turns of its time to the first one's in the same turn) and `rounds`.
+
+    Raises
+    ------
+    ValueError
+        If `rounds` is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be 1 or more, not {rounds}")
+    threads = torch.get_num_threads()
+    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in contestants.items()}
+    turns = [{name: 1e3 * timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
+    times = pd.DataFrame(turns[1:])
+    summary = pd.DataFrame(
+        {
+            "median_ms": times.median(),
+            "low_ms": times.quantile(0.25),
+            "high_ms": times.quantile(0.75),
+            "fastest_ms": times.min(),
+            "ratio": times.div(times.iloc[:, 0], axis=0).median(),
+        }
+    )
+    return summary.assign(rounds=rounds).rename_axis("contestant").reset_index()
+
+
+def store(path: Path, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write times as parquet and where they come from as JSON beside it, each whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The parquet file; its folder is made.
+    rows : DataFrame
+        The times.
+    provenance : Mapping
+        What `provenance` returns.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    note = json.dumps({"rows": len(rows), **provenance}, indent=1, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    replace(path, table.replace_schema_metadata({"idsel_provenance": note}))
+    replace(path.with_suffix(".json"), note + "\n")
