@@ -202,14 +202,10 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
     parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
     parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
-    parser.add_argument(
-        "--scaling", **several, default=SCALING, help="the same for the second part; the last in batches"
-    )
+    parser.add_argument("--scaling", **several, default=SCALING, help="tokens and budget; the last in batches")
     parser.add_argument("--scaling-width", type=int, default=256, help="numbers a token there (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images at once there (default: %(default)s)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("results/benchmarks"), help="folder (default: %(default)s)"
-    )
+    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
