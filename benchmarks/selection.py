@@ -140,7 +140,7 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
             if given.device == "cuda":
                 calls["id_select, torch"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
-            times = in_turns(calls, given.rounds)
+            times = in_turns(calls, given.rounds, given.seconds)
             order = id_select(x, s, k).order[0]
             same = torch.equal(order, reference(x, s, k))
             case = {"part": "loops", "tokens": n, "budget": k, "batch": 1, "width": given.width}
@@ -153,7 +153,7 @@ def show(times: pd.DataFrame, case: str) -> None:
     """Print one line a case."""
     by_name = times.set_index("contestant")
     ours = by_name.loc["id_select"]
-    ratios = "".join(f"{by_name.at[name, 'ratio']:9.1f}x" for name in by_name.index if name != "id_select")
+    ratios = "".join(f"{by_name.at[name, 'fastest_ratio']:9.1f}x" for name in by_name.index if name != "id_select")
     spread = f"({ours['low_ms']:.2f}-{ours['high_ms']:.2f}, fastest {ours['fastest_ms']:.2f})"
     picks = "same" if ours["same_picks"] else f"part at a tie, gap {ours['gap']:.0e}"
     print(f"{case} {ours['median_ms']:9.2f} ms {spread:<36}{ratios}  {picks}", flush=True)
@@ -166,7 +166,7 @@ def scale(given: argparse.Namespace) -> pd.DataFrame:
         for (n, k), batch in [*((case, 1) for case in given.scaling), (given.scaling[-1], given.batch)]:
             x = torch.stack([make_features("clustered", n, given.scaling_width) for _ in range(batch)]).to(given.device)
             s = make_scores(kind, batch, n).to(given.device)
-            times = in_turns({"id_select": lambda s=s, x=x, k=k: id_select(x, s, k)}, max(1, given.rounds // 5))
+            times = in_turns({"id_select": lambda s=s, x=x, k=k: id_select(x, s, k)}, given.rounds, given.seconds)
             pair = 1e6 * times["fastest_ms"] / (batch * n * k)
             case = {"part": "scaling", "tokens": n, "budget": k, "batch": batch, "width": given.scaling_width}
             rows.append(times.assign(**case, features="clustered", scores=kind, ns_a_pair=pair))
@@ -196,6 +196,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=25, help="turns that count (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="of one case, about, at most (default: %(default)s)")
     parser.add_argument(
         "--cases", **several, default=[(576, 16), (576, 64), (576, 192), (2880, 320)], help="tokens and budget"
     )
@@ -214,7 +215,7 @@ def main() -> int:
     torch.set_num_threads(given.threads)
     machine = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU {platform.machine()}"
     print(f"{machine}, {given.threads} threads, torch {torch.__version__}")
-    print("id_select: median (quartiles, fastest); the others: how many times as long, median over turns")
+    print("id_select: median (quartiles, fastest); the others: how many times as long, fastest turns")
     tables = []
     for n, k in given.cases:
         print(f"\nN = {n}, K = {k}, D = {given.width}; others: {', '.join(LOOPS)}")

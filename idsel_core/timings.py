@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch.utils.benchmark import Timer
 from idsel_core.results import replace
 
 
-def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> pd.DataFrame:
+def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, seconds: float = math.inf) -> pd.DataFrame:
     """Run all contestants in turn, so that what else the machine does weighs on all alike.
 
     Parameters
@@ -25,11 +27,15 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> pd
     rounds : int
         Turns that count, 1 or more; one more, before them, does not.
 
+    seconds : float
+        Once this long has passed, no further turn begins.
+
     Returns
     -------
     DataFrame
-        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `ratio` (the
-        median over turns of its time to the first one's in the same turn) and `rounds`.
+        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `rounds`, and
+        its time as a multiple of the first one's: `ratio`, the median over turns of that in the same turn, and
+        `fastest_ratio`, of the fastest turns, which another process on the machine disturbs least.
 
     Raises
     ------
@@ -40,7 +46,10 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> pd
         raise ValueError(f"rounds must be 1 or more, not {rounds}")
     threads = torch.get_num_threads()
     timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in contestants.items()}
-    turns = [{name: 1e3 * timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
+    started = time.perf_counter()
+    turns: list[dict[str, float]] = []
+    while len(turns) < 2 or (len(turns) <= rounds and time.perf_counter() - started < seconds):
+        turns.append({name: 1e3 * timer.timeit(1).mean for name, timer in timers.items()})
     times = pd.DataFrame(turns[1:])
     summary = pd.DataFrame(
         {
@@ -49,9 +58,10 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int) -> pd
             "high_ms": times.quantile(0.75),
             "fastest_ms": times.min(),
             "ratio": times.div(times.iloc[:, 0], axis=0).median(),
+            "fastest_ratio": times.min() / times.iloc[:, 0].min(),
         }
     )
-    return summary.assign(rounds=rounds).rename_axis("contestant").reset_index()
+    return summary.assign(rounds=len(times)).rename_axis("contestant").reset_index()
 
 
 def store(path: Path, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
