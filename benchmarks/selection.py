@@ -140,7 +140,7 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
             if given.device == "cuda":
                 calls["id_select, torch"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
-            times = in_turns(calls, given.rounds, given.seconds)
+            times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]
             same = torch.equal(order, reference(x, s, k))
             case = {"part": "loops", "tokens": n, "budget": k, "batch": 1, "width": given.width}
@@ -166,7 +166,9 @@ def scale(given: argparse.Namespace) -> pd.DataFrame:
         for (n, k), batch in [*((case, 1) for case in given.scaling), (given.scaling[-1], given.batch)]:
             x = torch.stack([make_features("clustered", n, given.scaling_width) for _ in range(batch)]).to(given.device)
             s = make_scores(kind, batch, n).to(given.device)
-            times = in_turns({"id_select": lambda s=s, x=x, k=k: id_select(x, s, k)}, given.rounds, given.seconds)
+            times = in_turns(
+                {"id_select": lambda s=s, x=x, k=k: id_select(x, s, k)}, given.rounds, given.seconds, given.clock
+            )
             pair = 1e6 * times["fastest_ms"] / (batch * n * k)
             case = {"part": "scaling", "tokens": n, "budget": k, "batch": batch, "width": given.scaling_width}
             rows.append(times.assign(**case, features="clustered", scores=kind, ns_a_pair=pair))
@@ -195,6 +197,9 @@ def main() -> int:
     several = {"nargs": "+", "metavar": "N:K", "type": case}
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
+    )
     parser.add_argument("--rounds", type=int, default=25, help="turns that count (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=20, help="of one case, about, at most (default: %(default)s)")
     parser.add_argument(
@@ -210,11 +215,13 @@ def main() -> int:
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
+    if given.clock == "thread" and (given.device, given.threads) != ("cpu", 1):
+        parser.error("--clock thread is for --device cpu --threads 1")
     started = time.perf_counter()
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
     machine = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU {platform.machine()}"
-    print(f"{machine}, {given.threads} threads, torch {torch.__version__}")
+    print(f"{machine}, {given.threads} threads, torch {torch.__version__}, {given.clock} time")
     print("id_select: median (quartiles, fastest); the others: how many times as long, fastest turns")
     tables = []
     for n, k in given.cases:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
@@ -16,8 +16,12 @@ from torch.utils.benchmark import Timer
 
 from idsel_core.results import replace
 
+Clock = Literal["wall", "thread"]
 
-def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, seconds: float = math.inf) -> pd.DataFrame:
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, seconds: float = math.inf, clock: Clock = "wall"
+) -> pd.DataFrame:
     """Run all contestants in turn, so that what else the machine does weighs on all alike.
 
     Parameters
@@ -29,13 +33,16 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, secon
 
     seconds : float
         Once this long has passed, no further turn begins.
+    clock : {"wall", "thread"}
+        What is measured: time, or the time for which the processor ran the calling thread, on which other processes
+        weigh less. It is the better one where torch has one thread and no GPU, and meaningless elsewhere.
 
     Returns
     -------
     DataFrame
-        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `rounds`, and
-        its time as a multiple of the first one's: `ratio`, the median over turns of that in the same turn, and
-        `fastest_ratio`, of the fastest turns, which another process on the machine disturbs least.
+        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `rounds`,
+        `clock`, and its time as a multiple of the first one's: `ratio`, the median over turns of that in the same turn,
+        and `fastest_ratio`, of the fastest turns, which another process on the machine disturbs least.
 
     Raises
     ------
@@ -45,7 +52,8 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, secon
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, not {rounds}")
     threads = torch.get_num_threads()
-    timers = {name: Timer("run()", globals={"run": run}, num_threads=threads) for name, run in contestants.items()}
+    how: dict[str, Any] = {"num_threads": threads} | ({"timer": time.thread_time} if clock == "thread" else {})
+    timers = {name: Timer("run()", globals={"run": run}, **how) for name, run in contestants.items()}
     started = time.perf_counter()
     turns: list[dict[str, float]] = []
     while len(turns) < 2 or (len(turns) <= rounds and time.perf_counter() - started < seconds):
@@ -61,7 +69,7 @@ def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, secon
             "fastest_ratio": times.min() / times.iloc[:, 0].min(),
         }
     )
-    return summary.assign(rounds=len(times)).rename_axis("contestant").reset_index()
+    return summary.assign(rounds=len(times), clock=clock).rename_axis("contestant").reset_index()
 
 
 def store(path: Path, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
