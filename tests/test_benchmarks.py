@@ -83,3 +83,25 @@ def test_a_gpu_that_is_not_there_is_named():
 def test_turns_that_do_not_count():
     with pytest.raises(ValueError, match="rounds must be 1 or more, not 0"):
         in_turns({"nothing": lambda: None}, 0)
+
+
+def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
+    config = json.loads((PROJECT / "data/configs/llava-1.5-7b.json").read_text())
+    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "image_size": 28}
+    config["text_config"] |= {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    (tmp_path / "small.json").write_text(json.dumps(config))
+    given = ("--config", str(tmp_path / "small.json"), "--rounds", "1", "--batches", "1", "--results", str(tmp_path))
+    done = run(*given, script="importance")
+    assert done.returncode == 0, done.stderr
+    times = pd.read_parquet(tmp_path / "importance-cpu.parquet")
+    assert set(times["tower"]) == {"embedded", "small"}
+    small = times[times["tower"] == "small"].set_index("contestant")
+    assert list(small.index) == ["tower", "saliency", "saliency and keys", "received"]
+    assert bool((small["view_ms"].drop("tower") > 0).all()) and small.at["tower", "overhead"] == 0
+    assert "of the pass; the view alone" in done.stdout
+
+
+def test_thread_time_is_for_one_thread():
+    for script in ("selection", "importance"):
+        done = run("--clock", "thread", "--threads", "2", script=script)
+        assert done.returncode == 2 and "--clock thread is for" in done.stderr
