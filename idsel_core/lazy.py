@@ -50,13 +50,17 @@ def lazy_greedy(image: Suppression, scores: Tensor, dead: Tensor, count: int) ->
         if ranking.values[0, 0] <= 0:  # neither update moves such scores
             return order + ranking.indices[0, :count].tolist()
         size = min(size, int((ranking.values > 0).sum()), scores.shape[1] - 1)
-        picks: list[int] = []
-        if size >= 4:
-            picks, scores = _rounds_on_shortlist(image, scores, dead, ranking.indices[:, : size + 1], count)
-            order += picks
-            count -= len(picks)
-        if 4 * len(picks) < size or size < 4:
+        picks, values = (
+            _rounds_on_shortlist(image, scores, dead, ranking.indices[:, : size + 1], count) if size >= 4 else ([], [])
+        )
+        if 4 * len(picks) < size or not picks:
             return order + _rounds_on_all(image, scores[0].numpy(), dead[0].numpy(), count)
+        order += picks
+        count -= len(picks)
+        if count:
+            picked = torch.tensor([picks])
+            dead.scatter_(1, picked, True)
+            scores = image.suppress(scores, dead, image.strengths_of(picked), scores.new_tensor([values]))
         # As many as will do for the rest, should they yield as much.
         size = min(4 * size, 5 * count * size // (4 * len(picks)) + 1)
     return order
@@ -64,11 +68,11 @@ def lazy_greedy(image: Suppression, scores: Tensor, dead: Tensor, count: int) ->
 
 def _rounds_on_shortlist(
     image: Suppression, scores: Tensor, dead: Tensor, ranked: Tensor, count: int
-) -> tuple[list[int], Tensor]:
-    """Return up to `count` picks from the tokens `ranked` (1, S) and, if more are wanted, all new scores.
+) -> tuple[list[int], list[float]]:
+    """Return up to `count` picks from the tokens `ranked` (1, S), and their scores.
 
     The last of `ranked` is the sentinel. It stands for all tokens outside: none of them scores more, now or later,
-    so its score is left as it is, and once it would win nothing more is known. `dead` is brought up to date.
+    so its score is left as it is, and once it would win nothing more is known.
     """
     short, rank = ranked.sort(dim=1)
     sentinel = int(rank.argmax())
@@ -77,12 +81,8 @@ def _rounds_on_shortlist(
     row_of = list(range(len(table)))
     row_of[sentinel] = -1
     now, gone = scores.gather(1, short)[0].numpy(), dead.gather(1, short)[0].numpy()
-    picked, values, _ = _rounds(image.update, now, gone, table, row_of, count)
-    picks = short[:, picked]
-    if len(picked) < count:
-        dead.scatter_(1, picks, True)
-        scores = image.suppress(scores, dead, image.strengths_of(picks), scores.new_tensor([values]))
-    return picks[0].tolist(), scores
+    picks, values, _ = _rounds(image.update, now, gone, table, row_of, count)
+    return short[0, picks].tolist(), values
 
 
 def _rounds_on_all(image: Suppression, now: Floats, gone: Flags, count: int) -> list[int]:
@@ -95,8 +95,8 @@ def _rounds_on_all(image: Suppression, now: Floats, gone: Flags, count: int) -> 
         known = np.array(row_of) >= 0
         leading = np.where(gone | known, -math.inf, now)
         tokens = np.argsort(-leading, kind="stable")
-        if now[tokens[0]] <= 0:
-            alive = tokens[~gone[tokens]]
+        alive = np.flatnonzero(~gone)
+        if now[alive].max() <= 0:
             return order + alive[np.argsort(-now[alive], kind="stable")][: count - len(order)].tolist()
         tokens = tokens[: min(block, count)]
         tokens = tokens[leading[tokens] > -math.inf]
