@@ -69,7 +69,7 @@ def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tenso
     Tensor
         float32 (B, N); rows sum to 1.
     """
-    key = key.float()
+    key = key.float().contiguous()  # once, not for each part
     parts = [_shares(part, key, scale).sum(dim=(1, 2, 3)) for part in torch.split(query, chunk, dim=2)]
     return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
 
