@@ -130,6 +130,15 @@ def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
     return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
 
 
+def as_weights(features: Tensor, module: nn.Module) -> Tensor:
+    """Bring features to the dtype and device in which a module reads them.
+
+    Integers of quantised weights do not count, nor does the device of weights that are brought back when it runs.
+    """
+    weight = next(weight for weight in module.parameters() if weight.is_floating_point())
+    return features.to(weight.dtype) if weight.is_meta else features.to(weight)
+
+
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
@@ -479,6 +488,7 @@ class Backbone(ABC):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
             embeddings = self.core.get_input_embeddings()(input_ids)
             places = slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens]
+            places = (places[0].to(embeddings.device), places[1].to(embeddings.device))
             embeddings = embeddings.index_put(places, features[encoded.mask].to(embeddings))
             positions = position_ids
             if positions is None:
@@ -492,15 +502,17 @@ class Backbone(ABC):
                     **self._beside_embeddings(encoded, input_ids, places),
                 )
             query, key, scale = seen.tensors()
-            return query[slots.rows], key[slots.rows], scale
+            rows = slots.rows.to(query.device)
+            return query[rows], key[rows], scale
 
         def view(layer: int, which: Which) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
             query, key, scale = attend(layer)
-            row = importance.instruction_row(query, key, scale, question, slots.columns, which)
-            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1]))
+            asking, columns = question.to(query.device), slots.columns.to(query.device)
+            row = importance.instruction_row(query, key, scale, asking, columns, which)
+            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1])).to(encoded.mask.device)
 
         return view
 
@@ -513,7 +525,7 @@ class Backbone(ABC):
         def view() -> Tensor:
             ids, mask = _questions("word_similarity", slots, input_ids, question)
             words = self.core.get_input_embeddings()(ids)
-            return importance.word_cosines(features, words, mask)
+            return importance.word_cosines(features, words.to(features.device), mask.to(features.device))
 
         return view
 
@@ -524,7 +536,9 @@ class Backbone(ABC):
         @torch.no_grad()
         def embedded() -> tuple[Tensor, Tensor]:
             ids, mask = _questions("relevance", slots, input_ids, question)
-            return source.project(encoded.encoder_features), source.embed_text(ids * mask, mask.long())
+            device = encoded.mask.device
+            text = source.embed_text(ids * mask, mask.long())
+            return source.project(encoded.encoder_features).to(device), text.to(device)
 
         return {
             "relevance": lambda: importance.relevance_row(*embedded()),
