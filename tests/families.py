@@ -323,6 +323,10 @@ QWEN3_REFUSED = {
     ),
 }
 
+LLAVA_REFUSED = {"evs": "frames is not available: the images are no frames of a video"}
+LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
+"""What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
+
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: images are cut into tiles of one size",

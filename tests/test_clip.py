@@ -154,6 +154,7 @@ METHODS = {
 }
 
 
+@pytest.mark.feature("relevance from CLIP")
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_read_clip_on_llava(clip, companion, name):
     model, inputs = with_tower_of(clip, -2), tiny.prompts((1, 2))
@@ -163,9 +164,11 @@ def test_methods_read_clip_on_llava(clip, companion, name):
     assert [record.after for record in run.report] == [7, 7, 7]
 
 
+@pytest.mark.feature("relevance from CLIP")
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_read_clip_on_llava_next(companion, name):
-    family = FAMILIES["llava_next"]
+@pytest.mark.parametrize("family", ["llava_next"])
+def test_methods_read_clip_on_llava_next(companion, family, name):
+    family = FAMILIES[family]
     model, inputs = family.build(), family.prompts(((1,), (2, 0)))
     with prune(model, METHODS[name], relevance=companion) as run, torch.no_grad():
         model(**inputs)

@@ -30,14 +30,18 @@ def saved(model, folder):
 
 
 @pytest.fixture(scope="module", params=["llava", *FAMILIES])
-def case(request, tmp_path_factory):
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def case(family, tmp_path_factory):
     """A model, prompts, and the folder that the model was saved in."""
-    if request.param == "llava":
+    if family == "llava":
         model, inputs = tiny.build(), tiny.prompts((1, 2))
     else:
-        family = FAMILIES[request.param]
-        model, inputs = family.build(), family.prompts(((1,), (2, 0)))
-    return model, inputs, saved(model, tmp_path_factory.mktemp(request.param))
+        model, inputs = FAMILIES[family].build(), FAMILIES[family].prompts(((1,), (2, 0)))
+    return model, inputs, saved(model, tmp_path_factory.mktemp(family))
 
 
 def read(folder, **options):
@@ -60,6 +64,7 @@ def on_disk(model):
     return {**parts, **loose, "lm_head": "disk"}
 
 
+@pytest.mark.feature("parts elsewhere")
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 @pytest.mark.parametrize("place", ["whole", "auto", "one device", "disk"])
 def test_a_loaded_model_prunes_as_the_saved_one(case, place, tmp_path):
@@ -122,6 +127,7 @@ def quantised_parts(model):
     return {name for name, weight in model.named_parameters() if type(weight).__name__ in ("Int8Params", "Params4bit")}
 
 
+@pytest.mark.feature("8 bits")
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_eight_bits_keep_the_selection_and_nearly_the_logits(case):
     _, inputs, folder = case
