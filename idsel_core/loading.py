@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -122,7 +123,11 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
     source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, **source)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no names with values")
     except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise ValueError(f"the config.json of {name} cannot be read ({_first_line(error)})") from error
         raise FileNotFoundError(
             f"no model {str(name)!r}: there is no such folder, and the hub gave no checkpoint of this name. Without a "
             f"network, give a folder or a checkpoint that is in the cache. ({_first_line(error)})"
@@ -136,7 +141,13 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
             )
         raise ValueError(f"model type {family!r} of {name} is not supported; supported: {known}")
     read: Any = AutoConfig.from_pretrained
-    config: PreTrainedConfig = read(name, trust_remote_code=False, **source)
+    try:
+        config: PreTrainedConfig = read(name, trust_remote_code=False, **source)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        # Among them: a part of the model, such as its language model, that needs code of its own.
+        raise ValueError(
+            f"the configuration of {name} is none that transformers reads itself ({_first_line(error)[:200]})"
+        ) from error
     return config
 
 

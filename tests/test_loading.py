@@ -190,6 +190,27 @@ def test_code_of_the_checkpoint_is_refused(tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"text_config": {"model_type": "internlm2", "auto_map": {"AutoConfig": "own.Own"}}}, "subconfig: internlm2"),
+        ({"text_config": {"model_type": "llama", "hidden_size": "many"}}, "field 'hidden_size'"),
+        ({"text_config": "llama"}, "field 'text_config'"),
+    ],
+)
+def test_parts_that_transformers_does_not_know_are_told(tmp_path, raw, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", **raw}))
+    with pytest.raises(ValueError, match=rf"is none that transformers reads itself \(.*{message}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("raw", ["{", "[1]"])
+def test_a_damaged_configuration_is_told(tmp_path, raw):
+    (tmp_path / "config.json").write_text(raw)
+    with pytest.raises(ValueError, match=r"the config\.json of .* cannot be read"):
+        load(tmp_path)
+
+
 def test_code_beside_a_known_family_is_left_alone(tmp_path):
     model, ran = tiny.build(), tmp_path / "ran"
     (tmp_path / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
