@@ -24,8 +24,8 @@ from idsel_core.backbones import BACKBONES
 
 Quantisation = Literal["int8", "int4"]
 
-KEPT_WHOLE = ("lm_head", "vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector", "connector")
-"""Parts of a model that quantisation leaves as they are, so that tokens are selected from the same features."""
+KEPT_WHOLE = ("lm_head", r"\w+_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+"""Parts of a model that quantisation leaves as they are, so that tokens are selected from the same features; regex."""
 
 
 def load(

@@ -86,7 +86,7 @@ def test_a_loaded_model_prunes_as_the_saved_one(case, place, tmp_path):
     with torch.no_grad():
         encoded = backbone.encode(**backbone.image_arguments(inputs))
         features = backbone.project(encoded.encoder_features)
-    torch.testing.assert_close(features[encoded.mask], encoded.features[encoded.mask])
+    torch.testing.assert_close(features[encoded.mask], encoded.features[encoded.mask], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["fastv", "sparsevlm", "tome", "visionzip", "trim"])
