@@ -100,7 +100,8 @@ def load(
         raise ValueError("max_memory and offload_folder say where parts go: give device_map, for example 'auto'")
     _check_weights(name)
     given = {key: value for key, value in options.items() if value is not None}
-    return _weights(name, config, source | given), _processor(name, source) if processor else None
+    read = _processor(name, source) if processor else None
+    return _weights(name, config, source | given), read
 
 
 def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 
@@ -10,10 +11,17 @@ import tiny
 import torch
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
-from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlavaConfig
+from transformers import (
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlavaConfig,
+    Qwen2VLImageProcessorPil,
+)
 from transformers import LlavaForConditionalGeneration as Llava
 
-from data.backbone.language import build_processor
+from data.backbone.language import build_processor, build_tokenizer
 from idsel_core import IDSelection, adapter_for, get_method, prune
 from idsel_core.backbones import BACKBONES
 from idsel_core.loading import load
@@ -268,6 +276,18 @@ def test_truncated_weights_are_told(llava, tmp_path):
 def test_a_missing_processor_is_told(llava):
     with pytest.raises(ValueError, match="has no processor that can be read"):
         load(llava)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_processor_that_needs_more_is_told(tmp_path):
+    saved(FAMILIES["qwen2_vl"].build(), tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "Qwen2VLProcessor"}))
+    with pytest.raises(ImportError, match=r"the processor of .*Torchvision.*processor=False goes without"):
+        load(tmp_path)
+    assert load(tmp_path, processor=False)[1] is None
 
 
 @pytest.mark.parametrize(
