@@ -4,9 +4,9 @@ flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual to
 flops_analytic  true to the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
 flops_counted   what torch's counter sees when the model runs
 
-Print a table from the command line, for a model folder or a configuration file:
+Print a table from the command line, for a published model by name, a model folder or a configuration file:
 
-    python -m idsel_core.cost --model data/configs/llava-1.5-7b.json --budgets 576 64 16 576x2,64x30
+    python -m idsel_core.cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, DynamicCache, PreTrainedConfig
 
+from idsel_core.architectures import architecture_file, list_architectures
 from idsel_core.methods import DiversityOnly, IDSelection, Method, Random, TopK, UniformGrid, get_method
 from idsel_core.methods.greedy import Greedy
 from idsel_core.methods.scored import Scored
@@ -674,7 +675,8 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int]]:
     Parameters
     ----------
     path : Path
-        A model folder, whose processor tells the size, or a configuration file, which tells that of the tower.
+        A model folder, whose processor tells the size, or a configuration file or a name of `list_architectures`,
+        which tell that of the tower.
 
     Returns
     -------
@@ -688,8 +690,13 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int]]:
     ValueError
         If the model type is not supported.
     """
+    if str(path) in list_architectures():
+        path = architecture_file(path)
     if not (path / "config.json" if path.is_dir() else path).is_file():
-        raise FileNotFoundError(f"no model in {path}: give a folder with a config.json, or such a file")
+        known = ", ".join(list_architectures())
+        raise FileNotFoundError(
+            f"no model in {path}: give a folder with a config.json, or such a file, or one of {known}"
+        )
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     read: Any = AutoConfig.from_pretrained
     load: Any = AutoImageProcessor.from_pretrained
@@ -706,7 +713,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m idsel_core.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", type=Path, default=MODEL, help="model folder or configuration file (default: %(default)s)"
+        "--model",
+        type=Path,
+        default=MODEL,
+        help=f"model folder, configuration file (default: %(default)s), or one of {', '.join(list_architectures())}",
     )
     parser.add_argument(
         "--budgets",

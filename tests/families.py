@@ -578,6 +578,10 @@ QWEN3_REFUSED = {
 }
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
+LLAVA_REFUSED = {"evs": "frames is not available: the images are no frames of a video"}
+LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
+"""What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
+
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import warnings
 
+import families
 import pytest
 import tiny
 import torch
@@ -90,6 +91,7 @@ def run(model, inputs, **options):
     return model.generate(**inputs, output_logits=True, return_dict_in_generate=True, **{**GREEDY, **options})
 
 
+@pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("positions", ["compact", "keep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_keeping_everything_is_bit_equal(model, layout, positions):
@@ -102,6 +104,7 @@ def test_keeping_everything_is_bit_equal(model, layout, positions):
     assert torch.equal(plain_logits, pruned_logits)
 
 
+@pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True}]
 )
@@ -122,6 +125,7 @@ def test_keeping_everything_is_bit_equal_with_saliency_read(attention):
         assert torch.equal(model(**inputs).logits, plain)
 
 
+@pytest.mark.feature("equals shorter prompts")
 @pytest.mark.parametrize("positions", ["compact", "keep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kept_tokens_equal_a_hand_built_sequence(model, layout, positions):
@@ -139,6 +143,7 @@ def test_kept_tokens_equal_a_hand_built_sequence(model, layout, positions):
     assert torch.equal(got.sequences[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
 
 
+@pytest.mark.feature("padded batches")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_what_each_prompt_gives_alone(clip, side):
     layout = (2, 0, 1)
@@ -153,6 +158,7 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(clip, side):
     assert report == []
 
 
+@pytest.mark.feature("beams")
 def test_beams_and_samples_do_not_mix_prompts(clip):
     layout = (2, 1, 1)
     inputs, method = tiny.prompts(layout), ragged(4)
@@ -182,6 +188,7 @@ def test_sampling_draws_from_the_shortened_distribution(clip):
     assert torch.equal(got[:, : inputs["input_ids"].shape[1]], inputs["input_ids"].repeat_interleave(2, 0))
 
 
+@pytest.mark.feature("static cache, chunked prefill")
 @pytest.mark.parametrize(
     "options",
     [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, {"prefill_chunk_size": 5}],
@@ -227,6 +234,7 @@ def test_prompts_may_come_by_position_or_without_a_mask(clip):
         assert torch.equal(clip(ids, pixels, inputs["attention_mask"]).logits, clip(**inputs).logits)
 
 
+@pytest.mark.feature("labels, gradients")
 def test_labels_are_shortened_and_gradients_flow(clip):
     inputs = tiny.prompts((1, 2))
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] <= tiny.PAD, -100)
@@ -529,6 +537,7 @@ BEFORE = [
 ] + ["vscan"]
 
 
+@pytest.mark.feature("methods")
 @pytest.mark.parametrize("name", BEFORE)
 def test_every_method_prunes(clip, name):
     choices = {"importance": "unified", "layer": None}
@@ -543,7 +552,7 @@ def test_every_method_prunes(clip, name):
 
 
 def test_methods_for_videos_say_that_images_are_none(clip):
-    message = "frames is not available: the images are no frames of a video"
+    message = families.LLAVA.refused["evs"]
     with prune(clip, METHODS["evs"](budget=7)), pytest.raises(ValueError, match=message):
         clip(**tiny.prompts((1,)))
 
@@ -571,6 +580,7 @@ def test_random_keeps_the_same_tokens_in_prune_and_from_a_stored_encoding(clip):
     assert method.select(tokens).order[0].tolist() == run_.report[2].order
 
 
+@pytest.mark.feature("bfloat16")
 def test_half_precision_runs(clip):
     model = copy.deepcopy(clip).to(torch.bfloat16)
     inputs = tiny.prompts((1, 2))

@@ -10,6 +10,7 @@ import transformers
 from transformers import GenerationMixin, PreTrainedModel
 
 from idsel_core.backbones.base import Backbone, Encoded
+from idsel_core.backbones.clip import ClipCompanion
 from idsel_core.backbones.companion import Companion, Relevance
 from idsel_core.backbones.gemma3 import Gemma3
 from idsel_core.backbones.idefics3 import Idefics3
@@ -23,7 +24,7 @@ from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 from idsel_core.backbones.video_llava import VideoLlava
 
-__all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
+__all__ = ["BACKBONES", "Backbone", "ClipCompanion", "Companion", "Encoded", "Relevance", "adapter_for"]
 
 BACKBONES: Mapping[str, type[Backbone]] = {
     "gemma3": Gemma3,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idsel_core import importance
 from idsel_core.backbones.attention import Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
+from idsel_core.backbones.base import Backbone, Encoded, as_weights, padded_rows, pixel_key
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
@@ -144,7 +144,7 @@ class Qwen2VL(Backbone):
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the merger, (I, N, patches * Dv) to (I, N, D)."""
         merger = self.core.visual.merger
-        rows = encoder_features.to(next(merger.parameters()))
+        rows = as_weights(encoder_features, merger)
         projected: Tensor = merger(rows.reshape(-1, rows.shape[2] // self.merge**2))
         return projected.view(*rows.shape[:2], -1)
 
