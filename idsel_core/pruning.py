@@ -150,7 +150,8 @@ class Pruning:
         input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         pixels = next((inputs[name] for name in self.backbone.pixel_inputs if inputs.get(name) is not None), None)
         if inputs.get("mm_encoder_outputs") is not None:
-            raise ValueError("prune() encodes the images itself: give pixel_values instead of mm_encoder_outputs")
+            given = " or ".join(self.backbone.pixel_inputs)
+            raise ValueError(f"prune() encodes the images itself: give {given} instead of mm_encoder_outputs")
         if pixels is None:
             self._check_without_image(inputs, generating)
             return None
@@ -263,7 +264,8 @@ class Pruning:
             return
         found = int(self.backbone.placeholders(input_ids).sum())
         if found and not cached:
-            raise ValueError(f"the prompt holds {found} image placeholders, but there are no pixel_values")
+            wanted = " or ".join(self.backbone.pixel_inputs)
+            raise ValueError(f"the prompt holds {found} image placeholders, but there are no {wanted}")
         if found and generating:
             raise ValueError(
                 "prune() cannot go on from a cache with a prompt that holds images, because the cache is shorter"
