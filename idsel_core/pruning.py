@@ -11,14 +11,19 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
+from idsel_core.backbones.sequence import cache_in
 from idsel_core.backbones.tiles import Scope, check_scope, select_by_tile
 from idsel_core.methods import Method, drops_inside
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
+
+_READS_CHUNKS = "5.23"
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,12 @@ class Pruning:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
         if _cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
+        chunks = generating and _setting(self.model, inputs, "prefill_chunk_size") is not None
+        if chunks and Version(transformers.__version__) < Version(_READS_CHUNKS):
+            raise ValueError(
+                f"transformers {transformers.__version__} gives every chunk of a prompt the images of all chunks; "
+                f"prefill_chunk_size needs transformers {_READS_CHUNKS} or newer"
+            )
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number inside prune(), because columns move")
         if mask is not None and mask.shape != input_ids.shape:
@@ -367,7 +378,7 @@ class _Patch:
         self.end_forward(failed=True)
         run, inputs = self.runs[-1], _bound(self.model.forward, args, kwargs)
         call = run.shorten(inputs, generating=False)
-        self.forward.enter_context(run.running(call, inputs.get("past_key_values")))
+        self.forward.enter_context(run.running(call, cache_in(inputs)))
         return None if call is None else ((), call.inputs)
 
     def after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -390,7 +401,7 @@ class _Patch:
         call = run.shorten(inputs, generating=True)
         self.inside = True
         try:
-            with run.running(call, inputs.get("past_key_values")):
+            with run.running(call, cache_in(inputs)):
                 if call is None:
                     return self.generate(*args, **kwargs)
                 prompt, width = inputs["input_ids"], call.inputs["input_ids"].shape[1]
@@ -448,7 +459,7 @@ def _inferred_mask(model: Any, inputs: dict[str, Any]) -> Tensor | None:
 
 
 def _cached_tokens(inputs: dict[str, Any]) -> int:
-    cache = inputs.get("past_key_values")
+    cache = cache_in(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
 
 

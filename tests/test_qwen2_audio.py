@@ -158,5 +158,5 @@ def test_a_transformers_without_it_is_refused(model, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(type(model), "forward", forward)
-    with pytest.raises(ValueError, match=r"no feature_attention_mask; install transformers 5\.18 or newer"):
+    with pytest.raises(ValueError, match=r"no feature_attention_mask; install transformers 5\.19 or newer"):
         prune(model, ALL)

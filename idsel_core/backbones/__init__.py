@@ -30,7 +30,7 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "qwen3_vl": Qwen3VL,
 }
 
-_NEEDED = "5.18"
+_NEEDED = "5.19"
 
 
 def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
