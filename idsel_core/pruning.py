@@ -182,7 +182,8 @@ class Pruning:
             inputs = self._keep_positions(inputs, generating)
         images = self.backbone.image_arguments(inputs)
         grid = self.backbone.wanted_grid(self.method, **images)
-        with stopwatch(pixels.device) as encode_ms:
+        # generate() needs no gradients, and assisted decoding copies the features, which it cannot do with them.
+        with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))

@@ -143,6 +143,11 @@ def following(backbone: Backbone, cache: Any) -> Iterator[None]:
 def check_decoder(decoder: Any) -> None:
     """Raise ValueError unless tokens can leave between the layers of this language model."""
     name = type(decoder).__name__
+    if hasattr(decoder, "_orig_mod"):
+        raise ValueError(
+            "tokens cannot be dropped inside a language model that torch.compile() has wrapped: compile it in place, "
+            "by language_model.compile(), or leave it as it is"
+        )
     missing = [part for part in ("layers", "norm", "rotary_emb") if not hasattr(decoder, part)]
     if missing:
         raise ValueError(f"tokens cannot be dropped inside {name}, which lacks {', '.join(missing)}")
