@@ -305,6 +305,11 @@ def prune(
     the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost decides. After the
     outermost, also when it raises, the model is what it was.
 
+    ``generate`` may search, sample, take drafts from an assistant or from the prompt, read the prompt in chunks, and
+    use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers
+    knows (SDPA, eager, FlashAttention, one of your own): scores come from queries and keys, and kernels stay what they
+    are. Methods that drop tokens inside the language model need a `DynamicCache`, and one compiled in place at most.
+
     Parameters
     ----------
     model : PreTrainedModel

@@ -138,6 +138,12 @@ def test_a_compiled_language_model_gives_the_same_tokens(name, how):
             model.generate(**case.single, **options)
 
 
+def test_a_model_that_is_wrapped_as_a_whole_is_refused():
+    model = torch.compile(CASES["llava"].build(), backend="eager")
+    with pytest.raises(TypeError, match=r"with generate\(\), not OptimizedModule"):
+        prune(model, ALL)
+
+
 def test_a_static_cache_may_be_compiled(case, model):
     compiled = CompileConfig(backend="eager", fullgraph=False, mode=None)
     compiled._compile_all_devices = True
