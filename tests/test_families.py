@@ -11,7 +11,7 @@ import families
 import pytest
 import torch
 from families import FAMILIES
-from test_prune_llava import Fixed, run
+from test_prune_llava import CHUNKS, Fixed, run
 from transformers import DynamicCache
 
 from idsel_core import IDSelection, TopK, UniformGrid, adapter_for, prune
@@ -203,7 +203,7 @@ def test_beams_and_samples_do_not_mix_prompts(family, model):
 
 @pytest.mark.parametrize(
     "options",
-    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, {"prefill_chunk_size": 5}],
+    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, CHUNKS],
     ids=lambda options: next(iter(options)),
 )
 def test_ways_to_generate_agree(family, model, options):

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -22,6 +23,10 @@ from idsel_core.selection import Selection
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [tiny.IMAGE]}
 ALL = UniformGrid(budget=1.0)
 LAYOUTS = [(1,), (1, 1), (1, 0, 2)]
+CHUNKS = pytest.param(
+    {"prefill_chunk_size": 5},
+    marks=pytest.mark.skipif(Version(transformers.__version__) < Version("5.23"), reason="this transformers cannot"),
+)
 
 
 @pytest.fixture(scope="module", params=["clip", "dinov2", "siglip"])
@@ -186,7 +191,7 @@ def test_sampling_draws_from_the_shortened_distribution(clip):
 
 @pytest.mark.parametrize(
     "options",
-    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, {"prefill_chunk_size": 5}],
+    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, CHUNKS],
 )
 def test_ways_to_generate_agree(clip, options):
     inputs, method = tiny.prompts((1, 2)), ragged(3)
