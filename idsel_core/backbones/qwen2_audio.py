@@ -117,9 +117,9 @@ class Qwen2Audio(Backbone):
                 return args, kwargs
             ids: Tensor = kwargs["input_ids"]
             embeddings = self.core.get_input_embeddings()(ids)
-            embeddings = embeddings.masked_scatter(
-                self.placeholders(ids)[..., None], _copied(torch.cat(list(kept)), ids == self.image_token_id)
-            )
+            marks = self.placeholders(ids)
+            features = _copied(torch.cat(list(kept)), marks).to(embeddings)
+            embeddings = embeddings.masked_scatter(marks[..., None], features)
             return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
 
         hook = self.core.register_forward_pre_hook(embed, with_kwargs=True)
