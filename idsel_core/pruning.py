@@ -164,12 +164,6 @@ class Pruning:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
         if _cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
-        chunks = generating and _setting(self.model, inputs, "prefill_chunk_size") is not None
-        if chunks and Version(transformers.__version__) < Version(_READS_CHUNKS):
-            raise ValueError(
-                f"transformers {transformers.__version__} gives every chunk of a prompt the images of all chunks; "
-                f"prefill_chunk_size needs transformers {_READS_CHUNKS} or newer"
-            )
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number inside prune(), because columns move")
         if mask is not None and mask.shape != input_ids.shape:
@@ -178,6 +172,12 @@ class Pruning:
             inputs = {**inputs, "attention_mask": mask}
         if drops_inside(self.method):
             inputs = self._for_drops(inputs, generating)
+        chunks = generating and _setting(self.model, inputs, "prefill_chunk_size") is not None
+        if chunks and Version(transformers.__version__) < Version(_READS_CHUNKS):
+            raise ValueError(
+                f"transformers {transformers.__version__} gives every chunk of a prompt the images of all chunks; "
+                f"prefill_chunk_size needs transformers {_READS_CHUNKS} or newer"
+            )
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)
         images = self.backbone.image_arguments(inputs)
