@@ -169,7 +169,9 @@ class Backbone(ABC):
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """Arguments of the model that belong to the image and are consumed by `encode`."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    """Those of them that hold pixels."""
+    """Those of them that hold pixels, or what stands for them."""
+    features_input: ClassVar[str] = "mm_encoder_outputs"
+    """Argument of the model without which this transformers is too old for the family."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()

@@ -164,7 +164,7 @@ class Qwen2VL(Backbone):
             inputs = {**inputs, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
             return super().full_positions(inputs)
         known = inspect.signature(self.core.compute_3d_position_ids).parameters
-        own = {"inputs_embeds": None, "past_key_values": None}
+        own = {"inputs_embeds": None, "past_key_values": None, "cache": None}
         positions = self.core.compute_3d_position_ids(**{name: own.get(name, inputs.get(name)) for name in known})
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
