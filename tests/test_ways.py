@@ -40,6 +40,8 @@ class Case:
     pick: Method
     inside: bool = True
     """Whether tokens can be dropped inside the language model, too."""
+    causal: bool = True
+    """Whether no token of a prompt attends to later ones."""
 
     @property
     def methods(self):
@@ -59,6 +61,7 @@ CASES = {
             ragged_of(family, MIXED),
             ragged_of(family, ((1,),)),
             "fastv" not in family.refused,
+            family.causal,
         )
         for name, family in FAMILIES.items()
     },
@@ -76,6 +79,8 @@ def model(case):
 
 
 def test_an_assistant_of_the_family_drafts_what_greedy_decoding_says(case, model):
+    if case.name == "paligemma":
+        pytest.skip("transformers reads the first drafts as words of the prompt, also without prune()")
     torch.manual_seed(1)
     assistant = copy.deepcopy(model)
     with torch.no_grad():
@@ -94,9 +99,9 @@ def test_an_assistant_that_reads_text_drafts_where_the_model_lets_it(case, model
     options = {**GREEDY, "assistant_model": assistant}
     for method in case.methods:
         with prune(model, method):
-            if "mm_token_type_ids" in case.single:
+            if {"mm_token_type_ids", "token_type_ids"} & set(case.single):
                 # So it is without prune(), too.
-                with pytest.raises(ValueError, match=r"not used by the model: \['mm_token_type_ids'\]"):
+                with pytest.raises(ValueError, match=r"not used by the model: \['(mm_)?token_type_ids'\]"):
                     model.generate(**case.single, **options)
             else:
                 wanted = model.generate(**case.single, **GREEDY)
@@ -215,6 +220,8 @@ AttentionMaskInterface.register("made_up_flash", flash_attention_mask)
 @pytest.mark.parametrize("attention", ["made_up", "made_up_flash"])
 @torch.no_grad()
 def test_scores_do_not_depend_on_how_a_model_attends(case, model, attention):
+    if attention == "made_up_flash" and not case.causal:
+        pytest.skip("FlashAttention has no mask that lets tokens attend to later ones")
     other = case.build()
     for module in other.modules():
         if hasattr(module, "config"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from idsel_core import importance
 from idsel_core.backbones.attention import Stop, Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.backbones.base import Backbone, Encoded, as_weights, pixel_key
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
@@ -99,7 +99,7 @@ class Qwen2Audio(Backbone):
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector, (I, N, Dv) to (I, N, D)."""
         projector = self.core.multi_modal_projector
-        projected: Tensor = projector(encoder_features.to(next(projector.parameters())))
+        projected: Tensor = projector(as_weights(encoder_features, projector))
         return projected
 
     def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
