@@ -32,7 +32,8 @@ def shown(item):
     if mark is None:
         return None
     given = getattr(item, "callspec", None)
-    return mark.args[0], given.params.get("family", "llava") if given else "llava"
+    named = given.params if given else {}
+    return mark.args[0], named.get("family") or named.get("case") or "llava"
 
 
 def pytest_collection_modifyitems(items):

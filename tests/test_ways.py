@@ -78,6 +78,7 @@ def model(case):
     return case.build()
 
 
+@pytest.mark.feature("assisted decoding")
 def test_an_assistant_of_the_family_drafts_what_greedy_decoding_says(case, model):
     if case.name == "paligemma":
         pytest.skip("transformers reads the first drafts as words of the prompt, also without prune()")
@@ -149,6 +150,7 @@ def test_a_model_that_is_wrapped_as_a_whole_is_refused():
         prune(model, ALL)
 
 
+@pytest.mark.feature("compiled static cache")
 def test_a_static_cache_may_be_compiled(case, model):
     compiled = CompileConfig(backend="eager", fullgraph=False, mode=None)
     compiled._compile_all_devices = True
@@ -217,6 +219,7 @@ AttentionInterface.register("made_up_flash", flash)
 AttentionMaskInterface.register("made_up_flash", flash_attention_mask)
 
 
+@pytest.mark.feature("attention by name")
 @pytest.mark.parametrize("attention", ["made_up", "made_up_flash"])
 @torch.no_grad()
 def test_scores_do_not_depend_on_how_a_model_attends(case, model, attention):
