@@ -32,7 +32,7 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
 from idsel_core.checkpoints import Checkpoint
-from idsel_core.cost import flops_analytic
+from idsel_core.cost import flops_prefill
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
@@ -413,7 +413,7 @@ class Study:
         @functools.cache
         def of(profile: tuple[int, ...], text: int) -> float:
             try:
-                return flops_analytic(self.backbone.model.config, profile, text).language_model / 1e9
+                return flops_prefill(self.backbone.model.config, profile, text).language_model / 1e9
             except (TypeError, ValueError):
                 return float("nan")
 
