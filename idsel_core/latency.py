@@ -24,15 +24,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from idsel_core.backbones import Backbone
+from idsel_core.backbones import Backbone, Encoded
 from idsel_core.backbones.layers import dropping, following
 from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, read_config
 from idsel_core.cost.shapes import Size, pair, tower_of
-from idsel_core.evaluation import load_model
+from idsel_core.evaluation import load_model, title
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method
 from idsel_core.paths import MODEL
 from idsel_core.pruning import prune
 
+_Passes = dict[Any, tuple[Encoded, float, int | None]]
 _PHASES = ("encode", "select", "prefill", "decode")
 FULL, IDEAL, WHOLE = "full", "ideal", "end to end"
 
@@ -152,7 +153,8 @@ def time_methods(
     """Time encoding, selection, prefill and decoding apart, as `prune` does them around ``generate``.
 
     All methods take turns, so that whatever else the machine does meets all of them alike. Each turn goes through all
-    phases once. Work that was queued on a device is waited for at the end of each.
+    phases once; methods share the pass of the tower that they would run alike. Work that was queued on a device is
+    waited for at the end of each.
 
     Parameters
     ----------
@@ -182,8 +184,9 @@ def time_methods(
     _check(inputs, runs, warmup, new_tokens)
     laps: list[list[_Lap]] = [[] for _ in methods]
     for turn in range(warmup + runs):
+        passes: _Passes = {}
         for number, method in enumerate(methods):
-            laps[number].append(_lap(backbone, inputs, method, new_tokens))
+            laps[number].append(_lap(backbone, inputs, method, new_tokens, passes))
         progress(turn + 1, warmup + runs)
     timings = []
     for method, taken in zip(methods, laps, strict=True):
@@ -231,7 +234,7 @@ def time_ideal(
     Returns
     -------
     list[Timing]
-        "end to end" of the method, of "ideal" and of "full".
+        "end to end" of the method, of "ideal" and of "full", all with the method's budget.
 
     Raises
     ------
@@ -292,7 +295,7 @@ def time_ideal(
         milliseconds, peaks = zip(*measured[warmup:], strict=True)
         timings.append(
             replace(
-                _timing(backbone, inputs, acting, runs, warmup, new_tokens, lap),
+                _timing(backbone, inputs, method, runs, warmup, new_tokens, lap),
                 method=name,
                 phase=WHOLE,
                 **_quartiles(milliseconds),
@@ -301,6 +304,31 @@ def time_ideal(
             )
         )
     return timings
+
+
+@torch.no_grad()
+def runnable(
+    backbone: Backbone, inputs: Mapping[str, Any], methods: Iterable[Method]
+) -> tuple[list[Method], dict[str, str]]:
+    """Try each method once, and tell those that can run here from those that cannot, and why.
+
+    Parameters
+    ----------
+    backbone, inputs
+        As for `time_methods`.
+    methods : iterable of Method
+        Methods, each with its budget.
+    """
+    usable: list[Method] = []
+    refused: dict[str, str] = {}
+    passes: _Passes = {}
+    for method in methods:
+        try:
+            _lap(backbone, inputs, method, 1, passes)
+            usable.append(method)
+        except ValueError as error:
+            refused[f"{title(method)} at {method.budget:g}"] = str(error)
+    return usable, refused
 
 
 def _check(inputs: Mapping[str, Any], runs: int, warmup: int, new_tokens: int) -> None:
@@ -364,20 +392,42 @@ def _largest(peaks: Iterable[int | None]) -> int | None:
     return max(known) if known else None
 
 
-def _lap(backbone: Backbone, inputs: Mapping[str, Any], method: Method | None, new_tokens: int) -> _Lap:
-    """Go through all phases once."""
+def _encode(
+    backbone: Backbone, inputs: Mapping[str, Any], method: Method, passes: _Passes
+) -> tuple[Encoded, float, int | None]:
+    """Return what a method reads of the tower as if nothing of it had been read before, with milliseconds and peak.
+
+    Methods that need the same pass of the tower find it in `passes`.
+    """
+    images = backbone.image_arguments(inputs)
+    grid, device = backbone.wanted_grid(method, **images), backbone.model.device
+    key = (grid, frozenset(method.depths))
+    if key not in passes:
+        start = _begin(device)
+        encoded = backbone.encode(grid=grid, depths=method.depths, **images)
+        passes[key] = (encoded, 1e3 * (_now(device) - start), _peak(device))
+    encoded, milliseconds, peak = passes[key]
+    views: Mapping[str, Any] = encoded.views
+    return replace(encoded, views={name: view.__wrapped__ for name, view in views.items()}), milliseconds, peak
+
+
+def _lap(
+    backbone: Backbone,
+    inputs: Mapping[str, Any],
+    method: Method | None,
+    new_tokens: int,
+    passes: _Passes,
+) -> _Lap:
+    """Go through all phases once, apart from the tower if its pass is at hand."""
     model = backbone.model
     acting = UniformGrid(1.0) if method is None else method
-    images = backbone.image_arguments(inputs)
-    grid = backbone.wanted_grid(acting, **images)
-    marks, peaks = [_begin(model.device)], []
+    encoded, encode_ms, encode_peak = _encode(backbone, inputs, acting, passes)
+    marks, peaks = [_begin(model.device)], [encode_peak]
 
     def lap() -> None:
         peaks.append(_peak(model.device))
         marks.append(_begin(model.device))
 
-    encoded = backbone.encode(grid=grid, depths=acting.depths, **images)
-    lap()
     tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs.get("attention_mask"))
     selection = acting.select(tokens)
     short = backbone.shorten(inputs, tokens, selection)
@@ -401,7 +451,7 @@ def _lap(backbone: Backbone, inputs: Mapping[str, Any], method: Method | None, n
             )
             token = output.logits[:, -1:].argmax(-1)
     lap()
-    milliseconds = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
+    milliseconds = [encode_ms, *(1e3 * (after - before) for before, after in itertools.pairwise(marks))]
     inside = sum(drop.milliseconds for drop in passage.drops)
     milliseconds[1] += inside
     milliseconds[2] -= inside

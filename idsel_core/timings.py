@@ -17,6 +17,9 @@ from idsel_core.results import CorruptResult, digest, replace
 FOLDER: Final = "times"
 """Folder of the times within a result store."""
 
+SELECTION: Final = "select alone"
+"""Phase of times of a selection on random tokens, without a model."""
+
 SCHEMA: Final = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in ("backbone", "method")),
@@ -162,3 +165,40 @@ def validate(job: str, rows: pd.DataFrame) -> pa.Table:
             f"{first['low_ms']:g}, {first['median_ms']:g}, {first['high_ms']:g}"
         )
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def selection_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return times of ``benchmarks/peers.py`` as rows of the store of times; methods that were left out have none.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What it wrote with ``--out``.
+    """
+    table = table[table["left_out"] == ""]
+    return pd.DataFrame(
+        {
+            "backbone": "random tokens",
+            "method": table["method"],
+            "budget": table["budget"].astype(float),
+            "phase": SELECTION,
+            "median_ms": table["ms"],
+            "low_ms": table["low"],
+            "high_ms": table["high"],
+            "runs": table["rounds"],
+            "warmup": 1,
+            "batch": 1,
+            "images": 1,
+            "tokens_before": table["tokens"],
+            "kept_tokens": table["budget"],
+            "prompt_tokens": 0,
+            "average_tokens": table["budget"].astype(float),
+            "new_tokens": 0,
+            "attention": "none",
+            "device": table["device"],
+            "dtype": "float32",
+            "threads": table["threads"],
+            "torch": table["torch"],
+            "transformers": table["transformers"],
+        }
+    )

@@ -57,7 +57,10 @@ def methods() -> str:
 WRITERS = {
     "accuracy": lambda: table("accuracy"),
     "budget": lambda: table("budget"),
+    "claims": lambda: table("claims"),
     "comparison": lambda: table("comparison"),
+    "efficiency": lambda: table("efficiency"),
+    "ideal": lambda: table("ideal"),
     "methods": methods,
     "time": time_taken,
     "training": training,

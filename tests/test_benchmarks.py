@@ -35,6 +35,12 @@ def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
     assert bool((times["ms"].isna() == (times["left_out"] != "")).all())
 
 
+def test_what_one_drop_cannot_reach_is_left_out():
+    done = run("--cases", "600:9", "--width", "1024", "--rounds", "1", "--methods", "sparsevlm")
+    assert done.returncode == 0, done.stderr
+    assert "sparsevlm  left out: one drop of 600 tokens leaves" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -142,6 +142,21 @@ def test_analytic_is_counted_with_llava_7b(profile):
     assert flops_analytic(model, profile, 64) == flops_counted(model, profile, 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "whole"),
+    [
+        ("llava-next-7b", (672, 672), 2880 + 48),
+        ("internvl3-8b", (896, 896), 5 * 256),
+        ("qwen2.5-vl-7b", (1008, 728), 36 * 26),
+    ],
+)
+def test_analytic_is_counted_with_full_sizes_of_other_families(name, size, whole):
+    model, _ = read_config(CONFIGS / f"{name}.json")
+    assert full_budget(model, size) == whole
+    for profile in (whole, 64):
+        assert flops_analytic(model, profile, 64, image_size=size) == flops_counted(model, profile, 64, image_size=size)
+
+
 @pytest.mark.parametrize("tower", tiny.TOWERS)
 def test_analytic_is_what_a_pruned_generate_costs(tower):
     model, inputs = tiny.build(tower, "eager"), tiny.prompts((1,))
