@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
 from idsel_core.comparison import ENDS, by_title
 from idsel_core.cost import flops_analytic, flops_paper, full_budget, read_config
@@ -87,9 +87,9 @@ def phases_figure(times: pd.DataFrame, method: str = "idselection") -> Figure:
             axis.barh(names, table[phase], left=left, color=colours[phase], label=NAMES[phase], height=0.7)
             left += table[phase].to_numpy()
         for place, width in enumerate(left):
-            axis.annotate(f"{width:.3g}", (width, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
-        axis.set_xlim(0, 1.12 * left.max())
-        axis.set_xlabel(f"milliseconds of an answer{'' if phases is PHASES else ', tower pass left out'}")
+            axis.annotate(f"{width:.0f}", (width, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.set_xlim(0, 1.15 * left.max())
+        axis.set_xlabel("milliseconds of an answer" if phases is PHASES else "milliseconds behind the tower pass")
         axis.grid(axis="y", visible=False)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("visual tokens kept")
@@ -130,7 +130,8 @@ def scaling_figure(times: pd.DataFrame, method: str = "idselection") -> Figure:
         axis.set_title(title)
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.set_ylim(0, 1.05)
-        _tokens_axis(axis, table["kept_tokens"].tolist())
+        axis.set_xlim(left=0)
+        axis.set_xlabel("visual tokens kept")
     panels[0].set_ylabel("share of all tokens' cost")
     panels[0].legend()
     return figure
@@ -184,7 +185,7 @@ def pareto_figure(table: pd.DataFrame) -> Figure:
     table : DataFrame
         What `accuracy_against_time` returned.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 4.4), layout="constrained", sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 4.4), layout="constrained", sharey=True, width_ratios=[1, 1.6])
     drawn = styles(list(dict.fromkeys(table["method"])))
     for axis, time in zip(panels, ("total", "after_encode"), strict=True):
         for method, style in drawn.items():
@@ -202,13 +203,9 @@ def pareto_figure(table: pd.DataFrame) -> Figure:
             )
         front = table[table["front" if time == "total" else "front_after_encode"]].sort_values(time)
         axis.step(front[time], front["share"], where="post", color="0.3", linewidth=1, label="front")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter())
-        axis.tick_params(axis="x", which="both", labelsize=7)
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0].set_xlabel("milliseconds of an answer")
-    panels[1].set_xlabel("milliseconds, tower pass left out")
+    panels[1].set_xlabel("milliseconds behind the tower pass")
     panels[0].set_ylabel("share of full performance")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="x-small")
     return figure
@@ -308,10 +305,15 @@ def models_figure(costs: pd.DataFrame) -> Figure:
         ):
             full = chosen[column].max()
             axis.plot(chosen["share"], chosen[column] / full, color=colour, marker=marker, label=name, markersize=3.5)
-        axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="tokens", zorder=1)
+        least = costs["share"].min()
+        axis.plot([least, 1], [least, 1], color="0.6", linestyle=":", label="tokens", zorder=1)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
         axis.set_title(title)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_locator(FixedLocator([0.01, 0.03, 0.1, 0.3, 1]))
+            line.set_major_formatter(PercentFormatter(1, decimals=0))
+            line.set_minor_locator(NullLocator())
         axis.set_xlabel("visual tokens kept")
     panels[0].set_ylabel("FLOPs of a prefill")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
@@ -337,7 +339,7 @@ def fit_figure(table: pd.DataFrame, fit: Fit) -> Figure:
         axis.annotate(f"{row['kept_tokens']}", place, (5, -9), textcoords="offset points", fontsize=7)
     line = np.linspace(0, gflops.max(), 2)
     axis.plot(line, fit.start + 1e3 * line / fit.speed, color="0.4", linewidth=1, label="straight line")
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.1 * gflops.max())
     axis.set_ylim(bottom=0)
     axis.set_xlabel("analytic GFLOPs of the prefill (at points: visual tokens)")
     axis.set_ylabel("milliseconds")
@@ -379,6 +381,8 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
         Rows of `idsel_core.latency.time_ideal`.
     """
     whole = times[times["phase"] == WHOLE]
+    if whole.empty:
+        return pd.DataFrame()
     clock = whole.assign(role=whole["method"].where(whole["method"].isin([IDEAL, FULL]), "method")).pivot(
         index="budget", columns="role", values="median_ms"
     )
@@ -489,7 +493,7 @@ def about_front(table: pd.DataFrame) -> str:
     lines = []
     for time, column, words in (
         ("total", "front", "whole answers"),
-        ("after_encode", "front_after_encode", "the tower pass left out"),
+        ("after_encode", "front_after_encode", "behind the tower pass"),
     ):
         front = table[table[column]].sort_values(time)
         said = ", ".join(
@@ -556,15 +560,17 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def summary(times: pd.DataFrame) -> str:
+def summary(times: pd.DataFrame, method: str = "idselection") -> str:
     """Return the table of FLOPs and times, what it says, and on what it was measured, as Markdown.
 
     Parameters
     ----------
     times : DataFrame
         As for `totals`.
+    method : str
+        Whose budgets are listed.
     """
     first = times[times["phase"] == "prefill"].iloc[0]
     timing = Timing(**{name: first[name] for name in Timing.__dataclass_fields__})
-    table = efficiency_table(times).to_markdown(index=False)
-    return f"{table}\n\n{about_efficiency(times)} Measured on {circumstances(timing)}."
+    table = efficiency_table(times, method).to_markdown(index=False)
+    return f"{table}\n\n{about_efficiency(times, method)} Measured on {circumstances(timing)}."
