@@ -75,8 +75,8 @@ def test_the_front_is_what_nothing_beats_in_time_and_accuracy():
 
 
 def test_accuracy_meets_time_by_method_and_budget(times):
-    full, pruned = make_rows(method="full", budget=36.0), make_rows(method="idselection", budget=4.0)
-    rows = pd.concat([full, pruned, make_rows(method="random", budget=4.0)], ignore_index=True)
+    full, pruned = make_rows(method="full", budgets=(36.0,)), make_rows(method="idselection", budgets=(4.0,))
+    rows = pd.concat([full, pruned, make_rows(method="random", budgets=(4.0,))], ignore_index=True)
     table = efficiency.accuracy_against_time(rows, times, resamples=20)
     assert table["method"].tolist() == ["idselection"]
     assert table["total"].tolist() == [114]

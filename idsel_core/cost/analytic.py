@@ -54,7 +54,7 @@ def flops_paper(config: PreTrainedConfig, visual_tokens: int | Sequence[int]) ->
     Raises
     ------
     TypeError, ValueError
-        If the model type is not supported, or the tokens are negative or not one number for each layer.
+        If the model type is not counted, or the tokens are negative or not one number for each layer.
     """
     model = decoder_of(config)
     d, m = model.hidden, model.intermediate
@@ -136,7 +136,7 @@ def flops_analytic(
     Raises
     ------
     TypeError, ValueError
-        If the model or method is not supported, or the tokens are negative, more than the tower gives, or not one
+        If the model or method is not counted, or the tokens are negative, more than the tower gives, or not one
         number for each layer.
     """
     check_choice("attention", attention, Attention)
