@@ -75,6 +75,9 @@ class Timing:
     peak_bytes : int, optional
         The most memory that tensors took on the device during the phase, the model's own among them; None on a CPU,
         where torch does not say it.
+    over_ideal, over_full : float, optional
+        Median over runs of the time as a multiple of the ideal's, and of the full prompt's, in the same turn; of "end
+        to end" alone.
     attention : str
         Attention implementation of the phase's model: the vision tower for "encode", else the language model.
     device, dtype : str
@@ -104,6 +107,8 @@ class Timing:
     flops: int | None
     cache_bytes: int | None
     peak_bytes: int | None
+    over_ideal: float | None
+    over_full: float | None
     attention: str
     device: str
     dtype: str
@@ -285,6 +290,7 @@ def time_ideal(
             run()
             taken[name].append((1e3 * (_now(model.device) - start), _peak(model.device)))
     timings = []
+    clock = {name: np.array([ms for ms, _ in measured[warmup:]]) for name, measured in taken.items()}
     for name, measured in taken.items():
         acting = None if name == FULL else method
         prompt = (inputs if acting is None else short)["input_ids"]
@@ -292,15 +298,16 @@ def time_ideal(
         layers = [count] * backbone.decoder_layers
         lap = _Lap([], [], prompt.shape[1], len(tokens), max(lengths), layers)
         flops = _flops(backbone, inputs, None if name == IDEAL else acting, layers, new_tokens)
-        milliseconds, peaks = zip(*measured[warmup:], strict=True)
         timings.append(
             replace(
                 _timing(backbone, inputs, method, runs, warmup, new_tokens, lap),
                 method=name,
                 phase=WHOLE,
-                **_quartiles(milliseconds),
+                **_quartiles(clock[name].tolist()),
                 flops=flops.get(WHOLE),
-                peak_bytes=_largest(peaks),
+                peak_bytes=_largest(peak for _, peak in measured[warmup:]),
+                over_ideal=float(np.median(clock[name] / clock[IDEAL])),
+                over_full=float(np.median(clock[name] / clock[FULL])),
             )
         )
     return timings
@@ -370,6 +377,8 @@ def _timing(
         flops=None,
         cache_bytes=lap.cache_bytes,
         peak_bytes=None,
+        over_ideal=None,
+        over_full=None,
         attention=_attention(backbone, vision=False),
         device=_device_name(model.device),
         dtype=str(model.dtype).removeprefix("torch."),

@@ -34,6 +34,8 @@ SCHEMA: Final = pa.schema(
         pa.field("flops", pa.float64()),
         pa.field("cache_bytes", pa.int64()),
         pa.field("peak_bytes", pa.int64()),
+        pa.field("over_ideal", pa.float64()),
+        pa.field("over_full", pa.float64()),
         *(pa.field(name, pa.string(), nullable=False) for name in ("attention", "device", "dtype")),
         pa.field("threads", pa.int64(), nullable=False),
         *(pa.field(name, pa.string(), nullable=False) for name in ("torch", "transformers")),

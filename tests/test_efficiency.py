@@ -29,6 +29,8 @@ def times():
     known = {"encode": 100.0, "select": 2.0, "decode": 1.0}
     ms = rows["phase"].map(known).fillna(rows["kept_tokens"] * 2.0)
     ms = ms.where(rows["phase"] != "end to end", rows["method"].map({"full": 90.0, "ideal": 50.0, "idselection": 51.0}))
+    whole = rows["phase"] == "end to end"
+    rows = rows.assign(over_ideal=(ms / 50).where(whole), over_full=(ms / 90).where(whole))
     return rows.assign(median_ms=ms, low_ms=ms, high_ms=ms)
 
 

@@ -101,6 +101,9 @@ def test_a_prompt_cut_by_hand_gives_the_same_answer_and_takes_no_selection(backb
     assert [timing.method for timing in timings] == ["idselection", "ideal", "full"]
     assert [timing.phase for timing in timings] == ["end to end"] * 3
     assert [timing.kept_tokens for timing in timings] == [7, 7, tiny.TOKENS]
+    assert timings[0].over_ideal == pytest.approx(timings[0].median_ms / timings[1].median_ms)
+    assert timings[0].over_full == pytest.approx(timings[0].median_ms / timings[2].median_ms)
+    assert (timings[1].over_ideal, timings[2].over_full) == (1, 1)
     assert full.shape[1] == inputs["input_ids"].shape[1] + 3
 
 
