@@ -28,7 +28,7 @@ from idsel_core.evaluation import check_device, load_model
 from idsel_core.latency import example_inputs, runnable, time_ideal, time_methods
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 CONFIGS = Path("data/configs")
 

@@ -21,7 +21,7 @@ from idsel_core.figures import COLUMN, PAGE, label, styles
 from idsel_core.latency import FULL, IDEAL, WHOLE, Timing, circumstances
 from idsel_core.methods import get_method
 from idsel_core.statistics import share_of_full
-from idsel_core.timings import SELECTION
+from idsel_core.times import SELECTION
 
 PHASES = ("encode", "select", "prefill", "decode")
 NAMES = {

@@ -31,7 +31,7 @@ from IPython.display import Markdown
 from idsel_core import comparison, efficiency, figures, words
 from idsel_core.provenance import origin
 from idsel_core.results import Results
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 figures.use_theme()
 results = Results(results_dir)

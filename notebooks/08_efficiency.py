@@ -56,7 +56,7 @@ from idsel_core.methods import InLLM
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance
 from idsel_core.results import Results
-from idsel_core.timings import Times, selection_rows
+from idsel_core.times import Times, selection_rows
 
 figures.use_theme()
 

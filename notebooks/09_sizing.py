@@ -45,7 +45,7 @@ from idsel_core.cost import flops_counted, flops_counted_step, read_config
 from idsel_core.evaluation import load_model
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 figures.use_theme()
 configs = {name: read_config(Path(f"data/configs/{name}.json"))[0] for name in {*models, tower_model}}

@@ -11,7 +11,7 @@ import yaml
 
 from idsel_core.provenance import read_origin
 from idsel_core.results import Results
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 PAGE = """<!doctype html>
 <html lang="en">

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from idsel_core import list_methods
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 PROJECT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ import tiny
 from idsel_core import IDSelection, UniformGrid, adapter_for, efficiency, get_method
 from idsel_core.cost import flops_paper, full_budget, read_config
 from idsel_core.latency import time_ideal, time_methods
-from idsel_core.timings import SELECTION, selection_rows, validate
+from idsel_core.times import SELECTION, selection_rows, validate
 from tests.test_results import make_rows
 
 

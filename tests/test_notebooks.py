@@ -12,7 +12,7 @@ import yaml
 from idsel_core.notebooks import check_parameters, load_parameters, run
 from idsel_core.provenance import read_origin
 from idsel_core.results import Results
-from idsel_core.timings import Times
+from idsel_core.times import Times
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))

@@ -10,7 +10,7 @@ from idsel_core import IDSelection, adapter_for, figures
 from idsel_core.latency import Timing, time_methods
 from idsel_core.provenance import provenance
 from idsel_core.results import CorruptResult, Results, explain
-from idsel_core.timings import SCHEMA, Times
+from idsel_core.times import SCHEMA, Times
 
 
 @pytest.fixture(scope="module")
