@@ -297,9 +297,7 @@ def split_figure(split: pd.DataFrame, budgets: Sequence[float], resamples: int =
     return figure
 
 
-def comparison_table(
-    rows: pd.DataFrame, budgets: Sequence[float], missing: Mapping[str, str], resamples: int = 2000
-) -> pd.DataFrame:
+def comparison_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
     """Return the table in the layout of the literature: budgets in blocks, a row a method, families, mean and share.
 
     Parameters
@@ -308,9 +306,6 @@ def comparison_table(
         As for `ranking_figure`.
     budgets : sequence of float
         Which budgets to list, beside "full".
-    missing : Mapping[str, str]
-        For methods, or "method at budget", that could not run, why; listed at the end, a row a method with the
-        reason at the first of its budgets.
     resamples : int
         Bootstrap resamples of the intervals.
     """
@@ -325,22 +320,49 @@ def comparison_table(
     wide["order"] = shares.loc[wide.index, "share"]
     wide = wide.reset_index().sort_values(["budget", "order"], ascending=False, kind="stable")
     wide = wide.assign(budget=wide["budget"].astype(int).astype(str), method=wide["method"].map(label))
-    wide = wide[["budget", "method", "tokens a layer", *dict.fromkeys(rows["family"]), "mean", "share of full"]]
-    refused: dict[str, dict[str, str]] = {}
+    return wide[["budget", "method", "tokens a layer", *dict.fromkeys(rows["family"]), "mean", "share of full"]]
+
+
+def shares_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
+    """Return the share of full performance with its interval, a row a method, a column a budget, in percent.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As for `ranking_figure`.
+    budgets : sequence of float
+        Which budgets to show; the last one sorts the rows.
+    resamples : int
+        Bootstrap resamples of the intervals.
+    """
+    listed = rows[rows["budget"].isin(budgets) | (rows["method"] == "full")]
+    shares = share_of_full(listed, ["method", "budget"], resamples=resamples)
+    order = shares[shares["budget"] == budgets[-1]].set_index("method")["share"].sort_values(ascending=False)
+    shares = shares[shares["budget"].isin(budgets)].set_index(["method", "budget"])[["share", "low", "high"]].mul(100)
+    text = [f"{share:.1f} [{low:.1f}, {high:.1f}]" for share, low, high in shares.to_numpy()]
+    wide = shares.assign(text=text)["text"].unstack("budget").reindex(index=order.index, columns=list(budgets))
+    wide.columns = [f"{budget:g} tokens" for budget in budgets]
+    return wide.fillna("").rename(index=label).rename_axis("method").reset_index()
+
+
+def missing_table(missing: Mapping[str, str]) -> pd.DataFrame:
+    """Return which methods could not run at which budgets, and why at the largest of them.
+
+    Parameters
+    ----------
+    missing : Mapping[str, str]
+        For methods, or "method at budget", that could not run, why.
+    """
+    refused: dict[str, dict[float, str]] = {}
     for name, why in missing.items():
         method, _, budget = name.partition(" at ")
-        refused.setdefault(method, {})[budget] = why
-    reasons = pd.DataFrame(
-        [
-            {
-                "budget": ", ".join(whys).strip() or "n/a",
-                "method": label(method),
-                "share of full": next(iter(whys.values())),
-            }
-            for method, whys in refused.items()
-        ]
-    )
-    return pd.concat([wide, reasons], ignore_index=True).fillna("")
+        refused.setdefault(method, {})[float(budget or "inf")] = why
+    rows = []
+    for method, whys in refused.items():
+        budgets = sorted(whys, reverse=True)
+        named = ", ".join("any" if budget == float("inf") else f"{budget:g}" for budget in budgets)
+        rows.append((label(method), named, whys[budgets[0]]))
+    return pd.DataFrame(rows, columns=["method", "budget", "why"])
 
 
 def about_comparison(table: pd.DataFrame, method: str = "idselection") -> str:

@@ -80,6 +80,7 @@ def instruction_row(
     question: Tensor,
     columns: Tensor,
     which: Literal["last", "mean"] = "last",
+    softcap: float | None = None,
 ) -> Tensor:
     """Return the attention of the instruction to the visual tokens, softmax over these alone, mean over heads.
 
@@ -97,6 +98,8 @@ def instruction_row(
         Long (B, N); where in the sequence the visual tokens are, -1 for padding.
     which : {"last", "mean"}
         The query: the instruction's last token, or each of its tokens, averaged afterwards.
+    softcap : float, optional
+        Bound of the products, c in c tanh(x / c), where the layer has one.
 
     Returns
     -------
@@ -118,7 +121,7 @@ def instruction_row(
         question = question & (question.flip(1).cumsum(dim=1).flip(1) == 1)
     counts = question.sum(dim=1, keepdim=True)
     places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
-    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None])
+    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None], softcap)
     share = question.gather(1, places) / counts
     return (rows * share[..., None]).sum(dim=1)
 
@@ -331,10 +334,12 @@ def _take(states: Tensor, places: Tensor) -> Tensor:
     return states.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
 
 
-def _attend(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
     """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads.
 
-    Keys are left out where `mask` (B, T or 1, N) is false.
+    Keys are left out where `mask` (B, T or 1, N) is false; `softcap` bounds the products.
     """
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
@@ -342,6 +347,8 @@ def _attend(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None
     grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1], length, width)
     with torch.autocast(query.device.type, enabled=False):
         logits = grouped @ key.float()[:, :, None].mT * scale
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
     rows: Tensor = logits.softmax(dim=-1).mean(dim=(1, 2))

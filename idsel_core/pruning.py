@@ -243,6 +243,8 @@ class Pruning:
         return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
 
     def _keep_positions(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
+        if self.backbone.position_axes == 1:
+            self._check_window(inputs, generating)
         if self.backbone.position_axes == 1 and generating:
             if _setting(self.model, inputs, "use_cache") is False:
                 raise ValueError(
@@ -256,6 +258,22 @@ class Pruning:
         if self.backbone.position_axes > 1:
             return inputs
         return inputs if inputs.get("attention_mask") is not None else _with_ones(inputs)
+
+    def _check_window(self, inputs: dict[str, Any], generating: bool) -> None:
+        windows = [self.backbone.window(layer) for layer in range(self.backbone.decoder_layers)]
+        window = min((size for size in windows if size is not None), default=None)
+        if window is None:
+            return
+        mask = inputs.get("attention_mask")
+        length = inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
+        if generating:
+            new = _setting(self.model, inputs, "max_new_tokens")
+            length = max(length, _setting(self.model, inputs, "max_length") or 0) if new is None else length + new
+        if length > window:
+            raise ValueError(
+                f'positions="keep" cannot be had for {length} tokens, prompt and answer: layers of this model attend '
+                f"within {window} columns, which after pruning reach further than {window} positions"
+            )
 
     def _check_without_image(self, inputs: dict[str, Any], generating: bool) -> None:
         input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), _cached_tokens(inputs)

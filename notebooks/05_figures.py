@@ -120,8 +120,10 @@ figures.save(comparison.split_figure(split, shown_budgets, resamples), figures_d
 Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
 
 # %%
-missing = results.provenance("06_comparison")["parameters"]["missing"]
-table = comparison.comparison_table(compared, table_budgets, missing, resamples)
+table = comparison.comparison_table(compared, table_budgets, resamples)
+figures.save_table(comparison.shares_table(compared, shown_budgets, resamples), tables_dir, "comparison_shares")
+missing = comparison.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
+figures.save_table(missing, tables_dir, "comparison_missing")
 Markdown(figures.save_table(table, tables_dir, "comparison"))
 
 # %% [markdown]

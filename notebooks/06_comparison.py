@@ -116,4 +116,9 @@ Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
 # ## The table
 
 # %%
-Markdown(comparison.comparison_table(rows, shown_budgets, missing, resamples).to_markdown(index=False))
+Markdown(comparison.comparison_table(rows, shown_budgets, resamples).to_markdown(index=False))
+# %% [markdown]
+# What could not run, and why:
+
+# %%
+Markdown(comparison.missing_table(missing).to_markdown(index=False))

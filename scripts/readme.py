@@ -57,8 +57,9 @@ def methods() -> str:
 WRITERS = {
     "accuracy": lambda: table("accuracy"),
     "budget": lambda: table("budget"),
+    "comparison": lambda: table("comparison_shares"),
+    "comparison-missing": lambda: table("comparison_missing"),
     "claims": lambda: table("claims"),
-    "comparison": lambda: table("comparison"),
     "efficiency": lambda: table("efficiency"),
     "ideal": lambda: table("ideal"),
     "methods": methods,

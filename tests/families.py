@@ -13,11 +13,23 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GemmaConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -25,6 +37,11 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
@@ -62,6 +79,8 @@ class Family:
     """Tokens of each size."""
     axes: int = 1
     has_cls: bool = False
+    causal: bool = True
+    """Whether no token attends to later ones, so that a prompt may be read in pieces."""
     refused: dict[str, str] = field(default_factory=dict)
     """Methods that cannot run, and why."""
 
@@ -82,6 +101,10 @@ class Family:
         names = {name for image in images for name in image}
         return {name: torch.cat([image[name] for image in images if name in image]) for name in names}
 
+    def gather(self, prompts: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        """Return the pixels of prompts that each have some images."""
+        return self.collate([image for images in prompts for image in images])
+
     def marked(self, ids: Tensor) -> dict[str, Tensor]:
         """Return further inputs that follow from the prompts."""
         return {}
@@ -90,6 +113,10 @@ class Family:
         """Return what the language model reads of images and of videos, one tensor each."""
         output = model.model.get_image_features(inputs["pixel_values"], return_dict=True)
         return {"image": list(output.pooler_output)}
+
+    def decoder(self, model: Any) -> Any:
+        """Return what reads embeddings."""
+        return model.model.language_model
 
     def positions(self, model: Any, inputs: dict[str, Tensor], keep: Tensor) -> tuple[Tensor, int]:
         """Return positions of what is kept of one prompt, and the position of the next token."""
@@ -136,12 +163,14 @@ class Family:
 
     def _inputs(self, ids: Tensor, layout: Any, rows: Any, seed: int) -> dict[str, Tensor]:
         images = [
-            self.pixels(size, torch.Generator().manual_seed(1000 * seed + 100 * row + place))
+            [
+                self.pixels(size, torch.Generator().manual_seed(1000 * seed + 100 * row + place))
+                for place, size in enumerate(layout[row])
+            ]
             for row in rows
-            for place, size in enumerate(layout[row])
         ]
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), **self.marked(ids)}
-        return {**inputs, **(self.collate(images) if images else {})}
+        return {**inputs, **(self.gather(images) if any(images) else {})}
 
 
 class InternVL(Family):
@@ -171,23 +200,176 @@ class InternVL(Family):
         return {"image": list(output.pooler_output.flatten(0, 1).split(counts))}
 
 
+class Idefics3(Family):
+    """Images of several tiles, row by row, and a thumbnail, each behind a marker and its name."""
+
+    MARKER, THUMBNAIL, NEWLINE = 94, 95, 96
+    TILES: ClassVar = {0: (0, 0), 1: (1, 2), 2: (2, 2)}
+    """Rows and columns of tiles besides the thumbnail."""
+    KINDS: ClassVar = (Idefics3Config, Idefics3ForConditionalGeneration)
+    SIZE, FACTOR = 24, 2
+
+    def config(self, **knobs):
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": self.SIZE,
+            "patch_size": 4,
+        }
+        text, given = LlamaConfig(**TEXT), {"image_token_id": IMAGE, "scale_factor": self.FACTOR, **knobs}
+        return self.KINDS[0](vision_config=vision, text_config=text, pad_token_id=PAD, **given)
+
+    def model_class(self):
+        return self.KINDS[1]
+
+    def decoder(self, model):
+        return model.model.text_model
+
+    def marks(self, size):
+        rows, columns = self.TILES[size]
+        tile = [IMAGE] * 9
+        ids = []
+        for row in range(rows):
+            for column in range(columns):
+                ids += [self.MARKER, 81 + 3 * row + column, *tile]
+            ids += [self.NEWLINE]
+        return [*ids, *[self.NEWLINE] * bool(rows), self.MARKER, self.THUMBNAIL, *tile, self.MARKER]
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(self.counts[size] // 9, 3, self.SIZE, self.SIZE, generator=generator)}
+
+    def gather(self, prompts):
+        """Pad the tiles of prompts with zeros."""
+        none = torch.zeros(0, 3, self.SIZE, self.SIZE)
+        tiles = [torch.cat([none, *[image["pixel_values"] for image in images]]) for images in prompts]
+        pixels = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        real = torch.tensor([len(x) for x in tiles])[:, None] > torch.arange(pixels.shape[1])
+        mask = real[..., None, None].expand(*real.shape, self.SIZE, self.SIZE).long()
+        return {"pixel_values": pixels, "pixel_attention_mask": mask}
+
+    def features(self, model, inputs):
+        given = {name: inputs[name] for name in ("pixel_values", "pixel_attention_mask")}
+        output = model.model.get_image_features(**given, return_dict=True)
+        counts, thumbnail = [0], False
+        for token in inputs["input_ids"][0].tolist():
+            counts[-1] += token == IMAGE
+            if token == self.MARKER and thumbnail:
+                counts.append(0)
+            thumbnail = token == self.THUMBNAIL or (thumbnail and token == IMAGE)
+        return {"image": list(torch.cat(list(output.pooler_output)).split(counts[:-1]))}
+
+
+class SmolVLM(Idefics3):
+    KINDS: ClassVar = (SmolVLMConfig, SmolVLMForConditionalGeneration)
+    SIZE, FACTOR = 36, 3
+
+
+class Gemma3(Family):
+    def config(self, window=256, **knobs):
+        vision = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=4,
+        )
+        text = Gemma3TextConfig(
+            **TEXT,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=window,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        )
+        given = {"mm_tokens_per_image": 16, "image_token_index": IMAGE, **knobs}
+        return Gemma3Config(vision_config=vision, text_config=text, **given)
+
+    def model_class(self):
+        return Gemma3ForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(1, 3, 32, 32, generator=generator)}
+
+    def marked(self, ids):
+        return {"token_type_ids": (ids == IMAGE).long()}
+
+    def beside(self, model, inputs, keep):
+        """Let text look back, and tokens of an image at all others of theirs, no further back than the window."""
+        image = -1
+        images = []
+        for token, before in zip(inputs["input_ids"][0].tolist(), [0, *inputs["input_ids"][0].tolist()], strict=False):
+            image += token == IMAGE and before != IMAGE
+            images.append(image if token == IMAGE else -1)
+        left = torch.tensor(images)[keep]
+        place = torch.arange(len(left))
+        seen = (place <= place[:, None]) | ((left == left[:, None]) & (left >= 0))
+        near = place > place[:, None] - model.config.text_config.sliding_window
+        masks = {"full_attention": seen, "sliding_attention": seen & near}
+        return {"attention_mask": {name: mask[None, None] for name, mask in masks.items()}}
+
+
+class PaliGemma(Family):
+    def text(self):
+        return GemmaConfig(**TEXT, head_dim=8)
+
+    def config(self, **knobs):
+        vision = {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 24,
+            "patch_size": 4,
+            "vision_use_head": False,
+        }
+        given = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32, **knobs}
+        return PaliGemmaConfig(vision_config=vision, text_config=self.text(), **given)
+
+    def model_class(self):
+        return PaliGemmaForConditionalGeneration
+
+    def pixels(self, size, generator):
+        return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
+
+    def marked(self, ids):
+        return {"token_type_ids": torch.zeros_like(ids)}
+
+    def positions(self, model, inputs, keep):
+        count = int(keep.sum())
+        return torch.arange(1, count + 1)[None], count + 1
+
+    def beside(self, model, inputs, keep):
+        """Let all tokens of a prompt see each other."""
+        return {"attention_mask": torch.ones(1, 1, int(keep.sum()), int(keep.sum()), dtype=torch.bool)}
+
+
+def clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=4
+    )
+
+
+def videos_too(model: Any, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Return what the language model reads of videos, where there are any."""
+    pixels = inputs.get("pixel_values_videos")
+    if pixels is None:
+        return {}
+    features = model.model.get_video_features(pixels, return_dict=True).pooler_output
+    return {"video": list(features.reshape(len(pixels), -1, 32))}
+
+
 class LlavaNext(Family):
     SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (40, 24)}
     TILES: ClassVar = {0: (1, 2), 1: (2, 2), 2: (2, 1)}
     """Rows and columns of tiles: those of the resolution that fits best."""
 
     def config(self, **knobs):
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=4,
-        )
         pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
         given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, **knobs}
-        return LlavaNextConfig(vision_config=vision, text_config=LlamaConfig(**TEXT), **given)
+        return LlavaNextConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
 
     def model_class(self):
         return LlavaNextForConditionalGeneration
@@ -198,14 +380,85 @@ class LlavaNext(Family):
         return {"pixel_values": tiles, "image_sizes": torch.tensor([self.SIZES[size]])}
 
     def collate(self, images):
-        tiles = [image["pixel_values"] for image in images]
-        sizes = torch.cat([image["image_sizes"] for image in images])
-        return {"pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True), "image_sizes": sizes}
+        tiles = [image.pop("pixel_values") for image in images if "pixel_values" in image]
+        padded = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True) if tiles else None
+        return {**super().collate(images), **({} if padded is None else {"pixel_values": padded})}
 
     def features(self, model, inputs):
-        names = ("pixel_values", "image_sizes")
-        output = model.model.get_image_features(**{name: inputs[name] for name in names}, return_dict=True)
-        return {"image": list(output.pooler_output)}
+        names = ("pixel_values", "image_sizes", "batch_num_images")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return {"image": list(model.model.get_image_features(**given, return_dict=True).pooler_output)}
+
+
+class LlavaOnevision(LlavaNext):
+    """Sizes from 3 on are images of prompts that hold several."""
+
+    SIZES: ClassVar = {0: (24, 24), 1: (30, 48), 2: (96, 40), 3: (20, 30), 4: (50, 24)}
+    TILES: ClassVar = {0: (1, 1), 1: (2, 2), 2: (4, 2), 3: (0, 0), 4: (0, 0)}
+
+    def config(self, **knobs):
+        vision = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=4,
+            vision_use_head=False,
+        )
+        pinpoints = [[24, 24], [24, 48], [48, 24], [48, 48], [96, 48]]
+        given = {"image_grid_pinpoints": pinpoints, "vision_aspect_ratio": "anyres_max_4", "vision_config": vision}
+        given |= {"image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return LlavaOnevisionConfig(text_config=Qwen2Config(**TEXT), **given)
+
+    def model_class(self):
+        return LlavaOnevisionForConditionalGeneration
+
+    def pixels(self, size, generator):
+        if size >= 0:
+            return super().pixels(size, generator)
+        return {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        images = super().features(model, inputs) if "pixel_values" in inputs else {}
+        return images | videos_too(model, inputs)
+
+    def _inputs(self, ids, layout, rows, seed):
+        inputs = super()._inputs(ids, layout, rows, seed)
+        if any(size > 2 for prompt in layout for size in prompt):
+            inputs["batch_num_images"] = torch.tensor([len(layout[row]) for row in rows])
+        return inputs
+
+
+class LlavaNextVideo(LlavaOnevision):
+    SIZES: ClassVar = LlavaNext.SIZES
+    TILES: ClassVar = LlavaNext.TILES
+
+    def config(self, **knobs):
+        pinpoints = [[24, 48], [48, 24], [48, 48], [72, 24]]
+        given = {"image_grid_pinpoints": pinpoints, "image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return LlavaNextVideoConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
+
+    def model_class(self):
+        return LlavaNextVideoForConditionalGeneration
+
+
+class VideoLlava(Family):
+    def config(self, **knobs):
+        given = {"image_token_index": IMAGE, "video_token_index": VIDEO, **knobs}
+        return VideoLlavaConfig(text_config=LlamaConfig(**TEXT), **{"vision_config": clip(), **given})
+
+    def model_class(self):
+        return VideoLlavaForConditionalGeneration
+
+    def pixels(self, size, generator):
+        if size >= 0:
+            return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
+        return {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
+
+    def features(self, model, inputs):
+        images = super().features(model, inputs) if "pixel_values" in inputs else {}
+        return images | videos_too(model, inputs)
 
 
 class QwenVL(Family):
@@ -306,13 +559,14 @@ class Qwen3(QwenVL):
 
 
 NO_COMPANION = "relevance is not available: no image-text companion was given"
+NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
     "downsample": "a smaller image is not available: images come as patches",
     "evs": "frames is not available: the images are no frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
-    "prumergeplus": "wide_cls_attention@1 is not available: this vision tower has no [CLS] token",
+    "prumergeplus": NO_CLS,
     "sparsevlm": "sparsevlm merges tokens, which have no place where positions have several axes",
 }
 QWEN3_REFUSED = {
@@ -323,13 +577,35 @@ QWEN3_REFUSED = {
     ),
 }
 
+TILE_COUNTS = {0: 9, 1: 27, 2: 45}
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
+NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: images are cut into tiles of one size",
     "evs": "frames is not available: the images are no frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
 }
+
+NO_CLS_REFUSED = {
+    **NEXT_REFUSED,
+    "prumergeplus": NO_CLS,
+}
+
+WHOLE = "whose layers do not all attend to the whole prompt"
+WINDOWED_REFUSED = {
+    **NO_CLS_REFUSED,
+    "downsample": "a smaller image is not available: images are of one size",
+    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), WHOLE),
+}
+
+PREFIX_REFUSED = {
+    **{name: why for name, why in NO_CLS_REFUSED.items() if name != "downsample"},
+    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose tokens attend to later ones"),
+}
+ONEVISION_COUNTS = {0: 78, 1: 140, 2: 180, 3: 37, 4: 37, -1: 28, -2: 28}
+VIDEO_LLAVA_COUNTS = {0: 36, 1: 36, 2: 36, -1: 111, -2: 111}
+VIDEO_LLAVA_REFUSED = {name: why for name, why in NEXT_REFUSED.items() if name != "downsample"}
 
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
@@ -339,10 +615,17 @@ INTERNVL_REFUSED = {
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
+        Gemma3("gemma3", dict.fromkeys(range(3), 16), causal=False, refused=WINDOWED_REFUSED),
+        Idefics3("idefics3", TILE_COUNTS, refused=NO_CLS_REFUSED),
+        SmolVLM("smolvlm", TILE_COUNTS, refused=NO_CLS_REFUSED),
         InternVL("internvl", {0: 9, 1: 18, 2: 27}, has_cls=True, refused=INTERNVL_REFUSED),
         LlavaNext("llava_next", NEXT_COUNTS, has_cls=True, refused=NEXT_REFUSED),
+        PaliGemma("paligemma", dict.fromkeys(range(3), 36), causal=False, refused=PREFIX_REFUSED),
+        LlavaNextVideo("llava_next_video", NEXT_VIDEO_COUNTS, has_cls=True, refused=NEXT_REFUSED),
+        LlavaOnevision("llava_onevision", ONEVISION_COUNTS, refused=NO_CLS_REFUSED),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),
+        VideoLlava("video_llava", VIDEO_LLAVA_COUNTS, has_cls=True, refused=VIDEO_LLAVA_REFUSED),
     )
 }

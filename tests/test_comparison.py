@@ -103,19 +103,29 @@ def test_families_and_split_have_their_panels(rows):
         comparison.families_figure(rows, 17)
 
 
-def test_the_table_has_the_papers_layout_and_what_could_not_run(rows):
-    missing = {"evs": "no frames", "dart at 64": "64 are too few", "dart at 16": "16 are too few"}
-    table = comparison.comparison_table(rows, [64, 16], missing, resamples=200)
+def test_the_table_has_the_papers_layout(rows):
+    table = comparison.comparison_table(rows, [64, 16], resamples=200)
     assert list(table) == ["budget", "method", "tokens a layer", *FAMILIES, "mean", "share of full"]
-    assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4, "n/a", "64, 16"]
-    assert table[["method", "share of full"]].to_numpy()[-2:].tolist() == [
-        ["evs", "no frames"],
-        ["dart", "64 are too few"],
-    ]
+    assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4]
     first = table.iloc[0]
     assert first["method"] == "all tokens" and first["share of full"] == "100.0 [100.0, 100.0]"
     shares = table.loc[table["budget"] == "64", "share of full"].str.split().str[0].astype(float)
     assert shares.is_monotonic_decreasing
+
+
+def test_the_shares_are_those_of_the_table(rows):
+    table = comparison.comparison_table(rows, [64, 16], resamples=200).set_index(["budget", "method"])
+    shares = comparison.shares_table(rows, [64, 16], resamples=200).set_index("method")
+    assert list(shares) == ["64 tokens", "16 tokens"]
+    assert shares["64 tokens"].to_dict() == table.loc["64", "share of full"].to_dict()
+    assert shares["16 tokens"].tolist() == table.loc["16", "share of full"].tolist()
+
+
+def test_what_could_not_run_has_its_budgets_and_a_reason():
+    missing = {"evs": "no frames", "dart at 8": "8 are too few", "dart at 16": "16 are too few"}
+    table = comparison.missing_table(missing)
+    assert table.to_numpy().tolist() == [["evs", "any", "no frames"], ["dart", "16, 8", "16 are too few"]]
+    assert comparison.missing_table({}).empty
 
 
 def test_words_name_wins_ties_and_losses(rows, table):

@@ -158,6 +158,13 @@ def test_attention_is_that_of_the_phase():
     assert [timing.attention for timing in timings] == ["eager", "sdpa", "sdpa", "sdpa"]
 
 
+@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "video_llava"])
+def test_families_that_take_features_as_one_tensor_are_timed(name):
+    family = FAMILIES[name]
+    timings = time_phases(adapter_for(family.build()), family.prompts(((1,),)), Random(5), **ONCE)
+    assert {timing.kept_tokens for timing in timings} == {5}
+
+
 def test_a_method_that_shrinks_the_image_is_timed(backbone):
     timings = time_phases(backbone, tiny.prompts((1,)), Downsample(9), **ONCE)
     assert {timing.kept_tokens for timing in timings} == {9}

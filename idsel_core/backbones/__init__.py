@@ -11,21 +11,34 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from idsel_core.backbones.base import Backbone, Encoded
 from idsel_core.backbones.companion import Companion, Relevance
+from idsel_core.backbones.gemma3 import Gemma3
+from idsel_core.backbones.idefics3 import Idefics3
 from idsel_core.backbones.internvl import InternVL
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.llava_next_video import LlavaNextVideo
+from idsel_core.backbones.llava_onevision import LlavaOnevision
+from idsel_core.backbones.paligemma import PaliGemma
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
+from idsel_core.backbones.video_llava import VideoLlava
 
 __all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
 
 BACKBONES: Mapping[str, type[Backbone]] = {
+    "gemma3": Gemma3,
+    "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,
     "llava_next": LlavaNext,
+    "llava_next_video": LlavaNextVideo,
+    "llava_onevision": LlavaOnevision,
+    "paligemma": PaliGemma,
     "qwen2_5_vl": Qwen2_5VL,
     "qwen2_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
+    "smolvlm": Idefics3,
+    "video_llava": VideoLlava,
 }
 
 _NEEDED = "5.18"

@@ -38,12 +38,15 @@ class Watched:
         sequence where the layer attends within one after the other.
     scale : float
         Factor on their products.
+    softcap : float, optional
+        Bound of the products after that, if any.
     """
 
     implementation: str
     stop: bool = False
     pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     scale: float = 1.0
+    softcap: float | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor, float]:
         """Return the last query and key, and scale.
@@ -68,6 +71,7 @@ def _watch_attention(
     seen.pieces.append((query, key))
     scaling = kwargs.get("scaling")
     seen.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    seen.softcap = kwargs.get("softcap")
     if seen.stop:
         raise Stop
     # transformers keeps eager attention in each model's own file, every other kind in one table.

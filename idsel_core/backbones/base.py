@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -163,6 +163,10 @@ class Backbone(ABC):
     """Those of them that hold pixels."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    joined_kinds: ClassVar[tuple[str, ...]] = ()
+    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
+    prompt_windows: ClassVar[bool] = True
+    """Whether layers of the language model that attend within a window do so while the prompt is read."""
     why_as_they_are: ClassVar[str] = "images of this model family are encoded as they are"
     """Why no smaller images can be had."""
     why_no_view: ClassVar[Mapping[str, str]] = {}
@@ -188,6 +192,12 @@ class Backbone(ABC):
     def decoder_layers(self) -> int:
         """Layers of the language model."""
         return int(self.language_model.config.num_hidden_layers)
+
+    def window(self, layer: int) -> int | None:
+        """Return how many columns a layer of the language model attends to, itself and those before; None: all."""
+        config = self.language_model.config
+        kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+        return None if window is None or (kinds and kinds[layer] != "sliding_attention") else int(window)
 
     @property
     def image_token_id(self) -> int:
@@ -249,8 +259,21 @@ class Backbone(ABC):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read what `shorten` gives; most families do of themselves."""
-        yield
+        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
+
+        def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
+            for kind in self.joined_kinds:
+                kept = getattr(outputs.get(kind), "pooler_output", None)
+                if isinstance(kept, list):
+                    joined: Any = BaseModelOutputWithPooling
+                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
+            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
+
+        with ExitStack() as stack:
+            if self.joined_kinds:
+                stack.callback(self.core.register_forward_pre_hook(join, with_kwargs=True).remove)
+            yield
 
     def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
         """Return the grid of tokens that a method wants of images, None for the one that they have.
@@ -473,7 +496,7 @@ class Backbone(ABC):
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int) -> tuple[Tensor, Tensor, float]:
+        def attend(layer: int) -> tuple[Tensor, Tensor, float, float | None]:
             layers: list[nn.Module] = attention_modules(self.language_model)
             if layer >= len(layers):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
@@ -486,23 +509,39 @@ class Backbone(ABC):
             with watch(layers[layer], stop=True) as seen:
                 self.language_model(
                     inputs_embeds=embeddings,
-                    attention_mask=attention_mask,
+                    attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
                     position_ids=positions,
                     use_cache=False,
                     **self._beside_embeddings(encoded, input_ids, places),
                 )
             query, key, scale = seen.tensors()
-            return query[slots.rows], key[slots.rows], scale
+            return query[slots.rows], key[slots.rows], scale, seen.softcap
 
         def view(layer: int, which: Which) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
-            query, key, scale = attend(layer)
-            row = importance.instruction_row(query, key, scale, question, slots.columns, which)
+            query, key, scale, softcap = attend(layer)
+            window = self.window(layer) if self.prompt_windows else None
+            ends = (question * torch.arange(question.shape[1], device=question.device)).amax(1)
+            reach = ends - slots.columns[:, 0]
+            if window is not None and bool((reach >= window).any()):
+                image = int((reach >= window).int().argmax())
+                raise Unavailable(
+                    "instruction_attention",
+                    f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
+                    f"the last word; choose a layer that attends to all",
+                )
+            row = importance.instruction_row(query, key, scale, question, slots.columns, which, softcap)
             return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1]))
 
         return view
+
+    def _decoder_mask(
+        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Any:
+        """Return what the language model takes as mask of full prompts."""
+        return attention_mask
 
     def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""

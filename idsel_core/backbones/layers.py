@@ -149,6 +149,8 @@ def check_decoder(decoder: Any) -> None:
     kinds = set(getattr(decoder.config, "layer_types", None) or ()) - {"full_attention"}
     if kinds or getattr(decoder.config, "sliding_window", None) is not None:
         raise ValueError(f"tokens cannot be dropped inside {name}, whose layers do not all attend to the whole prompt")
+    if getattr(decoder.config, "use_bidirectional_attention", None):
+        raise ValueError(f"tokens cannot be dropped inside {name}, whose tokens attend to later ones")
     if decoder.training and getattr(decoder, "gradient_checkpointing", False):
         raise ValueError("tokens cannot be dropped under gradient checkpointing, which runs layers twice")
 

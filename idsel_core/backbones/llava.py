@@ -26,6 +26,15 @@ class Llava(Backbone):
         "vision_feature_select_strategy",
     )
 
+    def tower(self, kind: str = "image") -> Any:
+        """Return the vision tower that reads images, or videos."""
+        return self.core.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        """What reads one row a visual token and gives what the language model reads."""
+        return self.core.multi_modal_projector
+
     def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
@@ -71,7 +80,7 @@ class Llava(Backbone):
         if (rows, columns) != full:
             size = [rows * self._patch, columns * self._patch]
             pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
-            if "interpolate_pos_encoding" in inspect.signature(self.core.vision_tower.forward).parameters:
+            if "interpolate_pos_encoding" in inspect.signature(self.tower().forward).parameters:
                 options["interpolate_pos_encoding"] = True
         output, entered, seen = self._read_tower(pixel_values, depths, options)
         features = torch.stack(list(output.pooler_output))
@@ -98,25 +107,24 @@ class Llava(Backbone):
 
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector, (I, N, Dv) to (I, N, D)."""
-        projector = self.core.multi_modal_projector
-        projected: Tensor = projector(encoder_features.to(next(projector.parameters())))
+        projected: Tensor = self.projector(encoder_features.to(next(self.projector.parameters())))
         return projected
 
     def _read_tower(
-        self, pixel_values: Tensor, depths: Iterable[float], options: dict[str, Any]
+        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
     ) -> tuple[Any, Tensor, dict[str, Watched]]:
-        """Return the model's image features, what entered its projector, and watched layers by the suffix of views."""
-        modules = attention_modules(self.core.vision_tower)
+        """Return the model's own features, what entered its projector, and watched layers by the suffix of views."""
+        modules = attention_modules(self.tower(kind))
         feeding = self._feeding_layer(options.get("vision_feature_layer"))
         layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
         if feeding >= 0:
             layers[""] = feeding
         entered: list[Tensor] = []
         with ExitStack() as stack:
-            hook = self.core.multi_modal_projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            hook = self.projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
-            output = self.core.get_image_features(pixel_values, return_dict=True, **options)
+            output = getattr(self.core, f"get_{kind}_features")(pixels, return_dict=True, **options)
         return output, entered[0], {suffix: seen[layer] for suffix, layer in layers.items()}
 
     @property
@@ -125,7 +133,8 @@ class Llava(Backbone):
 
     def _chosen(self, choice: int | list[int] | None) -> list[int]:
         """Return which hidden states of the tower enter the projector."""
-        chosen = self.model.config.vision_feature_layer if choice is None else choice
+        # Families that do not let choose read the last one.
+        chosen = getattr(self.model.config, "vision_feature_layer", -1) if choice is None else choice
         return [chosen] if isinstance(chosen, int) else list(chosen)
 
     def _feeding_layer(self, choice: int | list[int] | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 from idsel_core.backbones.attention import attention_views
 from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
 from idsel_core.backbones.llava import Llava
+from idsel_core.backbones.patches import Patches, corners
 from idsel_core.methods import Method
 from idsel_core.tokens import Unavailable
 
@@ -27,7 +28,6 @@ class LlavaNext(Llava):
     each tile by itself; ``cls_features`` are those of the thumbnail.
     """
 
-    image_inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
     why_as_they_are = "images are cut into tiles of one size"
 
     def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
@@ -59,7 +59,7 @@ class LlavaNext(Llava):
         Unavailable
             If a `grid` is asked for.
         ValueError
-            If ``image_sizes`` is missing.
+            If ``image_sizes`` is missing, or [CLS] would enter the projector.
         """
         if grid is not None:
             raise Unavailable("a smaller image", self.why_as_they_are)
@@ -68,48 +68,42 @@ class LlavaNext(Llava):
             raise ValueError("images of any resolution need image_sizes")
         options = {name: value for name, value in image_inputs.items() if value is not None}
         output, entered, seen = self._read_tower(pixel_values, depths, options)
-        tiles = [
-            image_size_to_num_patches(size, self.model.config.image_grid_pinpoints, self._tile)
-            for size in torch.as_tensor(sizes).tolist()
-        ]
-        count = entered.shape[1]
-        sources = self._sources(tiles, count, sizes, options.get("vision_feature_select_strategy"))
-        source = torch.cat(sources).to(entered.device)
-        lengths = torch.tensor([len(rows) for rows in sources], device=source.device)
+        if entered.shape[1] != self._side**2:
+            raise ValueError(
+                f"{self._side**2} patches of each tile must enter the projector, not {entered.shape[1]}: "
+                f'vision_feature_select_strategy is to leave [CLS] out, "default", where the tower has one'
+            )
+        tiles = self._tiles(sizes, options)
+        first = [sum(tiles[:image]) for image in range(len(tiles))]
+        places = [self._places(*given, options) for given in zip(tiles, first, sizes, strict=True)]
+        patches, cells, numbers = zip(*places, strict=True)
+        source = Patches.together(patches, entered.device)
+        lengths = torch.tensor([len(rows) for rows in cells], device=entered.device)
         padded = functools.partial(padded_rows, lengths=lengths)
-        newline = source < 0
-
-        def packed(values: Tensor) -> Tensor:
-            """Bring values (tiles, patches, ...) to the order of the language model, 0 at newlines."""
-            rows = values.flatten(0, 1)[source.clamp_min(0)]
-            return padded(rows.masked_fill(newline.view(-1, *[1] * (rows.ndim - 1)), 0))
+        placed, crops = (padded(torch.cat(rows).to(entered.device), -1) for rows in (cells, numbers))
 
         def view(of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-            return lambda: packed(of())
+            return lambda: padded(source.mean(of().flatten(0, 1)))
 
-        cropped = output.last_hidden_state.shape[1] - count
-        has_cls = output.last_hidden_state.shape[1] > (self._tile // self._patch) ** 2
+        length = output.last_hidden_state.shape[1]
+        has_cls = length > self._side**2
         split = torch.split(pixel_values, tiles) if pixel_values.ndim == 4 else pixel_values
-        crops = padded(torch.cat([self._crops(*given) for given in zip(sources, sizes, strict=True)]).to(source), -1)
         views: dict[str, Callable[[], Tensor]] = {
             "image_key": lambda: torch.cat([pixel_key(image[None]) for image in split]),
             "crops": lambda: crops,
         }
         for suffix, layer in seen.items():
-            of_layer = attention_views(layer, cropped, has_cls)
+            of_layer = attention_views(layer, length - self._side**2, has_cls)
             views |= {f"{name}{suffix}": view(of) for name, of in of_layer.items()}
         if has_cls:
             chosen = self._chosen(options.get("vision_feature_layer"))
-            thumbnails = torch.tensor([0, *tiles[:-1]], device=source.device).cumsum(0)
-            views["cls_features"] = lambda: torch.cat(
-                [output.hidden_states[state][thumbnails, 0] for state in chosen], -1
+            views["cls_features"] = lambda: self._as_patches(
+                torch.cat([output.hidden_states[state][first, 0] for state in chosen], -1)
             )
-        side = self._tile // self._patch
-        places = torch.stack([source % count // side, source % count % side], 1).masked_fill(newline[:, None], -1)
         return Encoded(
-            encoder_features=packed(entered),
-            mask=padded(torch.ones_like(newline)),
-            grid=padded(places, -1),
+            encoder_features=padded(self._entering(source, entered.flatten(0, 1))),
+            mask=padded(torch.ones(len(source.members), dtype=torch.bool, device=entered.device)),
+            grid=placed,
             placeholders=lengths,
             views=views,
             features=padded(torch.cat(list(output.pooler_output))),
@@ -125,24 +119,58 @@ class LlavaNext(Llava):
     def _tile(self) -> int:
         return int(self.model.config.vision_config.image_size)
 
-    def _sources(self, tiles: list[int], count: int, sizes: Tensor, strategy: str | None) -> list[Tensor]:
-        """Return which of all tiles' patches each token of each image is, int64 (N,); -1 for newlines."""
-        numbers = torch.arange(sum(tiles) * count, dtype=torch.float64).view(-1, count, 1)
-        packed, _ = self.core.pack_image_features(
-            torch.split(numbers, tiles),
-            sizes,
-            vision_feature_select_strategy=strategy or self.model.config.vision_feature_select_strategy,
-            image_newline=torch.full((1,), -1.0, dtype=torch.float64),
-        )
-        return [rows[:, 0].long() for rows in packed]
+    @property
+    def _side(self) -> int:
+        return self._tile // self._patch
 
-    def _crops(self, source: Tensor, size: Tensor) -> Tensor:
-        """Return row and column of each token's tile, (N, 2), -1 in the thumbnail; newlines are in the tile before."""
-        shape_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape
-        columns = shape_of(size, self.model.config.image_grid_pinpoints, self._tile)[1]
-        place = torch.arange(len(source))
-        shown = source[place.masked_fill(source < 0, 0).cummax(0).values]
-        tile = (shown - source[0]).div((self._tile // self._patch) ** 2, rounding_mode="floor") - 1
-        return torch.stack([tile.div(columns, rounding_mode="floor"), tile % columns], 1).masked_fill(
-            (tile < 0)[:, None], -1
+    def _entering(self, patches: Patches, entered: Tensor) -> Tensor:
+        """Return what enters the projector for each token, given that of each patch."""
+        return patches.mean(entered)
+
+    def _as_patches(self, states: Tensor) -> Tensor:
+        """Return hidden states of the tower, (I, Dv), in the form of encoder features."""
+        return states
+
+    def _tiles(self, sizes: Tensor, options: Mapping[str, Any]) -> list[int]:
+        """Return how many tiles each image has, its thumbnail among them."""
+        pinpoints = self.model.config.image_grid_pinpoints
+        return [image_size_to_num_patches(size, pinpoints, self._tile) for size in torch.as_tensor(sizes).tolist()]
+
+    def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """Return values of the tiles of one image, (tiles, patches, D), as the model packs them, (N, D)."""
+        strategy = options.get("vision_feature_select_strategy", self.model.config.vision_feature_select_strategy)
+        packed: tuple[list[Tensor], Tensor] = self.core.pack_image_features(
+            [tiles], [size], vision_feature_select_strategy=strategy, image_newline=newline
         )
+        return packed[0][0]
+
+    def _places(
+        self, tiles: int, first: int, size: Tensor, options: Mapping[str, Any]
+    ) -> tuple[Patches, Tensor, Tensor]:
+        """Return the patches of the tokens of an image, and their cells and crops (N, 2), -1 where they have none.
+
+        Its tiles begin with number `first`. Newlines are in the crop before them.
+        """
+        side = self._side
+        columns = self._layout(size)[1]
+        tile, cell = torch.arange(-1, tiles - 1)[:, None], torch.arange(side**2)[None]
+        # What is packed are places, so that also where the model interpolates, they tell between which patches.
+        row = tile.clamp_min(0) // columns * side + cell // side
+        column = tile.clamp_min(0) % columns * side + cell % side
+        known = torch.stack([(tile >= 0).expand_as(row), row, column], -1).double()
+        cropped, row, column = self._pack(known, size, known.new_full((3,), -1), options).unbind(1)
+        newline = cropped < 0
+        rows, places, weights = corners(row.clamp_min(0), column.clamp_min(0))
+        number = rows // side * columns + places // side + (cropped > 0)[:, None]
+        members = (first + number) * side**2 + rows % side * side + places % side
+        # Of two that are as near, the first; rounded, so that these are as near.
+        nearest = (torch.stack([row, column], 1) - 0.5).round(decimals=9).ceil().long()
+        crop = (nearest // side).masked_fill((cropped <= 0)[:, None], -1)
+        crop = crop[torch.arange(len(crop)).masked_fill(newline, 0).cummax(0).values]
+        patches = Patches(members, weights.masked_fill(newline[:, None], 0))
+        return patches, (nearest % side).masked_fill(newline[:, None], -1), crop
+
+    def _layout(self, size: Tensor) -> tuple[int, int]:
+        """Return rows and columns of the tiles of an image."""
+        shape_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape
+        return shape_of(size, self.model.config.image_grid_pinpoints, self._tile)

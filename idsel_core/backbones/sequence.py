@@ -89,6 +89,24 @@ def locate_images(
     return Slots(rows[:, 0], columns.masked_fill(~filled, -1))
 
 
+def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return prompt, first column, and the column behind the last one, of each run of marks, in reading order.
+
+    Parameters
+    ----------
+    marks : Tensor
+        bool (B, L).
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
+        int64 (R,) each.
+    """
+    edges = torch.nn.functional.pad(marks.long(), (1, 1)).diff(dim=1)
+    rows, starts = (edges > 0).nonzero().unbind(1)
+    return rows, starts, (edges < 0).nonzero()[:, 1]
+
+
 def text_after(slots: Slots, text: Tensor) -> Tensor:
     """Mark the text that follows each image, which is what is asked of it, bool (I, L).
 

@@ -1,0 +1,55 @@
+"""Gemma 3: images of one size, patches averaged into tokens, which attend to all tokens of their image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones.joined import Joined
+
+
+class Gemma3(Joined):
+    """``Gemma3ForConditionalGeneration``.
+
+    A crop that the processor adds to an image (pan and scan) is an image of its own. A token is what the projector
+    makes of the mean of some patches, and its `Encoded.encoder_features` are this mean. In the language model the
+    tokens of an image attend to each other, earlier and later ones, where ``token_type_ids`` tell which they are; those
+    that are kept go on to. ``instruction_attention`` is that of calls with ``token_type_ids``.
+
+    Most layers of the language model attend within a window. Tokens may keep their positions while prompt and answer
+    fit into it: a window counts columns, of which there are fewer than positions.
+    """
+
+    joined_kinds = ("image",)
+    why_as_they_are = "images are of one size"
+
+    @property
+    def projector(self) -> Any:
+        """What reads one row a visual token."""
+        return self.core.multi_modal_projector.mm_soft_emb_norm
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector, (I, N, Dv) to (I, N, D)."""
+        weight = self.core.multi_modal_projector.mm_input_projection_weight
+        projected: Tensor = self.projector(encoder_features.to(weight)) @ weight
+        return projected
+
+    def members(self) -> Tensor:
+        """Return which patches of an image each token is made of, int64 (N, patches)."""
+        size = self.core.multi_modal_projector.kernel_size
+        numbers = torch.arange(self.side**2).view(self.side, self.side)
+        return numbers.unfold(0, size, size).unfold(1, size, size).flatten(0, 1).flatten(1)
+
+    def _decoder_mask(
+        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Any:
+        return self.model.create_masks_for_generate(
+            config=self.model.config,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            past_key_values=None,
+            position_ids=position_ids,
+            token_type_ids=self.placeholders(input_ids).long(),
+        )

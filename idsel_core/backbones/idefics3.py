@@ -1,0 +1,180 @@
+"""Idefics3 and SmolVLM: an image as tiles and a thumbnail, with words of the prompt between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones.attention import Watched
+from idsel_core.backbones.base import Encoded, padded_rows
+from idsel_core.backbones.joined import Joined
+from idsel_core.backbones.sequence import runs
+
+
+class Idefics3(Joined):
+    """``Idefics3ForConditionalGeneration``, and ``SmolVLMForConditionalGeneration`` with images and frames of videos.
+
+    The tokens of an image are those of all its tiles, row by row, and of the thumbnail, which comes last: a budget is
+    shared out over them by importance, or spent in each of them with ``budget_scope="tile"``. Between the tiles the
+    prompt has markers and newlines. They are text: they stay, also where a tile loses all its tokens.
+
+    The model is not told which tiles are of one image: the prompt is. A tile stands behind a marker and the words that
+    name it, which for the last tile of a prompt are those of a thumbnail; whatever stands behind the same ones is a
+    thumbnail as well, and ends an image. So an image that was not cut and a frame of a video are images of one tile. In
+    a prompt without markers each run of placeholders is an image.
+
+    A token is what the projector makes of some patches that pixel shuffle joined: its `Encoded.encoder_features` are
+    these patches joined.
+    """
+
+    image_inputs = ("pixel_values", "pixel_attention_mask")
+    why_no_view = {"crops": "the prompt does not tell how the tiles of an image lie"}  # noqa: RUF012
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder that reads the embeddings."""
+        return self.core.text_model
+
+    def tower(self, kind: str = "image") -> Any:
+        """Return the vision tower."""
+        return self.core.vision_model
+
+    @property
+    def projector(self) -> Any:
+        """What reads one row a visual token and gives what the language model reads."""
+        return self.core.connector.modality_projection
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model, with the tiles of each image and how they lie.
+
+        Raises
+        ------
+        ValueError
+            If a run of placeholders is not of whole tiles, or `pixel_values` have not five axes.
+        """
+        arguments, input_ids = super().image_arguments(inputs), inputs["input_ids"]
+        rows, starts, ends = runs(self.placeholders(input_ids))
+        counts = ends - starts
+        if int(counts.sum()) != int(_shown(arguments["pixel_values"]).sum()) * self.tile_tokens:
+            return arguments
+        if bool((counts % self.tile_tokens).any()):
+            raise ValueError(
+                f"placeholders of a tile must stand in one run, {self.tile_tokens} for each tile; "
+                f"found runs of {counts.tolist()}"
+            )
+        tiles, columns = [0], [0]
+        for row, line in enumerate(input_ids.tolist()):
+            own = (rows == row).nonzero()[:, 0]
+            found = list(zip(starts[own].tolist(), ends[own].tolist(), strict=True))
+            marks = _Markers(line, found)
+            for (start, end), count in zip(found, (counts[own] // self.tile_tokens).tolist(), strict=True):
+                tiles[-1] += count
+                if marks.ends_image(start):
+                    tiles, columns = [*tiles, 0], [*columns, 0]
+                elif not columns[-1] and marks.ends_row(end):
+                    columns[-1] = tiles[-1]
+        arguments["tiles"] = tiles[:-1]
+        if all(count == 1 or wide for count, wide in zip(tiles[:-1], columns, strict=False)):
+            arguments["columns"] = columns[:-1]
+        return arguments
+
+    def encode(
+        self,
+        pixel_values: Tensor,
+        grid: tuple[int, int] | None = None,
+        depths: Iterable[float] = (),
+        **image_inputs: Any,
+    ) -> Encoded:
+        """Run the vision tower once.
+
+        Parameters
+        ----------
+        pixel_values : Tensor
+            Tiles of each prompt, (B, tiles, 3, height, width); those that are all zero are padding.
+        grid : tuple[int, int], optional
+            Must be None.
+        depths : Iterable[float]
+            Further depths of the tower, 0 to 1, at which views are wanted.
+        image_inputs
+            ``tiles``, how many each image has (one by default), ``columns``, how many of them lie side by side (0
+            where the image is one tile), and ``pixel_attention_mask``, 1 on all pixels of each tile.
+
+        Raises
+        ------
+        Unavailable
+            If a `grid` is asked for.
+        ValueError
+            If `pixel_values` have not five axes, all tiles are padding, the mask hides part of one, or there are more
+            or fewer tiles than images have.
+        """
+        shown = _shown(pixel_values)
+        if not bool(shown.any()):
+            raise ValueError("pixel_values are all zero, which is padding: there is no image")
+        mask, columns = image_inputs.pop("pixel_attention_mask", None), image_inputs.pop("columns", None)
+        if mask is not None and not bool(mask[shown].all()):
+            hidden = (~mask[shown].bool().flatten(1).all(1)).nonzero()[:, 0].tolist()
+            raise ValueError(f"pixel_attention_mask hides part of tiles {hidden}; tiles must be whole")
+        encoded = super().encode(pixel_values[shown], grid, depths, **image_inputs)
+        if columns is None:
+            return encoded
+        lengths = encoded.placeholders
+        number, wide = encoded.views["tiles"](), torch.tensor(columns, device=lengths.device)[:, None]
+        place = torch.stack([number // wide.clamp_min(1), number % wide.clamp_min(1)], 2)
+        thumbnail = number == (lengths[:, None] // self.tile_tokens - 1)
+        crops = padded_rows(place.masked_fill(thumbnail[..., None], -1)[encoded.mask], -1, lengths=lengths)
+        return dataclasses.replace(encoded, views={**encoded.views, "crops": lambda: crops})
+
+    def members(self) -> Tensor:
+        """Return which patches of a tile each token is made of, int64 (N, patches)."""
+        numbers = torch.arange(self.side**2, dtype=torch.float64).view(1, -1, 1)
+        shuffled: Tensor = self.core.connector.pixel_shuffle(numbers, self.model.config.scale_factor)
+        return shuffled[0].long()
+
+    def _read_tower(
+        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
+    ) -> tuple[Any, Tensor, dict[str, Watched]]:
+        # The model wants tiles of prompts.
+        return super()._read_tower(pixels[None], depths, options, kind)
+
+
+class _Markers:
+    """What stands between the tiles of one prompt.
+
+    Parameters
+    ----------
+    line : list[int]
+        Token ids of the prompt.
+    found : list[tuple[int, int]]
+        First column, and the column behind the last one, of each run of placeholders.
+    """
+
+    def __init__(self, line: list[int], found: list[tuple[int, int]]) -> None:
+        self.line = line
+        self.marker: int | None = None
+        self.words: list[int] = []
+        if found and found[-1][1] < len(line):
+            (start, end), before = found[-1], found[-2][1] if len(found) > 1 else 0
+            # A thumbnail stands between two markers.
+            text = line[before:start]
+            if line[end] in text:
+                self.marker = line[end]
+                self.words = text[len(text) - 1 - text[::-1].index(self.marker) :]
+
+    def ends_image(self, start: int) -> bool:
+        """Return whether the run that begins here is a thumbnail."""
+        return self.line[max(0, start - len(self.words)) : start] == self.words
+
+    def ends_row(self, end: int) -> bool:
+        """Return whether no tile follows the run that ends here in its row."""
+        return self.line[end] != self.marker
+
+
+def _shown(pixel_values: Tensor) -> Tensor:
+    """Mark tiles that are no padding, bool (B, tiles)."""
+    if pixel_values.ndim != 5:
+        raise ValueError(f"pixel_values must be (prompts, tiles, 3, height, width), not {tuple(pixel_values.shape)}")
+    return pixel_values.flatten(2).any(2)

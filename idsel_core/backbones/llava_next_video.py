@@ -1,0 +1,32 @@
+"""LLaVA-NeXT-Video: LLaVA-NeXT's images, and videos of pooled frames."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.patches import Patches, windows
+from idsel_core.backbones.videos import WithVideos
+
+
+class LlavaNextVideo(WithVideos, LlavaNext):
+    """``LlavaNextVideoForConditionalGeneration``, images and videos.
+
+    Images are as those of LLaVA-NeXT. Frames of a video are thumbnails whose patches are pooled before the projector,
+    as ``spatial_pool_mode`` and ``spatial_pool_stride`` tell. Videos have no newlines.
+    """
+
+    image_inputs = (
+        "pixel_values",
+        "image_sizes",
+        "pixel_values_videos",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+    why_as_they_are = "images are cut into tiles of one size, and frames of videos are as large as one"
+
+    def _frame(self, patches: int) -> tuple[Patches, Tensor]:
+        stride = int(self.model.config.spatial_pool_stride)
+        pooled = torch.arange(self._side // stride)
+        return windows(self._side, self._side, stride), torch.cartesian_prod(pooled, pooled)

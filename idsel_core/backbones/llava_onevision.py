@@ -1,0 +1,96 @@
+"""LLaVA-OneVision: LLaVA-NeXT's tiles, scaled down where they are too many, and videos of pooled frames."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones.base import Encoded
+from idsel_core.backbones.companion import Relevance
+from idsel_core.backbones.llava import Llava
+from idsel_core.backbones.llava_next import LlavaNext
+from idsel_core.backbones.patches import Patches, corners, separated
+from idsel_core.backbones.sequence import Slots
+from idsel_core.backbones.videos import WithVideos
+
+CORNERS = 4
+"""Patches between which a token can lie."""
+
+
+class LlavaOnevision(WithVideos, LlavaNext):
+    """``LlavaOnevisionForConditionalGeneration``, images and videos.
+
+    Images are as those of LLaVA-NeXT. Where the tiles have too many patches, tokens lie between them; the cell and crop
+    of such a token are those of the nearest patch. Images of a prompt that holds several, as ``batch_num_images``
+    tells, are thumbnails without tiles, with one newline at the end. Frames of a video are thumbnails whose patches are
+    pooled, about two by two; the video ends in one newline, which is in the last frame.
+
+    The projector comes before the pooling. So `Encoded.encoder_features` are up to four patches joined, of which most
+    tokens of images have one, followed by their four weights.
+    """
+
+    image_inputs = (
+        "pixel_values",
+        "image_sizes",
+        "batch_num_images",
+        "vision_aspect_ratio",
+        "pixel_values_videos",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+    joined_kinds = ("video",)
+    why_as_they_are = "images are cut into tiles of one size, and frames of videos are as large as one"
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector to patches and pool them, (I, N, 4 * (Dv + 1)) to (I, N, D); zeros give a newline."""
+        patches, weights = separated(encoder_features, CORNERS)
+        projected = Llava.project(self, patches.flatten(1, 2)).view(*patches.shape[:3], -1)
+        pooled = (projected * weights.to(projected)).sum(2)
+        newline = ~encoder_features.any(2, keepdim=True)
+        return torch.where(newline.to(pooled.device), self.core.image_newline.to(pooled), pooled)
+
+    def _entering(self, patches: Patches, entered: Tensor) -> Tensor:
+        return patches.joined(entered, CORNERS)
+
+    def _as_patches(self, states: Tensor) -> Tensor:
+        whole = Patches(torch.arange(len(states))[:, None], torch.ones(len(states), 1))
+        return Patches.together([whole], states.device).joined(states, CORNERS)
+
+    def _tiles(self, sizes: Tensor, options: Mapping[str, Any]) -> list[int]:
+        tiles = super()._tiles(sizes, options)
+        if options.get("batch_num_images") is None:
+            return tiles
+        counts = torch.as_tensor(options["batch_num_images"]).tolist()
+        whole = [count > 1 for count in counts for _ in range(count)]
+        if len(whole) != len(tiles):
+            raise ValueError(f"batch_num_images names {len(whole)} images, but there are sizes of {len(tiles)}")
+        return [1 if several else count for several, count in zip(whole, tiles, strict=True)]
+
+    def _pack(self, tiles: Tensor, size: Tensor, newline: Tensor, options: Mapping[str, Any]) -> Tensor:
+        ratio = options.get("vision_aspect_ratio", self.model.config.vision_aspect_ratio)
+        packed: tuple[list[Tensor], Tensor] = self.core.pack_image_features(
+            [tiles], [size], image_newline=newline, vision_aspect_ratio=ratio
+        )
+        return packed[0][0]
+
+    def _frame(self, patches: int) -> tuple[Patches, Tensor]:
+        side = self._side
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+        rows, columns, weights = corners(*self.core.apply_pooling(places[None])[0].unbind(1))
+        pooled = round(len(rows) ** 0.5)
+        cells = torch.cartesian_prod(torch.arange(pooled), torch.arange(pooled))
+        return Patches(rows * side + columns, weights), cells
+
+    def _video_features(self, patches: Patches, entered: Tensor) -> Tensor:
+        return patches.joined(entered, CORNERS)
+
+    def _relevance(
+        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        patches, weights = separated(encoded.encoder_features, CORNERS)
+        mean = dataclasses.replace(encoded, encoder_features=(patches * weights).sum(2))
+        return super()._relevance(source, mean, slots, input_ids, question)

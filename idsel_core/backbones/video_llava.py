@@ -1,0 +1,49 @@
+"""Video-LLaVA: images and videos through a tower each, one token a patch, and [CLS] of each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones.patches import Patches, windows
+from idsel_core.backbones.videos import WithVideos
+
+
+class VideoLlava(WithVideos):
+    """``VideoLlavaForConditionalGeneration``, images and videos.
+
+    Images are as those of LLaVA-1.5. The language model reads all patches of each frame of a video, after the frame's
+    [CLS], which is a token like any other, off the grid.
+    """
+
+    image_inputs = (
+        "pixel_values",
+        "pixel_values_images",
+        "pixel_values_videos",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    )
+    pixel_inputs = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+    joined_kinds = ("image", "video")
+    why_as_they_are = "frames of videos are encoded as they are"
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model, which its processor names otherwise."""
+        arguments = super().image_arguments(inputs)
+        images = arguments.pop("pixel_values_images", None)
+        return arguments if images is None else {"pixel_values": images, **arguments}
+
+    def tower(self, kind: str = "image") -> Any:
+        """Return the vision tower that reads images, or videos."""
+        return getattr(self.core, f"{kind}_tower")
+
+    def _frame(self, patches: int) -> tuple[Patches, Tensor]:
+        side = int(self.model.config.vision_config.image_size) // self._patch
+        cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        return windows(1, patches, 1), torch.cat([cells.new_full((patches - side**2, 2), -1), cells])
+
+    def _crops_cls(self, options: dict[str, Any]) -> bool:
+        return False
