@@ -152,7 +152,7 @@ def accuracy_against_time(rows: pd.DataFrame, times: pd.DataFrame, resamples: in
     Parameters
     ----------
     rows : DataFrame
-        Rows of the store of results, of one part, those of "full" among them.
+        Rows as the store of results holds them, of one part, those of "full" among them.
     times : DataFrame
         As for `totals`.
     resamples : int
@@ -163,9 +163,16 @@ def accuracy_against_time(rows: pd.DataFrame, times: pd.DataFrame, resamples: in
     DataFrame
         method, budget, share, low, high, total, after_encode, and front and front_after_encode: whether no other is
         both at least as fast and at least as good.
+
+    Raises
+    ------
+    ValueError
+        If methods are titled already.
     """
     shares = share_of_full(by_title(rows), ["method", "budget"], resamples=resamples)
     shares = shares[~shares["method"].isin(ENDS)]
+    if rows["method"].str.endswith(")").any():
+        raise ValueError("rows must be as stored: budgets left at last are told by `convention`, not in `method`")
     clock = totals(times)[["method", "budget", "total", "after_encode"]]
     both = shares.merge(clock, on=["method", "budget"])
     return both.assign(front=_front(both, "total"), front_after_encode=_front(both, "after_encode"))

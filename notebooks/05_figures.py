@@ -138,7 +138,7 @@ drawn_from = times.origin("08_efficiency")
 figures.save(efficiency.phases_figure(timed), figures_dir, "efficiency_phases", drawn_from)
 figures.save(efficiency.scaling_figure(timed), figures_dir, "efficiency_scaling", drawn_from)
 figures.save(efficiency.selection_figure(timed), figures_dir, "efficiency_selection", drawn_from)
-front = efficiency.accuracy_against_time(compared, timed, resamples)
+front = efficiency.accuracy_against_time(results.frame("06_comparison"), timed, resamples)
 drawn_from["results"] |= results.origin("06_comparison")["results"]
 figures.save(efficiency.pareto_figure(front), figures_dir, "efficiency_front", drawn_from)
 fit = efficiency.fit_figure(prefills, efficiency.fit_of(prefills))

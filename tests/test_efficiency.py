@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from idsel_core import IDSelection, UniformGrid, adapter_for, efficiency, get_method
+from idsel_core.comparison import by_title
 from idsel_core.cost import flops_paper, full_budget, read_config
 from idsel_core.latency import time_ideal, time_methods
 from idsel_core.times import SELECTION, selection_rows, validate
@@ -79,9 +80,17 @@ def test_the_front_is_what_nothing_beats_in_time_and_accuracy():
 def test_accuracy_meets_time_by_method_and_budget(times):
     full, pruned = make_rows(method="full", budgets=(36.0,)), make_rows(method="idselection", budgets=(4.0,))
     rows = pd.concat([full, pruned, make_rows(method="random", budgets=(4.0,))], ignore_index=True)
+    final = make_rows(method="fastv", budgets=(20.0,)).assign(convention="final")
+    rows = pd.concat([rows, final], ignore_index=True)
     table = efficiency.accuracy_against_time(rows, times, resamples=20)
     assert table["method"].tolist() == ["idselection"]
     assert table["total"].tolist() == [114]
+    late = times.assign(convention=times["convention"].replace("average", "final"))
+    table = efficiency.accuracy_against_time(rows, late, resamples=20)
+    assert sorted(table["method"]) == ["fastv (final)", "idselection"]
+    with pytest.raises(ValueError, match="rows must be as stored: budgets left at last are told by `convention`"):
+        efficiency.accuracy_against_time(by_title(rows), late, resamples=20)
+    table = table[table["method"] == "idselection"]
     assert efficiency.about_front(table).startswith("- **whole answers**: ID-Selection at 4 (114 ms")
     figure = efficiency.pareto_figure(table)
     assert len(figure.axes) == 2
