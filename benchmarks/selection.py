@@ -1,34 +1,49 @@
-"""Time id_select against straightforward loops: python benchmarks/selection.py.
+"""Time id_select against straightforward loops: python benchmarks/selection.py --device cpu (or cuda).
 
-All contestants run in turn, many times, and the fastest run of each counts. The features are random, in clusters, or
-in clusters with much in common (as projector outputs are); the scores peaked or equal.
+All contestants run in turn, many times: DivPrune, CDPruner and SCOPE as their formulas read, with the table of all
+N x N cosines and one step after the other, and ID-Selection's own rule in the same way (reference). The features are
+random, in clusters, or in clusters with much in common (as projector outputs are); the scores peaked, uniform or equal.
+Then id_select alone, for growing images and budgets, with the time for each of the K x N pairs.
+
+Picks are compared with the reference's. Where they part, `gap` says how far the worst pick stood below the best token,
+as a share of the highest score, when the rule is followed along them in float64: ties within float32's rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.benchmark import Timer
 
+from idsel_core.provenance import provenance
 from idsel_core.selection import id_select
+from idsel_core.timings import in_turns, store
+
+FEATURES = ("random", "clustered", "common")
+SCORES = ("peaked", "uniform", "equal")
+SCALING = [(n, k) for n in (2000, 4000, 8000, 16000) for k in (64, 256, 1024)]
 
 
-def naive(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
-    """ID-Selection with all N x N weights, one step after the other."""
-    x = normalize(x, dim=-1)
-    weights = torch.exp(-gamma * (1 - x @ x.T).clamp_min(0).square())
-    picked = torch.zeros_like(scores, dtype=torch.bool)
-    picks = []
+def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
+    """ID-Selection with all N x N cosines, a few kernels a step."""
+    x = normalize(x.float(), dim=-1)
+    distance = torch.nn.functional.threshold(1 - (x @ x.T).double(), 32 * torch.finfo(torch.float32).eps, 0.0)
+    weights = torch.exp(-gamma * distance.square())
+    scores, picks = scores.double(), []
     for _ in range(k):
-        best = scores.masked_fill(picked, -torch.inf).argmax()
+        best = scores.argmax()
         picks.append(best)
-        picked[best] = True
         scores = scores - weights[best] * scores[best].clamp_min(0)
+        scores[best] = -torch.inf
     return torch.stack(picks)
 
 
@@ -48,7 +63,7 @@ def cdpruner(x: Tensor, scores: Tensor, k: int) -> Tensor:
     r = (scores - scores.min() + 1e-6) / (scores.max() - scores.min() + 1e-6)
     kernel = r[:, None] * (x @ x.T) * r
     gain = kernel.diagonal().clone()
-    factors = torch.zeros(k, len(x))
+    factors = torch.zeros(k, len(x), device=x.device)
     picks = []
     for step in range(k):
         best = gain.argmax()
@@ -60,6 +75,30 @@ def cdpruner(x: Tensor, scores: Tensor, k: int) -> Tensor:
     return torch.stack(picks)
 
 
+def scope(x: Tensor, scores: Tensor, k: int) -> Tensor:
+    """Coverage gained, times the score."""
+    x = normalize(x, dim=-1)
+    cosines = x @ x.T
+    covered = torch.zeros(len(x), device=x.device)
+    picked = torch.zeros_like(covered, dtype=torch.bool)
+    picks = []
+    for _ in range(k):
+        gain = (cosines - covered).clamp_min(0).sum(dim=1) * scores
+        best = gain.masked_fill(picked, -torch.inf).argmax()
+        picks.append(best)
+        picked[best] = True
+        covered = torch.maximum(covered, cosines[best])
+    return torch.stack(picks)
+
+
+LOOPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "reference": reference,
+    "divprune": divprune,
+    "cdpruner": cdpruner,
+    "scope": scope,
+}
+
+
 def make_features(kind: str, n: int, d: int) -> Tensor:
     """Return (n, d) features."""
     noise = torch.randn(n, d)
@@ -69,49 +108,135 @@ def make_features(kind: str, n: int, d: int) -> Tensor:
     return x if kind == "clustered" else x + 1.5 * torch.randn(d)
 
 
-def fastest(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the milliseconds of each contestant's fastest run."""
-    timers = {name: Timer("run()", globals={"run": run}) for name, run in contestants.items()}
-    seen = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds)]
-    return {name: 1e3 * min(turn[name] for turn in seen) for name in timers}
+def make_scores(kind: str, *shape: int) -> Tensor:
+    """Return scores, with images as rows."""
+    if kind == "peaked":
+        return torch.randn(shape).mul(2).softmax(-1)
+    return torch.rand(shape) if kind == "uniform" else torch.ones(shape)
 
 
-def main() -> None:
-    """Print one line a case: milliseconds of id_select, and how many times as long the others take."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=576)
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[16, 64, 192])
-    arguments = parser.parse_args()
-    n, d = arguments.tokens, arguments.width
+def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
+    """Follow the rule along `order` in float64; return the worst pick's distance from the best token."""
+    x, scores = normalize(x.double(), dim=-1), scores.double()
+    highest, worst = float(scores.max()), 0.0
+    for start in range(0, len(order), 64):
+        block = order[start : start + 64]
+        weights = torch.exp(-gamma * (1 - x[block] @ x.T).clamp_min(0).square())
+        for pick, row in zip(block.tolist(), weights, strict=True):
+            worst = max(worst, float(scores.max() - scores[pick]))
+            scores = scores - row * scores[pick].clamp_min(0)
+            scores[pick] = -torch.inf
+    return worst / highest
+
+
+def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
+    """Time all contestants on one image of every kind."""
+    tables = []
+    for features in given.features:
+        x = make_features(features, n, given.width).to(given.device)
+        for kind in given.scores:
+            s = make_scores(kind, n).to(given.device)
+            calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
+            if given.device == "cuda":
+                calls["id_select, torch"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
+            calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
+            times = in_turns(calls, given.rounds, given.seconds, given.clock)
+            order = id_select(x, s, k).order[0]
+            same = torch.equal(order, reference(x, s, k))
+            case = {"part": "loops", "tokens": n, "budget": k, "batch": 1, "width": given.width}
+            tables.append(times.assign(**case, features=features, scores=kind, same_picks=same, gap=gap(x, s, order)))
+            show(tables[-1], f"{features:>10} {kind:>8}")
+    return pd.concat(tables)
+
+
+def show(times: pd.DataFrame, case: str) -> None:
+    """Print one line a case."""
+    by_name = times.set_index("contestant")
+    ours = by_name.loc["id_select"]
+    ratios = "".join(f"{by_name.at[name, 'fastest_ratio']:9.1f}x" for name in by_name.index if name != "id_select")
+    spread = f"({ours['low_ms']:.2f}-{ours['high_ms']:.2f}, fastest {ours['fastest_ms']:.2f})"
+    picks = "same" if ours["same_picks"] else f"part at a tie, gap {ours['gap']:.0e}"
+    print(f"{case} {ours['median_ms']:9.2f} ms {spread:<36}{ratios}  {picks}", flush=True)
+
+
+def scale(given: argparse.Namespace) -> pd.DataFrame:
+    """Time id_select alone for growing images, budgets and at last the batch."""
+    rows = []
+    for kind in given.scores:
+        for (n, k), batch in [*((case, 1) for case in given.scaling), (given.scaling[-1], given.batch)]:
+            x = torch.stack([make_features("clustered", n, given.scaling_width) for _ in range(batch)]).to(given.device)
+            s = make_scores(kind, batch, n).to(given.device)
+            times = in_turns(
+                {"id_select": lambda s=s, x=x, k=k: id_select(x, s, k)}, given.rounds, given.seconds, given.clock
+            )
+            pair = 1e6 * times["fastest_ms"] / (batch * n * k)
+            case = {"part": "scaling", "tokens": n, "budget": k, "batch": batch, "width": given.scaling_width}
+            rows.append(times.assign(**case, features="clustered", scores=kind, ns_a_pair=pair))
+            print(
+                f"{kind:>8} N = {n:6} K = {k:5} batch {batch:3} {times.at[0, 'median_ms']:10.1f} ms {pair[0]:8.2f} ns",
+                flush=True,
+            )
+        single = pd.concat(rows).query("scores == @kind and batch == 1")
+        if len(single) > 2:
+            slope = np.polyfit(np.log(single["tokens"] * single["budget"]), np.log(single["fastest_ms"]), 1)[0]
+            print(f"{kind:>8} time grows as (K x N)^{slope:.2f}")
+    return pd.concat(rows)
+
+
+def case(text: str) -> tuple[int, int]:
+    """Read "N:K"."""
+    n, k = map(int, text.split(":"))
+    if not 1 <= k <= n:
+        raise argparse.ArgumentTypeError(f"a case is tokens:kept, not {text!r}")
+    return n, k
+
+
+def main() -> int:
+    """Print the times and keep them; returns 1 if picks part by more than rounding."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    several = {"nargs": "+", "metavar": "N:K", "type": case}
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
+    )
+    parser.add_argument("--rounds", type=int, default=25, help="turns that count (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="of one case, about, at most (default: %(default)s)")
+    parser.add_argument(
+        "--cases", **several, default=[(576, 16), (576, 64), (576, 192), (2880, 320)], help="tokens and budget"
+    )
+    parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
+    parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
+    parser.add_argument("--scaling", **several, default=SCALING, help="tokens and budget; the last in batches")
+    parser.add_argument("--scaling-width", type=int, default=256, help="numbers a token there (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images at once there (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    if given.clock == "thread" and (given.device, given.threads) != ("cpu", 1):
+        parser.error("--clock thread is for --device cpu --threads 1")
+    started = time.perf_counter()
     torch.manual_seed(0)
-    print(f"N = {n}, D = {d}, CPU {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("others as multiples of id_select; batch: 4 images at once / one by one\n")
-    print("   K   features  scores   id_select   naive  DivPrune  CDPruner  batch")
-    for k in arguments.budgets:
-        for kind in ("random", "clustered", "alike"):
-            x = torch.stack([make_features(kind, n, d) for _ in range(4)])
-            for peaked in (True, False):
-                s = torch.randn(4, n).mul(2).softmax(1) if peaked else torch.ones(4, n)
-                time = fastest(
-                    {
-                        "id_select": lambda x=x, s=s, k=k: id_select(x[0], s[0], k),
-                        "naive": lambda x=x, s=s, k=k: naive(x[0], s[0], k),
-                        "divprune": lambda x=x, s=s, k=k: divprune(x[0], s[0], k),
-                        "cdpruner": lambda x=x, s=s, k=k: cdpruner(x[0], s[0], k),
-                        "batch": lambda x=x, s=s, k=k: id_select(x, s, k),
-                        "one by one": lambda x=x, s=s, k=k: [id_select(a, b, k) for a, b in zip(x, s, strict=True)],
-                    },
-                    arguments.rounds,
-                )
-                ours = time["id_select"]
-                print(
-                    f"{k:4} {kind:>10} {'peaked' if peaked else 'equal':>7} {ours:8.2f} ms "
-                    f"{time['naive'] / ours:6.1f}x {time['divprune'] / ours:8.1f}x {time['cdpruner'] / ours:8.1f}x "
-                    f"{time['batch'] / time['one by one']:6.2f}"
-                )
+    torch.set_num_threads(given.threads)
+    machine = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU {platform.machine()}"
+    print(f"{machine}, {given.threads} threads, torch {torch.__version__}, {given.clock} time")
+    print("id_select: median (quartiles, fastest); the others: how many times as long, fastest turns")
+    tables = []
+    for n, k in given.cases:
+        print(f"\nN = {n}, K = {k}, D = {given.width}; others: {', '.join(LOOPS)}")
+        tables.append(compare(n, k, given))
+    print(f"\nid_select alone, D = {given.scaling_width}: median, and the fastest for each of the K x N pairs")
+    rows = pd.concat([*tables, scale(given)]).assign(device=machine, threads=given.threads)
+    parameters = {name: str(value) for name, value in vars(given).items()}
+    path = given.results / f"selection-{given.device}.parquet"
+    store(path, rows, provenance(parameters, device=machine, started=started))
+    print(f"\nkept in {path}")
+    wrong = rows[rows["gap"] > 1e-6]
+    print(*(f"picks part: {row}" for row in wrong.to_dict("records")), sep="\n", file=sys.stderr, end="")
+    return bool(len(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

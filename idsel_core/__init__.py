@@ -6,8 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from idsel_core.architectures import build_random as build_random
+    from idsel_core.architectures import list_architectures as list_architectures
+    from idsel_core.backbones import ClipCompanion as ClipCompanion
     from idsel_core.backbones import Companion as Companion
     from idsel_core.backbones import adapter_for as adapter_for
+    from idsel_core.loading import load as load
     from idsel_core.methods import DiversityOnly as DiversityOnly
     from idsel_core.methods import Downsample as Downsample
     from idsel_core.methods import IDSelection as IDSelection
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
     from idsel_core.tokens import VisualTokens as VisualTokens
 
 _HOME = {
-    "backbones": ("Companion", "adapter_for"),
+    "architectures": ("build_random", "list_architectures"),
+    "backbones": ("ClipCompanion", "Companion", "adapter_for"),
+    "loading": ("load",),
     "methods": (
         "DiversityOnly",
         "Downsample",

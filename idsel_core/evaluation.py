@@ -28,11 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import VisionTextDualEncoderModel
 
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
 from idsel_core.checkpoints import Checkpoint
 from idsel_core.cost import flops_prefill
+from idsel_core.loading import load
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
@@ -146,28 +148,18 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
         If its weights are missing, damaged or do not fit, or there is no such device.
     """
     check_device(device)
-    from transformers import AutoModelForImageTextToText, AutoProcessor, VisionTextDualEncoderModel
-
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no weights (*.safetensors): delete it and run `make env`")
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    load: Any = AutoModelForImageTextToText.from_pretrained
-    load_companion: Any = VisionTextDualEncoderModel.from_pretrained
-    load_processor: Any = AutoProcessor.from_pretrained
+    companion, dual = folder / "companion", None
     try:
-        model, report = load(folder, output_loading_info=True, use_safetensors=True, **safe)
-        companion = folder / "companion"
-        dual = load_companion(companion, use_safetensors=True, **safe) if companion.is_dir() else None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read ({error}): delete it and run `make env`") from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(f"the weights in {folder} lack {missing}: delete it and run `make env`")
-    processor = load_processor(folder, **safe)
+        model, processor = load(folder, dtype="auto", local_files_only=True)
+        if companion.is_dir():
+            read: Any = VisionTextDualEncoderModel.from_pretrained
+            dual = read(companion, trust_remote_code=False, use_safetensors=True, local_files_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{error}; `make env` makes the embedded backbone anew once {folder} is gone") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
-    return adapter_for(model.to(device).eval(), relevance), processor
+    return adapter_for(model.to(device), relevance), processor
 
 
 def check_device(device: str) -> None:

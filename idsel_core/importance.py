@@ -54,7 +54,7 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return _attend(query[:, :, :1], key, scale)[:, 0]
 
 
-def received(query: Tensor, key: Tensor, scale: float, chunk: int = 256) -> Tensor:
+def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tensor:
     """Return the attention that each token receives, mean over queries and heads.
 
     Parameters
@@ -69,8 +69,9 @@ def received(query: Tensor, key: Tensor, scale: float, chunk: int = 256) -> Tens
     Tensor
         float32 (B, N); rows sum to 1.
     """
-    total = torch.stack([_attend(part, key, scale).sum(dim=1) for part in torch.split(query, chunk, dim=2)]).sum(dim=0)
-    return total / query.shape[2]
+    key = key.float().contiguous()  # once, not for each part
+    parts = [_shares(part, key, scale).sum(dim=(1, 2, 3)) for part in torch.split(query, chunk, dim=2)]
+    return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
 
 
 def instruction_row(
@@ -341,15 +342,22 @@ def _attend(
 
     Keys are left out where `mask` (B, T or 1, N) is false; `softcap` bounds the products.
     """
+    rows: Tensor = _shares(query, key, scale, mask, softcap).mean(dim=(1, 2))
+    return rows
+
+
+def _shares(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Return the attention (B, H', H / H', T, N) of every head."""
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
     batch, heads, length, width = query.shape
-    grouped = query.float().reshape(batch, key.shape[1], heads // key.shape[1], length, width)
+    grouped = query.float().mul(scale).reshape(batch, key.shape[1], heads // key.shape[1], length, width)
     with torch.autocast(query.device.type, enabled=False):
-        logits = grouped @ key.float()[:, :, None].mT * scale
+        logits = grouped @ key.float()[:, :, None].mT
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
-    rows: Tensor = logits.softmax(dim=-1).mean(dim=(1, 2))
-    return rows
+    return logits.softmax(dim=-1)

@@ -3,6 +3,10 @@
 Print a table from the command line, for noise images and prompts of random words:
 
     python -m idsel_core.latency --budgets 576 64 16 --method idselection --runs 10
+
+Published models are timed by their names, with random weights and without a download:
+
+    python -m idsel_core.latency --model llava-1.5-7b --device cuda --budgets 576 64
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from idsel_core.backbones import Backbone, Encoded
+from idsel_core.architectures import build_random, list_architectures
+from idsel_core.backbones import Backbone, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping, following
 from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, read_config
 from idsel_core.cost.shapes import Size, pair, tower_of
-from idsel_core.evaluation import load_model, title
+from idsel_core.evaluation import check_device, load_model, title
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method
 from idsel_core.paths import MODEL
 from idsel_core.pruning import prune
@@ -599,7 +604,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m idsel_core.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=MODEL, help="model folder (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=MODEL,
+        help="model folder (default: %(default)s), or for random weights of full size one of "
+        f"{', '.join(list_architectures())}, or a configuration file",
+    )
+    parser.add_argument("--dtype", help="torch dtype of random weights (default: bfloat16)", default="bfloat16")
     parser.add_argument("--budgets", type=int, nargs="+", metavar="TOKENS", help="visual tokens (default: all and 64)")
     parser.add_argument("--method", default="idselection", help="what selects below all tokens (default: %(default)s)")
     parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt (default: %(default)s)")
@@ -624,7 +636,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         whole = tower_of(config, size).visual
         budgets = given.budgets or [whole, 64]
         methods = [None if budget == whole else get_method(given.method, budget=budget) for budget in budgets]
-        backbone, _ = load_model(given.model, given.device)
+        if given.model.is_dir():
+            backbone, _ = load_model(given.model, given.device)
+        else:
+            check_device(given.device)
+            backbone = adapter_for(build_random(config, getattr(torch, given.dtype, given.dtype), given.device))
         inputs = {name: tensor.to(given.device) for name, tensor in inputs.items()}
         timings = time_methods(backbone, inputs, methods, runs=given.runs, warmup=given.warmup, new_tokens=given.new)
         print(f"{given.model}: {circumstances(timings[0])}\n")

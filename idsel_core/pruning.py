@@ -11,14 +11,19 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones.layers import Passage, check_decoder, dropping, following, stopwatch
+from idsel_core.backbones.sequence import cache_in
 from idsel_core.backbones.tiles import Scope, check_scope, select_by_tile
 from idsel_core.methods import Method, drops_inside
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
+
+_READS_CHUNKS = "5.23"
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ class Pruning:
         input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         pixels = next((inputs[name] for name in self.backbone.pixel_inputs if inputs.get(name) is not None), None)
         if inputs.get("mm_encoder_outputs") is not None:
-            raise ValueError("prune() encodes the images itself: give pixel_values instead of mm_encoder_outputs")
+            given = " or ".join(self.backbone.pixel_inputs)
+            raise ValueError(f"prune() encodes the images itself: give {given} instead of mm_encoder_outputs")
         if pixels is None:
             self._check_without_image(inputs, generating)
             return None
@@ -166,11 +172,18 @@ class Pruning:
             inputs = {**inputs, "attention_mask": mask}
         if drops_inside(self.method):
             inputs = self._for_drops(inputs, generating)
+        chunks = generating and _setting(self.model, inputs, "prefill_chunk_size") is not None
+        if chunks and Version(transformers.__version__) < Version(_READS_CHUNKS):
+            raise ValueError(
+                f"transformers {transformers.__version__} gives every chunk of a prompt the images of all chunks; "
+                f"prefill_chunk_size needs transformers {_READS_CHUNKS} or newer"
+            )
         if self.positions == "keep":
             inputs = self._keep_positions(inputs, generating)
         images = self.backbone.image_arguments(inputs)
         grid = self.backbone.wanted_grid(self.method, **images)
-        with stopwatch(pixels.device) as encode_ms:
+        # generate() needs no gradients, and assisted decoding copies the features, which it cannot do with them.
+        with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded = self.backbone.encode(grid=grid, depths=self.method.depths, **images)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
             tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
@@ -281,7 +294,8 @@ class Pruning:
             return
         found = int(self.backbone.placeholders(input_ids).sum())
         if found and not cached:
-            raise ValueError(f"the prompt holds {found} image placeholders, but there are no pixel_values")
+            wanted = " or ".join(self.backbone.pixel_inputs)
+            raise ValueError(f"the prompt holds {found} image placeholders, but there are no {wanted}")
         if found and generating:
             raise ValueError(
                 "prune() cannot go on from a cache with a prompt that holds images, because the cache is shorter"
@@ -308,6 +322,11 @@ def prune(
     as the last layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with
     the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost decides. After the
     outermost, also when it raises, the model is what it was.
+
+    ``generate`` may search, sample, take drafts from an assistant or from the prompt, read the prompt in chunks, and
+    use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers
+    knows (SDPA, eager, FlashAttention, one of your own): scores come from queries and keys, and kernels stay what they
+    are. Methods that drop tokens inside the language model need a `DynamicCache`, and one compiled in place at most.
 
     Parameters
     ----------
@@ -383,7 +402,7 @@ class _Patch:
         self.end_forward(failed=True)
         run, inputs = self.runs[-1], _bound(self.model.forward, args, kwargs)
         call = run.shorten(inputs, generating=False)
-        self.forward.enter_context(run.running(call, inputs.get("past_key_values")))
+        self.forward.enter_context(run.running(call, cache_in(inputs)))
         return None if call is None else ((), call.inputs)
 
     def after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -406,7 +425,7 @@ class _Patch:
         call = run.shorten(inputs, generating=True)
         self.inside = True
         try:
-            with run.running(call, inputs.get("past_key_values")):
+            with run.running(call, cache_in(inputs)):
                 if call is None:
                     return self.generate(*args, **kwargs)
                 prompt, width = inputs["input_ids"], call.inputs["input_ids"].shape[1]
@@ -464,7 +483,7 @@ def _inferred_mask(model: Any, inputs: dict[str, Any]) -> Tensor | None:
 
 
 def _cached_tokens(inputs: dict[str, Any]) -> int:
-    cache = inputs.get("past_key_values")
+    cache = cache_in(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
 
 

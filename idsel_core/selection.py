@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal, get_args
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, NoReturn, cast, get_args
 
 import torch
 from torch import Tensor
 
-Update = Literal["subtract", "multiply"]
+from idsel_core.lazy import lazy_greedy
+from idsel_core.suppression import Suppression, Update, greedy, score_dtype
 
-LONGEST_SHORTLIST = 128
+Backend = Literal["auto", "lazy", "torch", "triton"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +138,7 @@ def id_select(
     update: Update = "subtract",
     mask: Tensor | None = None,
     trace: bool = False,
+    backend: Backend | None = None,
 ) -> Selection:
     """Keep the tokens that ID-Selection picks: highest score first, each pick suppressing its likes.
 
@@ -161,6 +164,11 @@ def id_select(
         bool, shaped as `scores`; true on tokens, false on padding, which may hold anything.
     trace : bool
         Whether to record the scores before each pick.
+    backend : {"auto", "lazy", "torch", "triton"}, optional
+        How the same greedy is run; by default the environment variable IDSEL_BACKEND says, or else "auto". *torch*: a
+        few kernels a round for the whole batch, on any device; the trace is always recorded by it. *lazy*, on a CPU:
+        only similarities that can matter are computed. *triton*, on a GPU where triton is installed: one kernel runs
+        all rounds. *auto*: lazy on a CPU, triton where it can run, else torch.
 
     Returns
     -------
@@ -179,148 +187,77 @@ def id_select(
     """
     _check_knobs(gamma, update)
     x, s, valid = _as_batch(features, scores, mask)
-    images = _Images(x, _inverse_norms(x, s, valid), gamma, update)
-    counts = resolve_budget(budget, valid.sum(dim=1))
-    s, dead = s.masked_fill(~valid, -math.inf), ~valid
-    most = int(counts.max())
-    unused = torch.arange(most, device=x.device) >= counts[:, None]
+    form = _form(backend, x.device, trace)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(x, dim=-1, dtype=wide)
+    counts = resolve_budget(budget, _checked_lengths(norms, s, valid))
+    inverse = norms.reciprocal().masked_fill_(norms == 0, 0)
+    dead = torch.zeros_like(s, dtype=torch.bool) if valid is None else ~valid
+    if valid is not None:
+        s = s.masked_fill(dead, -math.inf)
     steps: list[Tensor] = []
     with _full_precision(x.device):
-        if x.device.type == "cpu" and not trace:
-            order = torch.full_like(unused, -1, dtype=torch.long)
-            for row, count in enumerate(counts.tolist()):
-                one = slice(row, row + 1)
-                order[row, :count] = _shortlisted(images[one], s[one], dead[one], count)
+        if form == "triton":
+            from idsel_core.triton_select import triton_greedy
+
+            order = triton_greedy(x, inverse, s, counts, gamma, update)
         else:
-            picks, _ = _greedy(images, s, dead, most, steps if trace else None)
-            order = picks.masked_fill(unused, -1)
-    traced = torch.stack(steps, dim=1).masked_fill_(unused[..., None], -math.inf) if trace else None
+            order = _by_torch(Suppression(x.to(wide), inverse, gamma, update), s, dead, counts, form, steps, trace)
+    traced = torch.stack(steps, dim=1).masked_fill_((order < 0)[..., None], -math.inf) if trace else None
     return Selection.from_order(order, s, budget, traced)
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Features of B images, and how much a token of theirs suppresses another."""
-
-    x: Tensor  # (B, N, D)
-    inverse: Tensor  # (B, N): 1 / |x|
-    gamma: float
-    update: Update
-
-    def __getitem__(self, images: slice) -> _Images:
-        return replace(self, x=self.x[images], inverse=self.inverse[images])
-
-    def unit(self, tokens: Tensor) -> Tensor:
-        """Return the unit features (B, T, D) of tokens (B, T)."""
-        flat = (tokens + self._starts).flatten()
-        rows = self.x.flatten(0, 1).index_select(0, flat)
-        return rows.mul_(self.inverse.flatten()[flat, None]).view(*tokens.shape, -1)
-
-    @cached_property
-    def _starts(self) -> Tensor:
-        return torch.arange(len(self.x), device=self.x.device)[:, None] * self.x.shape[1]
-
-    def strengths_of(self, picks: Tensor) -> Tensor:
-        """Return the strengths (B, T, N) at which tokens (B, T) suppress every token."""
-        return self.strengths((self.unit(picks) @ self.x.mT).mul_(self.inverse[:, None]))
-
-    def strengths(self, cosines: Tensor) -> Tensor:
-        """Return w = exp(-gamma d^2), or for *multiply* 1 - w, without the loss of digits near w = 1."""
-        rounding = 32 * torch.finfo(cosines.dtype).eps
-        distance = torch.nn.functional.threshold(1 - cosines.to(_score_dtype(cosines)), rounding, 0.0)
-        exponent = distance.square_().mul_(-min(self.gamma, torch.finfo(distance.dtype).max))
-        return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
-
-    def suppress(self, scores: Tensor, dead: Tensor, strengths: Tensor, values: Tensor) -> Tensor:
-        """Lower scores (B, N) by T picks of strengths (B, T, N) that had the scores `values` (B, T)."""
-        if self.update == "subtract":
-            lowered = torch.baddbmm(scores[:, None], values[:, None].relu(), strengths, alpha=-1)[:, 0]
-        else:
-            lowered = scores * strengths.prod(dim=1)
-        return lowered.masked_fill_(dead, -math.inf)
+def _form(backend: Backend | None, device: torch.device, trace: bool) -> Backend:
+    """Choose how the greedy is run."""
+    chosen = os.environ.get("IDSEL_BACKEND", "auto") if backend is None else backend
+    if chosen not in get_args(Backend):
+        name = "IDSEL_BACKEND" if backend is None else "backend"
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(Backend)))}, not {chosen!r}")
+    if chosen == "triton":
+        if find_spec("triton") is None:
+            raise ValueError("backend 'triton' needs the package triton, which is not installed; 'torch' does not")
+        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"backend 'triton' needs tensors on a GPU or TRITON_INTERPRET=1, not {device.type} tensors"
+            )
+    if chosen == "lazy" and device.type != "cpu":
+        raise ValueError(f"backend 'lazy' needs tensors on the CPU, not on {device.type}")
+    if trace:
+        return "torch"
+    if chosen != "auto":
+        return cast(Backend, chosen)
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton"
+    return "lazy" if device.type == "cpu" else "torch"
 
 
-def _greedy(
-    images: _Images, scores: Tensor, dead: Tensor, rounds: int, steps: list[Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run rounds on scores (B, N); return the picks (B, rounds) and the new scores. `steps` receives the scores before.
-
-    A round is a few kernels for the whole batch and never waits for the device.
-    """
-    picks = []
-    dead = dead.clone()
-    for _ in range(rounds):
-        if steps is not None:
-            steps.append(scores.float())
-        value, pick = scores.max(dim=1, keepdim=True)
-        scores = images.suppress(scores, dead.scatter_(1, pick, True), images.strengths_of(pick), value)
-        picks.append(pick)
-    return torch.cat(picks, dim=1), scores
-
-
-def _shortlisted(image: _Images, scores: Tensor, dead: Tensor, count: int) -> Tensor:
-    """Run the same greedy on one image (B = 1), comparing only tokens that can win with each other.
-
-    Scores never rise. So rounds run on a shortlist of the highest scores alone, as far as they cannot be beaten
-    from outside, and only then all scores are brought up to date. Where that yields few picks, as with equal
-    scores, some rounds run on all tokens.
-    """
-    order = []
-    size = 3 * count // 2
-    while count:
-        ranking = scores.sort(dim=1, descending=True, stable=True)
-        if ranking.values[0, 0] <= 0:  # neither update moves such scores
-            order.append(ranking.indices[0, :count])
-            break
-        size = min(size, 2 * count, LONGEST_SHORTLIST, scores.shape[1] - 1)
-        if size < 4:
-            picks, scores = _greedy(image, scores, dead, min(count, 16))
-            size = 16
-        else:
-            picks, scores = _shortlist_rounds(image, scores, dead, ranking.indices[:, : size + 1], count)
-            size = 2 * picks.shape[1]
-        order.append(picks[0])
-        dead = dead.scatter(1, picks, True)
-        count -= picks.shape[1]
-    return torch.cat(order)
-
-
-def _shortlist_rounds(
-    image: _Images, scores: Tensor, dead: Tensor, ranked: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
-    """Return up to `count` picks (1, P) from the tokens `ranked` (1, S) and, if more are wanted, all new scores.
-
-    The last of `ranked` is the sentinel. It stands for all tokens outside: none of them scores more, now or later,
-    so its score is left as it is, and once it would win nothing more is known.
-    """
-    short, rank = ranked.sort(dim=1)
-    sentinel = int(rank.argmax())
-    near = image.unit(short)
-    table = image.strengths(near @ near.mT)[0].numpy()  # its calls cost a fifth of torch's, on rows as short as these
-    table[:, sentinel] = 0 if image.update == "subtract" else 1
-    now, gone = scores.gather(1, short)[0].numpy(), dead.gather(1, short)[0].numpy()
-    below_all = -math.inf if image.update == "subtract" else -1.0  # infinity times 0 would be NaN
-    now[gone] = below_all
-    picked: list[int] = []
-    values: list[float] = []
-    while len(picked) < count and (best := int(now.argmax())) != sentinel:
-        picked.append(best)
-        values.append(now[best])
-        now = now - max(now[best], 0.0) * table[best] if image.update == "subtract" else now * table[best]
-        gone[best] = True
-        now[gone] = below_all
-    picks = short[:, picked]
-    if len(picked) < count:
-        at_pick = scores.new_tensor([values])
-        scores = image.suppress(scores, dead.scatter(1, picks, True), image.strengths_of(picks), at_pick)
-    return picks, scores
+def _by_torch(
+    images: Suppression,
+    scores: Tensor,
+    dead: Tensor,
+    counts: Tensor,
+    form: Backend,
+    steps: list[Tensor],
+    trace: bool,
+) -> Tensor:
+    """Return the picks (B, K) in order, -1 after the last one of a shorter row."""
+    most = int(counts.max())
+    unused = torch.arange(most) >= counts[:, None]
+    if form == "torch":
+        picks = greedy(images, scores, dead, most, steps if trace else None)
+        return picks.masked_fill_(unused.to(picks.device), -1)
+    order = torch.full_like(unused, -1, dtype=torch.long)
+    for row, count in enumerate(counts.tolist()):
+        one = slice(row, row + 1)
+        order[row, :count] = torch.tensor(lazy_greedy(images.of(row), scores[one], dead[one], count))
+    return order
 
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Keep autocast and TF32, which the caller may have on for the model, away from the similarities."""
     matmul = torch.backends.cuda.matmul
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
         if device.type != "cuda":
             yield
             return
@@ -338,8 +275,8 @@ def _check_knobs(gamma: float, update: str) -> None:
         raise ValueError(f"update must be one of {', '.join(map(repr, get_args(Update)))}, not {update!r}")
 
 
-def _as_batch(features: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Check types and shapes; return features, scores and mask with a batch axis, floats as they are worked with."""
+def _as_batch(features: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check types and shapes; return features, scores (as they are worked with) and mask with a batch axis."""
     for name, value in (("features", features), ("scores", scores)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -349,40 +286,46 @@ def _as_batch(features: Tensor, scores: Tensor, mask: Tensor | None) -> tuple[Te
     expected = features.shape[:-1]
     if scores.shape != expected:
         raise ValueError(f"scores must be {tuple(expected)}, as features are, not {tuple(scores.shape)}")
-    if mask is None:
-        mask = torch.ones(expected, dtype=torch.bool, device=features.device)
-    elif not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a bool tensor, not {found}")
-    elif mask.shape != expected:
-        raise ValueError(f"mask must be {tuple(expected)}, as features are, not {tuple(mask.shape)}")
-    if not features.device == scores.device == mask.device:
-        raise ValueError(
-            f"features, scores and mask must be on one device, not {features.device}, {scores.device}, {mask.device}"
-        )
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a bool tensor, not {found}")
+        if mask.shape != expected:
+            raise ValueError(f"mask must be {tuple(expected)}, as features are, not {tuple(mask.shape)}")
+    devices = [value.device for value in (features, scores, mask) if value is not None]
+    if len(set(devices)) > 1:
+        raise ValueError(f"features, scores and mask must be on one device, not {', '.join(map(str, devices))}")
     batch = (-1, *features.shape[-2:])
-    return features.reshape(batch), scores.to(_score_dtype(scores)).reshape(batch[:2]), mask.reshape(batch[:2])
+    return (
+        features.reshape(batch),
+        scores.to(score_dtype(scores.device)).reshape(batch[:2]),
+        None if mask is None else mask.reshape(batch[:2]),
+    )
 
 
-def _score_dtype(like: Tensor) -> torch.dtype:
-    # In float32 equal scores stay equal after 1 - 1e-9, and the choice would fall to the tokens' places.
-    return torch.float32 if like.device.type == "mps" else torch.float64
+def _checked_lengths(norms: Tensor, scores: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the tokens of each row, on the CPU, after checking the values of all with one look from the host."""
+    rows, n = scores.shape
+    checked = (norms, scores) if valid is None else (norms.where(valid, 0), scores.where(valid, 0))
+    extremes = [checked[0].amax(), *checked[1].aminmax()]
+    look = torch.stack([value.to(scores.dtype) for value in extremes])
+    if valid is not None:
+        look = torch.cat([look, valid.sum(dim=1, dtype=scores.dtype)])
+    norm, lowest, highest, *counted = look.tolist()
+    lengths = torch.tensor(counted or [n] * rows, dtype=torch.long)
+    # A NaN is among the extremes if it is anywhere, and fails every comparison.
+    if not (norm < math.inf and lowest >= 0 and highest < math.inf and bool(lengths.all())):
+        _name_fault(norms, scores, torch.ones_like(scores, dtype=torch.bool) if valid is None else valid)
+    return lengths
 
 
-def _inverse_norms(x: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-    """Return 1 / |x| (0 for zero vectors) after checking the values of all tokens with one look from the host."""
-    norms = torch.linalg.vector_norm(x, dim=-1)
+def _name_fault(norms: Tensor, scores: Tensor, valid: Tensor) -> NoReturn:
     faults = (
         ("features must be finite, and so must their norms", norms, ~norms.isfinite() & valid),
         ("scores must be finite", scores, ~scores.isfinite() & valid),
         ("scores must be 0 or more", scores, (scores < 0) & valid),
         ("mask must be true on a token of every row", valid, ~valid.any(dim=1, keepdim=True).expand_as(valid)),
     )
-    flags = torch.stack([broken.any() for _, _, broken in faults]).tolist()
-    for flag, (rule, values, broken) in zip(flags, faults, strict=True):
-        if flag:
-            row, token = broken.nonzero()[0].tolist()
-            raise ValueError(f"{rule}; row {row}, token {token} has {values[row, token].item()}")
-    inverse: Tensor = norms.reciprocal().masked_fill_(norms == 0, 0)
-    return inverse
+    rule, values, broken = next(fault for fault in faults if fault[2].any())
+    row, token = broken.nonzero()[0].tolist()
+    raise ValueError(f"{rule}; row {row}, token {token} has {values[row, token].item()}")

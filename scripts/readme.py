@@ -5,15 +5,21 @@ python scripts/readme.py --check    fail where one is out of date
 """
 
 import argparse
+import csv
 import inspect
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
+from idsel_core.architectures import read_architecture
+from idsel_core.backbones import BACKBONES
 from idsel_core.methods import METHODS, InLLM
+from idsel_core.paths import CONFIGS
+from tests.families import FAMILIES, LLAVA
 
-PAGES = (Path("README.md"), Path("data/backbone/README.md"))
+PAGES = (Path("README.md"), Path("data/backbone/README.md"), Path("data/configs/README.md"))
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -54,13 +60,67 @@ def methods() -> str:
     return "\n".join(rows)
 
 
+def families() -> str:
+    """Say what of each model family was seen to work in the tests, and which methods it refuses, and why."""
+    recorded = json.loads(Path("tables/families.json").read_text())
+    works = recorded.pop("methods")
+    rows = [["family", "axes of positions", "[CLS]", "video", *recorded, "methods"]]
+    reasons = defaultdict(lambda: defaultdict(list))
+    for name in sorted(BACKBONES):
+        family = LLAVA if name == "llava" else FAMILIES[name]
+        for why in dict.fromkeys(family.refused.values()):
+            reasons[why][tuple(method for method, given in family.refused.items() if given == why)].append(name)
+        facts = [family.has_cls, any(size < 0 for size in family.counts)]
+        seen = [recorded[feature].get(name) == "passed" for feature in recorded]
+        run = f"{len(METHODS) - len(family.refused)} of {len(METHODS)}" if works.get(name) == "passed" else "-"
+        marks = ["yes" if fact else "-" for fact in (*facts, *seen)]
+        rows.append([f"`{name}`", str(BACKBONES[name].position_axes), *marks, run])
+    rows.insert(1, ["---"] * len(rows[0]))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    refused = [
+        f"- {quoted(methods)} on {quoted(names)}: {why}"
+        for why, alike in reasons.items()
+        for methods, names in alike.items()
+    ]
+    return "\n".join([*lines, "", "Refused on images, with the reason that is given:", "", *refused])
+
+
+def quoted(names) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def architectures() -> str:
+    """List the configurations of published models: their sizes, from the files, and their published parameters."""
+    rows = ["| name | checkpoint | language model | tower | parameters |", "|---|---|---|---|---|"]
+    for row in csv.DictReader((CONFIGS / "published.csv").open()):
+        config = read_architecture(row["name"])
+        text = config.get_text_config()
+        tower = config.audio_config if hasattr(config, "audio_config") else config.vision_config
+        width = getattr(tower, "embed_dim", None) or tower.hidden_size
+        exact, count = int(row["digits"]) > 4, int(row["parameters"])
+        cells = [
+            f"`{row['name']}`",
+            f"`{row['checkpoint']}`",
+            f"{text.model_type}: {text.num_hidden_layers} layers of width {text.hidden_size}, "
+            f"{text.num_attention_heads} heads, {text.num_key_value_heads} of keys",
+            f"{tower.model_type}: {tower.num_hidden_layers} layers of width {width}",
+            f"{count:,}" if exact else f"{count / 1e9:.{int(row['digits']) - len(str(count // 10**9))}f} billion",
+        ]
+        paper = row["paper"]
+        cells[1] += f", [arXiv {paper}](https://arxiv.org/abs/{paper})" if paper else ""
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 WRITERS = {
     "accuracy": lambda: table("accuracy"),
+    "architectures": architectures,
     "budget": lambda: table("budget"),
     "comparison": lambda: table("comparison_shares"),
     "comparison-missing": lambda: table("comparison_missing"),
     "claims": lambda: table("claims"),
     "efficiency": lambda: table("efficiency"),
+    "families": families,
     "ideal": lambda: table("ideal"),
     "methods": methods,
     "time": time_taken,

@@ -32,6 +32,9 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -83,6 +86,8 @@ class Family:
     """Whether no token attends to later ones, so that a prompt may be read in pieces."""
     refused: dict[str, str] = field(default_factory=dict)
     """Methods that cannot run, and why."""
+    mixes_in_search: bool = False
+    """Whether transformers itself gives beams of one prompt each other's images, where it has several."""
 
     def config(self) -> Any:
         raise NotImplementedError
@@ -558,6 +563,39 @@ class Qwen3(QwenVL):
         return {"visual_pos_masks": visual[keep][None], "deepstack_visual_embeds": [plane[visual] for plane in planes]}
 
 
+class Qwen2Audio(Family):
+    STEPS: ClassVar = {0: 41, 1: 100, 2: 70}
+
+    def config(self, **knobs):
+        audio = Qwen2AudioEncoderConfig(
+            num_mel_bins=8,
+            encoder_layers=3,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            d_model=32,
+            max_source_positions=50,
+        )
+        text = Qwen2Config(**TEXT)
+        return Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=IMAGE, **knobs)
+
+    def model_class(self):
+        return Qwen2AudioForConditionalGeneration
+
+    def pixels(self, size, generator):
+        real = (torch.arange(100) < self.STEPS[size]).long()[None]
+        spectra = torch.randn(1, 8, 100, generator=generator) * real - 0.5 * (1 - real)
+        return {"input_features": spectra, "feature_attention_mask": real}
+
+    def features(self, model, inputs):
+        found = []
+        for spectrum, real in zip(inputs["input_features"], inputs["feature_attention_mask"], strict=True):
+            frames = (int(real.sum()) + 1) // 2
+            mask = torch.zeros(1, 1, 50, 50).masked_fill(torch.arange(50) >= frames, -torch.inf)
+            states = model.model.audio_tower(spectrum[None], attention_mask=mask).last_hidden_state
+            found.append(model.model.multi_modal_projector(states)[0, : frames // 2])
+        return {"image": found}
+
+
 NO_COMPANION = "relevance is not available: no image-text companion was given"
 NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
@@ -578,6 +616,10 @@ QWEN3_REFUSED = {
 }
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
+LLAVA_REFUSED = {"evs": "frames is not available: the images are no frames of a video"}
+LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
+"""What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
+
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
@@ -612,6 +654,14 @@ INTERNVL_REFUSED = {
     "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
 }
 
+AUDIO_REFUSED = {
+    "downsample": "a smaller image is not available: audio clips are no images and have one axis, time",
+    "evs": "frames is not available: audio clips are no videos",
+    "cdpruner": NO_COMPANION,
+    "trim": NO_COMPANION,
+    "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",
+}
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -623,6 +673,7 @@ FAMILIES: dict[str, Family] = {
         PaliGemma("paligemma", dict.fromkeys(range(3), 36), causal=False, refused=PREFIX_REFUSED),
         LlavaNextVideo("llava_next_video", NEXT_VIDEO_COUNTS, has_cls=True, refused=NEXT_REFUSED),
         LlavaOnevision("llava_onevision", ONEVISION_COUNTS, refused=NO_CLS_REFUSED),
+        Qwen2Audio("qwen2_audio", {0: 10, 1: 25, 2: 17}, refused=AUDIO_REFUSED, mixes_in_search=True),
         Qwen2("qwen2_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen25("qwen2_5_vl", QWEN_COUNTS, axes=3, refused=QWEN_REFUSED),
         Qwen3("qwen3_vl", QWEN_COUNTS, axes=3, refused=QWEN3_REFUSED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+import torch
 
 from idsel_core import list_methods
 from idsel_core.times import Times
+from idsel_core.timings import in_turns
 
 PROJECT = Path(__file__).parents[1]
 
@@ -98,3 +101,51 @@ def test_wrong_calls_are_told(arguments, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr and message in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):
+    small = ("--cases", "40:9", "--width", "64", "--scaling", "50:5", "60:5", "--scaling-width", "8", "--batch", "2")
+    done = run(*small, "--rounds", "1", "--results", str(tmp_path), script="selection")
+    assert done.returncode == 0, done.stderr
+    times = pd.read_parquet(tmp_path / "selection-cpu.parquet")
+    loops = times[times["part"] == "loops"]
+    assert set(loops["contestant"]) == {"id_select", "reference", "divprune", "cdpruner", "scope"}
+    assert bool(loops["same_picks"].all()) and bool((loops["gap"] < 1e-6).all())
+    assert bool((loops.loc[loops["contestant"] == "id_select", "ratio"] == 1).all())
+    assert set(times.loc[times["part"] == "scaling", "batch"]) == {1, 2}
+    assert bool((times["fastest_ms"] <= times["median_ms"]).all())
+    note = json.loads((tmp_path / "selection-cpu.json").read_text())
+    assert note["rows"] == len(times) and note["parameters"]["width"] == "64"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    done = run("--device", "cuda", script="selection")
+    assert done.returncode == 2 and "--device cuda: torch sees no GPU here" in done.stderr
+
+
+def test_turns_that_do_not_count():
+    with pytest.raises(ValueError, match="rounds must be 1 or more, not 0"):
+        in_turns({"nothing": lambda: None}, 0)
+
+
+def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
+    config = json.loads((PROJECT / "data/configs/llava-1.5-7b.json").read_text())
+    config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "image_size": 28}
+    config["text_config"] |= {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    (tmp_path / "small.json").write_text(json.dumps(config))
+    given = ("--config", str(tmp_path / "small.json"), "--rounds", "1", "--batches", "1", "--results", str(tmp_path))
+    done = run(*given, script="importance")
+    assert done.returncode == 0, done.stderr
+    times = pd.read_parquet(tmp_path / "importance-cpu.parquet")
+    assert set(times["tower"]) == {"embedded", "small"}
+    small = times[times["tower"] == "small"].set_index("contestant")
+    assert list(small.index) == ["tower", "saliency", "saliency and keys", "received"]
+    assert bool((small["view_ms"].drop("tower") > 0).all()) and small.at["tower", "overhead"] == 0
+    assert "of the pass; the view alone" in done.stdout
+
+
+def test_thread_time_is_for_one_thread():
+    for script in ("selection", "importance"):
+        done = run("--clock", "thread", "--threads", "2", script=script)
+        assert done.returncode == 2 and "--clock thread is for" in done.stderr

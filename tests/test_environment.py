@@ -19,7 +19,7 @@ def normal(name: str) -> str:
 
 
 def pins(lines: list[str]) -> dict[str, str]:
-    pairs = [line.strip().split("==") for line in lines if "==" in line]
+    pairs = [line.split(";")[0].strip().split("==") for line in lines if "==" in line]
     return {normal(name): version for name, version in pairs}
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 import warnings
 
 import families
 import pytest
 import torch
+from conftest import RECORD
 from families import FAMILIES
-from test_prune_llava import Fixed, run
+from test_prune_llava import CHUNKS, Fixed, run
 from transformers import DynamicCache
 
 from idsel_core import IDSelection, TopK, UniformGrid, adapter_for, prune
@@ -115,6 +117,16 @@ def test_every_family_is_tested():
     assert set(FAMILIES) | {"llava"} == set(BACKBONES)
 
 
+def test_the_record_of_features_is_of_these_tests(features):
+    """All of these tests pass where this one does; so the record is true if it has what they show, and no more."""
+    recorded = json.loads(RECORD.read_text())
+    again = "pytest -m feature --record-families"
+    for name, shown in features.items():
+        assert shown <= set(recorded.get(name, {})) <= set(BACKBONES), f"write {RECORD.name} anew: {again}"
+        assert set(recorded[name].values()) <= {"passed", "skipped"}, f"write {RECORD.name} anew: {again}"
+
+
+@pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_keeping_everything_is_bit_equal_and_leaves_no_trace(family, attention):
@@ -137,9 +149,10 @@ def test_keeping_everything_is_bit_equal_and_leaves_no_trace(family, attention):
         assert torch.equal(model(**inputs).logits, plain_logits)
 
 
+@pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("search", SEARCHES)
 def test_keeping_everything_is_bit_equal_in_search(family, model, search):
-    for layout in layouts(family):
+    for layout in [((1,), (), (0,))] if family.mixes_in_search else layouts(family):
         inputs, options = family.prompts(layout), {**GREEDY, **SEARCHES[search]}
         torch.manual_seed(5)
         plain = model.generate(**inputs, **options)
@@ -148,6 +161,7 @@ def test_keeping_everything_is_bit_equal_in_search(family, model, search):
             assert torch.equal(model.generate(**inputs, **options), plain)
 
 
+@pytest.mark.feature("equals shorter prompts")
 @torch.no_grad()
 def test_kept_tokens_equal_a_hand_built_sequence(family, model):
     for layout in layouts(family):
@@ -180,6 +194,7 @@ def test_decoding_by_hand_goes_on_from_the_shorter_cache(family, model):
             torch.testing.assert_close(out.logits[0, -1], wanted[step], **CLOSE)
 
 
+@pytest.mark.feature("padded batches")
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_a_padded_batch_gives_what_each_prompt_gives_alone(family, model, side):
@@ -192,6 +207,7 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(family, model, side):
                 torch.testing.assert_close(batch[row, at], single, **CLOSE)
 
 
+@pytest.mark.feature("beams")
 def test_beams_and_samples_do_not_mix_prompts(family, model):
     for layout in layouts(family):
         inputs, method = family.prompts(layout), ragged(family, layout)
@@ -206,9 +222,10 @@ def test_beams_and_samples_do_not_mix_prompts(family, model):
                 assert torch.equal(got, together[3 * row : 3 * row + 3])
 
 
+@pytest.mark.feature("static cache, chunked prefill")
 @pytest.mark.parametrize(
     "options",
-    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, {"prefill_chunk_size": 5}],
+    [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, CHUNKS],
     ids=lambda options: next(iter(options)),
 )
 def test_ways_to_generate_agree(family, model, options):
@@ -250,6 +267,7 @@ def test_shares_are_of_each_image(family, model):
             assert [r.after for r in run_.report] == [max(1, int(share * r.before + 0.5)) for r in run_.report]
 
 
+@pytest.mark.feature("methods")
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_prunes_or_says_why_not(family, model, name):
     known = {field.name for field in dataclasses.fields(METHODS[name])}
@@ -329,6 +347,7 @@ def test_stored_encodings_choose_alike(family, model):
         assert torch.equal(encoded.take(last).placeholders, encoded.placeholders[last])
 
 
+@pytest.mark.feature("labels, gradients")
 def test_labels_are_shortened_and_gradients_flow(family, model):
     inputs = family.prompts(MIXED)
     labels = inputs["input_ids"].masked_fill(torch.isin(inputs["input_ids"], torch.tensor([0, *BARRED])), -100)
@@ -345,6 +364,7 @@ def test_labels_are_shortened_and_gradients_flow(family, model):
     model.zero_grad()
 
 
+@pytest.mark.feature("bfloat16")
 @torch.no_grad()
 def test_half_precision_runs(family, model):
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -359,7 +379,8 @@ def test_calls_that_do_not_fit_are_refused(family, model):
     inputs = family.prompts(((1,),))
     images = set(adapter_for(model).image_inputs)
     with prune(model, ALL):
-        with pytest.raises(ValueError, match="image placeholders, but there are no pixel_values"):
+        wanted = " or ".join(adapter_for(model).pixel_inputs)
+        with pytest.raises(ValueError, match=f"image placeholders, but there are no {wanted}"):
             model(**{name: value for name, value in inputs.items() if name not in images})
         ids = inputs["input_ids"].clone()
         ids[ids == families.IMAGE] = torch.tensor([families.IMAGE, *[5] * (family.counts[1] - 1)])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import families
+import numpy as np
 import pytest
 import torch
-from test_families import CLOSE, MIXED, tokens_of
+from PIL import Image
+from test_families import ALL, CLOSE, GREEDY, MIXED, tokens_of
+from test_prune_llava import run
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GotOcr2ImageProcessorPil, PreTrainedTokenizerFast
 
-from idsel_core import TopK, Unavailable, adapter_for, prune
+from idsel_core import IDSelection, TopK, Unavailable, adapter_for, prune
 
 FAMILY = families.FAMILIES["internvl"]
 
@@ -51,6 +56,66 @@ def test_a_budget_of_tiles_is_spent_in_each(model):
     for record in run_.report:
         tiles = [index // 9 for index in record.indices]
         assert all(tiles.count(tile) == 4 for tile in set(tiles))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Return the family's image processor and a tokenizer, which its processor joins where torchvision is installed."""
+    words = {"[PAD]": families.PAD, "[UNK]": 2, "what": 5, "is": 6, "this": 7, "and": 8}
+    marks = {"<img>": families.START, "<IMG_CONTEXT>": families.IMAGE, "</img>": families.END}
+    tokenizer = Tokenizer(models.WordLevel(words | marks, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(marks))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", padding_side="left")
+    pictures = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4)
+
+    def process(images, prompts):
+        given = pictures(images, return_tensors="pt")
+        counts = iter(given["num_patches"].tolist())
+        texts = []
+        for prompt in prompts:
+            first, *rest = prompt.split("<image>")
+            texts.append(first + "".join(f"<img>{'<IMG_CONTEXT>' * 9 * next(counts)}</img>{part}" for part in rest))
+        words = fast(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+        return {**words, "pixel_values": given["pixel_values"]}
+
+    return process
+
+
+def picture(height, width, bright=None):
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    if bright is not None:
+        pixels[bright] = 255
+    return Image.fromarray(pixels)
+
+
+@torch.no_grad()
+def test_what_the_image_processor_gives_is_pruned(model, processor):
+    pictures = [picture(24, 72), picture(24, 24), picture(48, 24)]
+    inputs = processor(pictures, ["<image> what is this", "this <image> and <image> is what"])
+    plain = run(model, inputs, **GREEDY)
+    with prune(model, ALL) as run_:
+        same = run(model, inputs, **GREEDY)
+    assert [r.before for r in run_.report] == [36, 9, 27]
+    assert torch.equal(same.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(same.logits, plain.logits, strict=True))
+    with prune(model, IDSelection(budget=5, importance="unified")) as run_:
+        model.generate(**inputs, **GREEDY)
+    assert [r.after for r in run_.report] == [5, 5, 5]
+
+
+@torch.no_grad()
+def test_tiles_and_cells_are_those_of_the_picture(model, processor):
+    """A bright corner at the lower right of three tiles in a row is in the last cell of the third."""
+    backbone, encoded = adapter_for(model), []
+    for bright in ((slice(16, 24), slice(64, 72)), None):
+        inputs = processor([picture(24, 72, bright)], ["<image> what"])
+        encoded.append(backbone.encode(**backbone.image_arguments(inputs)))
+    shown, blank = encoded
+    assert shown.views["tiles"]()[0].tolist() == [number for number in range(4) for _ in range(9)]
+    changed = (shown.encoder_features - blank.encoder_features)[0].norm(dim=1)
+    assert not changed[:18].any() and changed[18:].all()
+    assert int(changed[:27].argmax()) == 26 and shown.grid[0, 26].tolist() == [2, 2]
 
 
 def test_tiles_are_images_of_their_own_where_nothing_else_is_said(model):

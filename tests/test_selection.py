@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from idsel_core import lazy, selection
 from idsel_core.selection import Selection, _full_precision, id_select, resolve_budget
 
 INF = math.inf
@@ -376,6 +377,58 @@ def test_rounds_serve_the_whole_batch_and_never_wait_for_the_device():
     assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 20
 
 
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 200)])
+def test_lazy_and_step_by_step_pick_alike(n, k, update):
+    rng = np.random.default_rng(n + k)
+    for features, scores in itertools.product(("gaussian", "clustered", "common"), ("peaked", "uniform", "flat")):
+        x = make_features("clustered" if features == "common" else features, n, 64, rng)
+        x = torch.tensor(x + 1.5 * rng.standard_normal(64) * (features == "common"))
+        s = torch.tensor(make_scores(scores, n, rng))
+        ours, torched = (id_select(x, s, k, update=update, backend=form).order for form in ("lazy", "torch"))
+        assert torch.equal(ours, torched), (features, scores)
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_lazy_is_step_by_step_on_ragged_batches(problem):
+    ours, torched = (id_select(**problem, backend=form).order for form in ("lazy", "torch"))
+    for row, count in enumerate((torched >= 0).sum(1).tolist()):
+        assert resembles(ours[row, :count], torched[row, :count], problem, row)
+
+
+def test_rows_kept_for_equal_scores_are_let_go(monkeypatch):
+    x, s = torch.randn(200, 8, dtype=torch.float64), torch.ones(200)
+    wanted = id_select(x, s, 150, gamma=1.0, backend="torch").order
+    monkeypatch.setattr(lazy, "MOST_ROWS", 40)
+    assert torch.equal(id_select(x, s, 150, gamma=1.0).order, wanted)
+
+
+def test_the_environment_chooses_how_it_is_run(monkeypatch):
+    monkeypatch.setenv("IDSEL_BACKEND", "torch")
+    monkeypatch.setattr(selection, "lazy_greedy", None)
+    assert id_select(X, S, 2).counts.tolist() == [2, 2]
+    with pytest.raises(TypeError, match="not callable"):
+        id_select(X, S, 2, backend="lazy")
+    monkeypatch.setenv("IDSEL_BACKEND", "fast")
+    with pytest.raises(ValueError, match="IDSEL_BACKEND must be one of 'auto', 'lazy', 'torch', 'triton', not 'fast'"):
+        id_select(X, S, 2)
+
+
+def test_ways_that_cannot_be_had_are_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'lazy', 'torch', 'triton', not 'cuda'"):
+        id_select(X, S, 2, backend="cuda")
+    monkeypatch.setattr(selection, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"backend 'triton' needs tensors on a GPU or .*, not cpu tensors"):
+        id_select(X, S, 2, backend="triton")
+    with pytest.raises(ValueError, match="backend 'lazy' needs tensors on the CPU, not on meta"):
+        id_select(X.to("meta"), S.to("meta"), 2, backend="lazy")
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="backend 'triton' needs the package triton, which is not installed"):
+        id_select(X, S, 2, backend="triton")
+
+
 X, S = torch.randn(2, 5, 3), torch.rand(2, 5)
 ROW = torch.tensor([[True] * 5, [False] * 5])
 
@@ -401,7 +454,7 @@ def changed(tensor, value, *place):
         ({"mask": [True] * 5}, TypeError, "mask must be a bool tensor, not list"),
         ({"mask": ROW[:, :4]}, ValueError, r"mask must be \(2, 5\), as features are, not \(2, 4\)"),
         ({"mask": ROW}, ValueError, "mask must be true on a token of every row; row 1"),
-        ({"scores": S.to("meta")}, ValueError, "must be on one device, not cpu, meta, cpu"),
+        ({"scores": S.to("meta")}, ValueError, "must be on one device, not cpu, meta"),
         (
             {"features": changed(X, math.nan, 1, 2, 0)},
             ValueError,

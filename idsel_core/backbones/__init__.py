@@ -10,6 +10,7 @@ import transformers
 from transformers import GenerationMixin, PreTrainedModel
 
 from idsel_core.backbones.base import Backbone, Encoded
+from idsel_core.backbones.clip import ClipCompanion
 from idsel_core.backbones.companion import Companion, Relevance
 from idsel_core.backbones.gemma3 import Gemma3
 from idsel_core.backbones.idefics3 import Idefics3
@@ -19,11 +20,12 @@ from idsel_core.backbones.llava_next import LlavaNext
 from idsel_core.backbones.llava_next_video import LlavaNextVideo
 from idsel_core.backbones.llava_onevision import LlavaOnevision
 from idsel_core.backbones.paligemma import PaliGemma
+from idsel_core.backbones.qwen2_audio import Qwen2Audio
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 from idsel_core.backbones.video_llava import VideoLlava
 
-__all__ = ["BACKBONES", "Backbone", "Companion", "Encoded", "Relevance", "adapter_for"]
+__all__ = ["BACKBONES", "Backbone", "ClipCompanion", "Companion", "Encoded", "Relevance", "adapter_for"]
 
 BACKBONES: Mapping[str, type[Backbone]] = {
     "gemma3": Gemma3,
@@ -35,13 +37,14 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "llava_onevision": LlavaOnevision,
     "paligemma": PaliGemma,
     "qwen2_5_vl": Qwen2_5VL,
+    "qwen2_audio": Qwen2Audio,
     "qwen2_vl": Qwen2VL,
     "qwen3_vl": Qwen3VL,
     "smolvlm": Idefics3,
     "video_llava": VideoLlava,
 }
 
-_NEEDED = "5.18"
+_NEEDED = "5.19"
 
 
 def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
@@ -66,9 +69,10 @@ def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
     family = model.config.model_type
     if family not in BACKBONES:
         raise ValueError(f"model type {family!r} is not supported; supported: {', '.join(sorted(BACKBONES))}")
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+    needed = BACKBONES[family].features_input
+    if needed not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"transformers {transformers.__version__} gives {type(model).__name__} no mm_encoder_outputs; "
+            f"transformers {transformers.__version__} gives {type(model).__name__} no {needed}; "
             f"install transformers {_NEEDED} or newer"
         )
     return BACKBONES[family](model, relevance)

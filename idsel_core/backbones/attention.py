@@ -29,8 +29,8 @@ class Watched:
 
     Parameters
     ----------
-    implementation : str
-        Attention function that the layer goes on to use.
+    config : Any
+        The layer's own configuration, which names the attention function that it goes on to use.
     stop : bool
         End the forward pass, by `Stop`, as soon as the layer was seen.
     pieces : list[tuple[Tensor, Tensor]]
@@ -42,7 +42,7 @@ class Watched:
         Bound of the products after that, if any.
     """
 
-    implementation: str
+    config: Any
     stop: bool = False
     pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     scale: float = 1.0
@@ -76,8 +76,14 @@ def _watch_attention(
         raise Stop
     # transformers keeps eager attention in each model's own file, every other kind in one table.
     eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", _no_eager)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(seen.implementation, eager)
-    return attend(module, query, key, value, attention_mask, **kwargs)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(seen.config._attn_implementation, eager)
+    # FlashAttention looks its kernel up by the name in the module's configuration.
+    watching: Any = module.config
+    module.config = seen.config
+    try:
+        return attend(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        module.config = watching
 
 
 def _no_eager(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +112,7 @@ def watch(module: nn.Module, stop: bool = False) -> Iterator[Watched]:
         Filled when the module has run.
     """
     config: Any = module.config
-    seen = Watched(config._attn_implementation, stop)
+    seen = Watched(config, stop)
     # A copied config names the watching function for this one module; the shared one stays as it is.
     own: Any = copy.copy(config)
     own._attn_implementation_internal = _NAME
@@ -129,7 +135,8 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     ValueError
         If there is not one for each of the configured layers.
     """
-    found = [module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
+    # Most modules lack a config, and looking for what a module lacks is slow unless it is among its own variables.
+    found = [module for module in model.modules() if "config" in vars(module) and hasattr(module, "is_causal")]
     config: Any = model.config
     layers = config.depth if hasattr(config, "depth") else config.num_hidden_layers
     if len(found) != layers:

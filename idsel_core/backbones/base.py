@@ -130,6 +130,15 @@ def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
     return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
 
 
+def as_weights(features: Tensor, module: nn.Module) -> Tensor:
+    """Bring features to the dtype and device in which a module reads them.
+
+    Integers of quantised weights do not count, nor does the device of weights that are brought back when it runs.
+    """
+    weight = next(weight for weight in module.parameters() if weight.is_floating_point())
+    return features.to(weight.dtype) if weight.is_meta else features.to(weight)
+
+
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor
 
@@ -160,7 +169,9 @@ class Backbone(ABC):
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """Arguments of the model that belong to the image and are consumed by `encode`."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    """Those of them that hold pixels."""
+    """Those of them that hold pixels, or what stands for them."""
+    features_input: ClassVar[str] = "mm_encoder_outputs"
+    """Argument of the model without which this transformers is too old for the family."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()
@@ -502,6 +513,7 @@ class Backbone(ABC):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
             embeddings = self.core.get_input_embeddings()(input_ids)
             places = slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens]
+            places = (places[0].to(embeddings.device), places[1].to(embeddings.device))
             embeddings = embeddings.index_put(places, features[encoded.mask].to(embeddings))
             positions = position_ids
             if positions is None:
@@ -515,7 +527,8 @@ class Backbone(ABC):
                     **self._beside_embeddings(encoded, input_ids, places),
                 )
             query, key, scale = seen.tensors()
-            return query[slots.rows], key[slots.rows], scale, seen.softcap
+            rows = slots.rows.to(query.device)
+            return query[rows], key[rows], scale, seen.softcap
 
         def view(layer: int, which: Which) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
@@ -532,8 +545,9 @@ class Backbone(ABC):
                     f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
                     f"the last word; choose a layer that attends to all",
                 )
-            row = importance.instruction_row(query, key, scale, question, slots.columns, which, softcap)
-            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1]))
+            asking, columns = question.to(query.device), slots.columns.to(query.device)
+            row = importance.instruction_row(query, key, scale, asking, columns, which, softcap)
+            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1])).to(encoded.mask.device)
 
         return view
 
@@ -552,7 +566,7 @@ class Backbone(ABC):
         def view() -> Tensor:
             ids, mask = _questions("word_similarity", slots, input_ids, question)
             words = self.core.get_input_embeddings()(ids)
-            return importance.word_cosines(features, words, mask)
+            return importance.word_cosines(features, words.to(features.device), mask.to(features.device))
 
         return view
 
@@ -563,7 +577,9 @@ class Backbone(ABC):
         @torch.no_grad()
         def embedded() -> tuple[Tensor, Tensor]:
             ids, mask = _questions("relevance", slots, input_ids, question)
-            return source.project(encoded.encoder_features), source.embed_text(ids * mask, mask.long())
+            device = encoded.mask.device
+            text = source.embed_text(ids * mask, mask.long())
+            return source.project(encoded.encoder_features).to(device), text.to(device)
 
         return {
             "relevance": lambda: importance.relevance_row(*embedded()),

@@ -16,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
-from idsel_core.backbones.sequence import Slots, surviving_columns, text_after
+from idsel_core.backbones.sequence import Slots, cache_in, surviving_columns, text_after
 from idsel_core.methods import Method
 from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside, last_token
 from idsel_core.methods.steps import ascending, take
@@ -143,6 +143,11 @@ def following(backbone: Backbone, cache: Any) -> Iterator[None]:
 def check_decoder(decoder: Any) -> None:
     """Raise ValueError unless tokens can leave between the layers of this language model."""
     name = type(decoder).__name__
+    if hasattr(decoder, "_orig_mod"):
+        raise ValueError(
+            "tokens cannot be dropped inside a language model that torch.compile() has wrapped: compile it in place, "
+            "by language_model.compile(), or leave it as it is"
+        )
     missing = [part for part in ("layers", "norm", "rotary_emb") if not hasattr(decoder, part)]
     if missing:
         raise ValueError(f"tokens cannot be dropped inside {name}, which lacks {', '.join(missing)}")
@@ -248,7 +253,7 @@ class _Hooks:
 
     def before_decoder(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.reading = self.step = None
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
         if cache is not None and cache.get_seq_length():
             spans: tuple[Span, ...] = getattr(cache, _NOTE, ())
             if spans:
@@ -347,7 +352,7 @@ class _Reading:
 
     def _drop(self, index: int, hidden: Tensor, now: dict[str, Any]) -> Tensor:
         """Drop tokens before a layer whose arguments would be `now`; return the states that are left."""
-        plan, cache = self.plan, now.get("past_key_values")
+        plan, cache = self.plan, cache_in(now)
         if cache is not None:
             check_cache(cache)
         positions = now.get("position_ids") if self.positions is None else self.positions
@@ -403,7 +408,7 @@ class _Reading:
             }
             with watch(attention_modules(self.decoder)[index], stop=True) as seen:
                 self.decoder.layers[index].forward(
-                    hidden[:: self.copies], attention_mask=None, past_key_values=None, use_cache=False, **first
+                    hidden[:: self.copies], attention_mask=None, use_cache=False, **first
                 )
             query, key, scale = seen.tensors()
         return query[self.rows], key[self.rows], scale
@@ -450,12 +455,8 @@ class _Reading:
         inside = real[:, : real.shape[1] - self.behind]
         self.spans.append(Span(index, self.width, inside, shift))
         self.changes = {
-            "attention_mask": create_causal_mask(
-                config=self.decoder.config,
-                inputs_embeds=hidden,
-                attention_mask=None if bool(real.all()) else real,
-                past_key_values=None,
-            ),
+            # By position: the cache has two names in transformers.
+            "attention_mask": create_causal_mask(self.decoder.config, hidden, None if bool(real.all()) else real, None),
             "position_embeddings": self.decoder.rotary_emb(hidden, positions),
             "position_ids": _dense(real),
         }
@@ -483,7 +484,7 @@ class _Step:
     def _changes(self, span: Span, index: int, hidden: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         if len(span.real) != len(hidden):
             raise ValueError(f"the cache holds {len(span.real)} pruned prompts, but {len(hidden)} go on from it")
-        layer = given["past_key_values"].layers[index]
+        layer = cache_in(given).layers[index]
         behind = layer.get_seq_length() + hidden.shape[1] - span.real.shape[1]
         mask = None
         if span.padded or self.mask is not None:
@@ -492,12 +493,7 @@ class _Step:
                 tail = self.mask[:, span.width :].bool().to(hidden.device)
             mask = torch.cat([span.real.to(hidden.device), tail], 1)
         changes: dict[str, Any] = {
-            "attention_mask": create_causal_mask(
-                config=self.decoder.config,
-                inputs_embeds=hidden,
-                attention_mask=mask,
-                past_key_values=Cache(layers=[layer]),
-            )
+            "attention_mask": create_causal_mask(self.decoder.config, hidden, mask, Cache(layers=[layer]))
         }
         if span.moved:
             positions = given["position_ids"] - span.shift.to(hidden.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones.attention import Watched, attention_modules, attention_views, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.backbones.base import Backbone, Encoded, as_weights, pixel_key
 from idsel_core.methods import Method
 
 
@@ -107,7 +107,7 @@ class Llava(Backbone):
 
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector, (I, N, Dv) to (I, N, D)."""
-        projected: Tensor = self.projector(encoder_features.to(next(self.projector.parameters())))
+        projected: Tensor = self.projector(as_weights(encoder_features, self.projector))
         return projected
 
     def _read_tower(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idsel_core import importance
 from idsel_core.backbones.attention import Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
+from idsel_core.backbones.base import Backbone, Encoded, as_weights, padded_rows, pixel_key
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens
 
@@ -144,7 +144,7 @@ class Qwen2VL(Backbone):
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the merger, (I, N, patches * Dv) to (I, N, D)."""
         merger = self.core.visual.merger
-        rows = encoder_features.to(next(merger.parameters()))
+        rows = as_weights(encoder_features, merger)
         projected: Tensor = merger(rows.reshape(-1, rows.shape[2] // self.merge**2))
         return projected.view(*rows.shape[:2], -1)
 
@@ -164,7 +164,7 @@ class Qwen2VL(Backbone):
             inputs = {**inputs, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
             return super().full_positions(inputs)
         known = inspect.signature(self.core.compute_3d_position_ids).parameters
-        own = {"inputs_embeds": None, "past_key_values": None}
+        own = {"inputs_embeds": None, "past_key_values": None, "cache": None}
         positions = self.core.compute_3d_position_ids(**{name: own.get(name, inputs.get(name)) for name in known})
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)

@@ -22,6 +22,12 @@ PER_TOKEN: Mapping[str, int] = {
 """Arguments of a model that have one column a token, and what stands in new padding."""
 
 
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """Return the cache among the arguments of a model, which has two names in transformers, or None."""
+    given = (arguments.get(name) for name in ("cache", "past_key_values"))
+    return next((cache for cache in given if cache is not None), None)
+
+
 @dataclass(frozen=True)
 class Slots:
     """Where the placeholders of each image stand in a batch of prompts.

@@ -4,9 +4,9 @@ flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual to
 flops_analytic  true to the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
 flops_counted   what torch's counter sees when the model runs
 
-Print a table from the command line, for a model folder or a configuration file:
+Print a table from the command line, for a published model by name, a model folder or a configuration file:
 
-    python -m idsel_core.cost --model data/configs/llava-1.5-7b.json --budgets 576 64 16 576x2,64x30
+    python -m idsel_core.cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
 """
 
 from idsel_core.cost.analytic import (

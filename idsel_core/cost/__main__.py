@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from idsel_core import cost
+from idsel_core.architectures import list_architectures
 from idsel_core.cost import Attention, cost_table, full_budget, read_config
 from idsel_core.methods import get_method
 from idsel_core.paths import MODEL
@@ -24,7 +25,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", type=Path, default=MODEL, help="model folder or configuration file (default: %(default)s)"
+        "--model",
+        type=Path,
+        default=MODEL,
+        help=f"model folder, configuration file (default: %(default)s), or one of {', '.join(list_architectures())}",
     )
     parser.add_argument(
         "--budgets",

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
+from idsel_core.architectures import architecture_file, list_architectures
 from idsel_core.cost.analytic import (
     Attention,
     equal_flops_budget,
@@ -107,7 +108,8 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     Parameters
     ----------
     path : Path
-        A model folder, whose processor tells the size, or a configuration file, which tells that of the tower.
+        A model folder, whose processor tells the size, or a configuration file or a name of `list_architectures`,
+        which tell that of the tower.
 
     Returns
     -------
@@ -121,8 +123,13 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     ValueError
         If the model type is not counted.
     """
+    if str(path) in list_architectures():
+        path = architecture_file(path)
     if not (path / "config.json" if path.is_dir() else path).is_file():
-        raise FileNotFoundError(f"no model in {path}: give a folder with a config.json, or such a file")
+        known = ", ".join(list_architectures())
+        raise FileNotFoundError(
+            f"no model in {path}: give a folder with a config.json, or such a file, or one of {known}"
+        )
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     read: Any = AutoConfig.from_pretrained
     load: Any = AutoImageProcessor.from_pretrained

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods.base import Method
-from idsel_core.selection import Selection, Update, id_select
+from idsel_core.selection import Selection, id_select
+from idsel_core.suppression import Update
 from idsel_core.tokens import VisualTokens
 
 FEATURES = ("projector", "encoder")

@@ -1,0 +1,115 @@
+"""Relevance to the question from CLIP, for LVLMs whose vision tower is CLIP's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+
+class ClipCompanion:
+    """CLIP's shared space, for the patches of its own vision tower and for questions as text.
+
+    The tower is not run: what enters the LVLM's projector goes through CLIP's last layer norm and visual projection, as
+    TRIM (arXiv 2409.10994) and CDPruner (arXiv 2506.10967) do. For LLaVA these are the patches of the tower's last
+    layer but one, which CLIP itself never projects. Not even those of the last layer were trained to match text: their
+    similarity has the wrong sign, so give these two methods ``negated=True``. LLaVA-1.5 left CLIP's tower as it was;
+    LLaVA-NeXT tuned it, so that there the space fits less well.
+
+    Parameters
+    ----------
+    clip : CLIPModel
+        In evaluation mode. Its vision tower may lack its layers.
+    clip_tokenizer : PreTrainedTokenizer
+        Of `clip`.
+    tokenizer : PreTrainedTokenizer
+        Of the LVLM, which gives its prompts back as text.
+    clean : Callable[[str], str]
+        What to ask CLIP, from the text that follows an image: for example without the cue that asks for an answer.
+
+    Raises
+    ------
+    TypeError
+        If `clip` is no CLIP model.
+    """
+
+    def __init__(self, clip: Any, clip_tokenizer: Any, tokenizer: Any, clean: Callable[[str], str] = str.strip) -> None:
+        if not isinstance(clip, CLIPModel):
+            raise TypeError(f"clip must be a CLIPModel, not {type(clip).__name__}")
+        self.clip: Any = clip
+        self.clip_tokenizer = clip_tokenizer
+        self.tokenizer = tokenizer
+        self.clean = clean
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        tokenizer: Any,
+        *,
+        device: str | torch.device = "cpu",
+        clean: Callable[[str], str] = str.strip,
+        revision: str = "main",
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load CLIP, in float32, without the layers of its vision tower; safetensors alone.
+
+        Parameters
+        ----------
+        name : str or Path
+            Hub id, such as that of the LVLM's tower, ``openai/clip-vit-large-patch14-336``, or folder.
+        tokenizer, clean
+            As for the class.
+        device : str or torch.device
+            Where it goes.
+        revision : str
+            Branch, tag or commit of a hub checkpoint.
+        local_files_only : bool
+            Take a hub checkpoint from the cache alone.
+        """
+        source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        read: Any = CLIPModel.from_pretrained
+        read_tokenizer: Any = AutoTokenizer.from_pretrained
+        clip = read(name, dtype=torch.float32, use_safetensors=True, **source).eval()
+        del clip.vision_model.encoder
+        return cls(clip.to(device), read_tokenizer(name, trust_remote_code=False, **source), tokenizer, clean)
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Map patches, (I, N, Dv), to the shared space, (I, N, Dp); zeros, which are no patches, to zeros.
+
+        Raises
+        ------
+        ValueError
+            If CLIP's tower has another width.
+        """
+        norm, projection = self.clip.vision_model.post_layernorm, self.clip.visual_projection
+        if encoder_features.shape[-1] != projection.in_features:
+            raise ValueError(
+                f"this CLIP projects features of width {projection.in_features}, the vision tower gives "
+                f"{encoder_features.shape[-1]}"
+            )
+        features = encoder_features.to(projection.weight)
+        projected: Tensor = projection(norm(features))
+        return projected * features.any(-1, keepdim=True)
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Map questions of the LVLM's vocabulary, int64 (I, T) padded at the end, to the shared space, (I, Dp).
+
+        They are read as text, and cut after as many tokens as CLIP can read, of which the last one ends the text.
+        """
+        rows = [ids[real.bool()] for ids, real in zip(input_ids, attention_mask, strict=True)]
+        texts = [self.clean(text) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        tokens = self.clip_tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.clip.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(self.clip.device)
+        output = self.clip.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        embedded: Tensor = output.pooler_output
+        return embedded

@@ -1,0 +1,187 @@
+"""Qwen2-Audio: sounds instead of pictures, and tokens that follow one another on one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from idsel_core import importance
+from idsel_core.backbones.attention import Stop, Watched, attention_modules, layer_at, watch
+from idsel_core.backbones.base import Backbone, Encoded, pixel_key
+from idsel_core.selection import Selection
+from idsel_core.tokens import Unavailable, VisualTokens
+
+
+class Qwen2Audio(Backbone):
+    """``Qwen2AudioForConditionalGeneration``; an audio clip is what an image is elsewhere.
+
+    A token is the mean of two neighbouring frames of the tower. There is no [CLS]: its saliency is the mean attention
+    that its frames receive from their clip. The grid has one row, and a token's column is its time, 40 ms a step. Each
+    clip fills its own number of ``<|AUDIO|>`` in the prompt, as the processor writes them.
+    """
+
+    image_inputs = ("input_features", "feature_attention_mask")
+    pixel_inputs = ("input_features",)
+    features_input = "feature_attention_mask"
+    why_as_they_are = "audio clips are no images and have one axis, time"
+    why_no_view = {  # noqa: RUF012
+        **dict.fromkeys(("cls_attention", "wide_cls_attention", "cls_features"), "audio towers have no [CLS] token"),
+        "frames": "audio clips are no videos",
+        "crops": "audio clips are encoded whole",
+    }
+
+    @property
+    def image_token_id(self) -> int:
+        """Token id of the audio placeholder."""
+        return int(self.model.config.audio_token_id)
+
+    def encode(
+        self,
+        pixel_values: Tensor | None = None,
+        grid: tuple[int, int] | None = None,
+        depths: Iterable[float] = (),
+        **image_inputs: Any,
+    ) -> Encoded:
+        """Run the audio tower once.
+
+        Parameters
+        ----------
+        pixel_values : Tensor, optional
+            Must be None.
+        grid : tuple[int, int], optional
+            Must be None.
+        depths : Iterable[float]
+            Further depths of the tower, 0 to 1, at which views are wanted.
+        image_inputs
+            ``input_features``, log-mel spectra (I, bins, steps), and ``feature_attention_mask``, 1 where they are no
+            padding, (I, steps).
+
+        Raises
+        ------
+        Unavailable
+            If a `grid` is asked for.
+        ValueError
+            If there are no spectra or no mask, or a clip is too short for a token.
+        """
+        if grid is not None:
+            raise Unavailable("a smaller image", self.why_as_they_are)
+        spectra, steps = (image_inputs.get(name) for name in self.image_inputs)
+        if spectra is None or steps is None:
+            raise ValueError(f"audio clips need {' and '.join(self.image_inputs)}")
+        tower = self.core.audio_tower
+        frames, lengths = (n.to(spectra.device) for n in tower._get_feat_extract_output_lengths(steps.sum(-1)))
+        if bool((lengths < 1).any()):
+            clip = int((lengths < 1).int().argmax())
+            raise ValueError(f"audio clip {clip} has {int(steps[clip].sum())} steps, which is too short for a token")
+        modules = attention_modules(tower)
+        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths} | {"": len(modules) - 1}
+        entered, projected, seen = self._read_tower(spectra, steps, sorted(set(layers.values())))
+        count, device = int(lengths.max()), entered.device
+        lengths = lengths.to(device)
+        mask = torch.arange(count, device=device) < lengths[:, None]
+        views: dict[str, Callable[[], Tensor]] = {"image_key": lambda: pixel_key(spectra)}
+        for suffix, layer in layers.items():
+            views |= {f"{name}{suffix}": view for name, view in _views(seen[layer], frames, mask).items()}
+        time = torch.arange(count, device=device).expand(mask.shape)
+        return Encoded(
+            encoder_features=entered[:, :count].masked_fill(~mask[..., None], 0),
+            mask=mask,
+            grid=torch.stack([torch.zeros_like(time), time], 2).masked_fill(~mask[..., None], -1),
+            placeholders=lengths,
+            views=views,
+            features=projected[:, :count].masked_fill(~mask[..., None], 0),
+        )
+
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector, (I, N, Dv) to (I, N, D)."""
+        projector = self.core.multi_modal_projector
+        projected: Tensor = projector(encoder_features.to(next(projector.parameters())))
+        return projected
+
+    def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
+        """Wrap the kept features as ``mm_encoder_outputs``, which `reading` takes from a call of the model."""
+        return {"audio": super().encoder_outputs(tokens, selection)["image"]}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the model read ``mm_encoder_outputs``, which this family does not of itself."""
+
+        def embed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
+            given = kwargs.pop("mm_encoder_outputs", None) or {}
+            kept = getattr(given.get("audio"), "pooler_output", None)
+            if kept is None:
+                return args, kwargs
+            ids: Tensor = kwargs["input_ids"]
+            embeddings = self.core.get_input_embeddings()(ids)
+            marks = self.placeholders(ids)
+            features = _copied(torch.cat(list(kept)), marks).to(embeddings)
+            embeddings = embeddings.masked_scatter(marks[..., None], features)
+            return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+
+        hook = self.core.register_forward_pre_hook(embed, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _read_tower(
+        self, spectra: Tensor, steps: Tensor, layers: list[int]
+    ) -> tuple[Tensor, Tensor, dict[int, Watched]]:
+        """Return what enters the projector, what leaves it, and watched layers.
+
+        The model masks its tower inside its own forward pass, so that is run until the projector is done.
+        """
+        modules, passed = attention_modules(self.core.audio_tower), []
+
+        def stop(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            passed.append((args[0], output))
+            raise Stop
+
+        prompt = torch.full((1, 2), self.image_token_id, device=spectra.device)
+        with ExitStack() as stack:
+            stack.enter_context(suppress(Stop))
+            hook = self.core.multi_modal_projector.register_forward_hook(stop)
+            stack.callback(hook.remove)
+            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in layers}
+            self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
+        return *passed[0], seen
+
+
+def _views(seen: Watched, frames: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Return the views that a layer gives of clips with so many frames, int64 (I,), and tokens, bool (I, N)."""
+    query, key, scale = seen.tensors()
+    count = mask.shape[1]
+
+    def pooled(values: Tensor) -> Tensor:
+        halves = values[:, : 2 * count].reshape(len(values), count, 2, *values.shape[2:])
+        return halves.mean(2).masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
+
+    def received() -> Tensor:
+        rows = [
+            importance.received(query[i : i + 1, :, :n], key[i : i + 1, :, :n], scale)[0]
+            for i, n in enumerate(frames.tolist())
+        ]
+        return pooled(nn.functional.pad(nn.utils.rnn.pad_sequence(rows, batch_first=True), (0, 1)))
+
+    return {"received_attention": received, "keys": lambda: pooled(key.transpose(1, 2))}
+
+
+def _copied(features: Tensor, marks: Tensor) -> Tensor:
+    """Return features (T, D) of prompts, repeated where each prompt stands in several copies one behind the other.
+
+    Parameters
+    ----------
+    features : Tensor
+        One for each placeholder of all prompts.
+    marks : Tensor
+        Where the placeholders of all copies are, bool (R, L).
+    """
+    copies = int(marks.sum()) // max(1, len(features))
+    if copies <= 1:
+        return features
+    prompts = torch.split(features, marks[::copies].sum(1).tolist())
+    return torch.cat([part for part in prompts for _ in range(copies)])

@@ -1,0 +1,239 @@
+"""Load a model of a supported family with its processor from a hub id or folder: whole, spread out or quantised."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from idsel_core.backbones import BACKBONES
+
+Quantisation = Literal["int8", "int4"]
+
+KEPT_WHOLE = ("lm_head", r"\w+_tower", "vision_model", "visual", "multi_modal_projector", "connector")
+"""Parts of a model that quantisation leaves as they are, so that tokens are selected from the same features; regex."""
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "bfloat16",
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[int | str, str | int] | None = None,
+    offload_folder: str | Path | None = None,
+    quantisation: Quantisation | QuantizationConfigMixin | None = None,
+    attention: str | None = None,
+    processor: bool = True,
+    revision: str = "main",
+    local_files_only: bool = False,
+) -> tuple[Any, Any]:
+    """Load a model and its processor with transformers: safetensors alone, and never code of the checkpoint.
+
+    The configuration is read first, and what is not supported is refused before any weights are.
+
+    Parameters
+    ----------
+    name : str or Path
+        Hub id, or a folder laid out like a hub checkpoint.
+    dtype : str or torch.dtype
+        Of the weights, for example "bfloat16"; "auto" is the checkpoint's own.
+    device_map : str or mapping, optional
+        Where the parts go: "auto" spreads them over all GPUs, "cuda:1" takes one, a mapping of module names says it
+        for each, with "cpu" and "disk" for what waits there. Needs accelerate. By default the model is put on the CPU.
+    max_memory : mapping, optional
+        Most memory for each device of an "auto" map, for example ``{0: "20GiB", 1: "20GiB", "cpu": "60GiB"}``.
+    offload_folder : str or Path, optional
+        Where what waits on disk is written.
+    quantisation : {"int8", "int4"} or quantisation configuration, optional
+        Weights of the language model by bitsandbytes, as LLM.int8() or NF4; the vision tower, the projector and the LM
+        head stay in `dtype`. Or a quantisation configuration of transformers, as it is.
+    attention : str, optional
+        Attention implementation, for example "sdpa" or "flash_attention_2"; transformers' choice by default.
+    processor : bool
+        Whether to read the processor, too; some need torchvision.
+    revision : str
+        Branch, tag or commit of a hub checkpoint.
+    local_files_only : bool
+        Take a hub checkpoint from the cache alone.
+
+    Returns
+    -------
+    tuple
+        The model, in evaluation mode, and the processor or None.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or the hub gives no such checkpoint.
+    ImportError
+        If accelerate, bitsandbytes or what the processor needs is not installed; says how to install it.
+    ValueError
+        If a choice is unknown, the family is not supported or needs code of its own, there is no such device, or the
+        weights are missing, pickles, damaged or do not fit.
+    """
+    chosen = _dtype(dtype)
+    source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    config = read_family_config(name, **source)
+    options: dict[str, Any] = {"dtype": chosen, "attn_implementation": attention}
+    if quantisation is not None:
+        options["quantization_config"] = _quantised(quantisation, chosen)
+    if device_map is not None:
+        _need("accelerate", "device_map")
+        _check_devices(device_map)
+        options |= {"device_map": device_map, "max_memory": max_memory and dict(max_memory)}
+        options |= {"offload_folder": offload_folder}
+    elif max_memory is not None or offload_folder is not None:
+        raise ValueError("max_memory and offload_folder say where parts go: give device_map, for example 'auto'")
+    _check_weights(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    read = _processor(name, source) if processor else None
+    return _weights(name, config, source | given), read
+
+
+def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:
+    """Read the configuration of a checkpoint of a supported family, without its weights.
+
+    Parameters
+    ----------
+    name, revision, local_files_only
+        As for `load`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `load`.
+    """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {name}: the folder has no config.json")
+    if not Path(name).exists() and _is_path(name):
+        raise FileNotFoundError(f"no model in {name}: there is no such folder")
+    source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(name, **source)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no names with values")
+    except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise ValueError(f"the config.json of {name} cannot be read ({_first_line(error)})") from error
+        raise FileNotFoundError(
+            f"no model {str(name)!r}: there is no such folder, and the hub gave no checkpoint of this name. Without a "
+            f"network, give a folder or a checkpoint that is in the cache. ({_first_line(error)})"
+        ) from error
+    family, known = raw.get("model_type"), ", ".join(sorted(BACKBONES))
+    if family not in BACKBONES:
+        if "auto_map" in raw:
+            raise ValueError(
+                f"{name} needs code of its own (model type {family!r}, auto_map in its config.json), which is never "
+                f"run; take the checkpoint that transformers reads itself, often named ...-hf. Supported: {known}"
+            )
+        raise ValueError(f"model type {family!r} of {name} is not supported; supported: {known}")
+    read: Any = AutoConfig.from_pretrained
+    try:
+        config: PreTrainedConfig = read(name, trust_remote_code=False, **source)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        # Among them: a part of the model, such as its language model, that needs code of its own.
+        raise ValueError(
+            f"the configuration of {name} is none that transformers reads itself ({_first_line(error)[:200]})"
+        ) from error
+    return config
+
+
+def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, Any]) -> PreTrainedModel:
+    safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+    read: Any = AutoModelForMultimodalLM.from_pretrained
+    try:
+        model, report = read(name, config=config, output_loading_info=True, **safe, **options)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"the weights of {name} cannot be read ({_first_line(error)})") from error
+    if report["missing_keys"]:
+        raise ValueError(f"the weights of {name} lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    whole: PreTrainedModel = model.eval()
+    return whole
+
+
+def _processor(name: str | Path, source: Mapping[str, Any]) -> Any:
+    read: Any = AutoProcessor.from_pretrained
+    try:
+        return read(name, trust_remote_code=False, **source)
+    except ImportError as error:
+        raise ImportError(
+            f"the processor of {name} needs what is not installed ({_first_line(error)}); processor=False goes without"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} has no processor that can be read ({_first_line(error)})") from error
+
+
+def _check_weights(name: str | Path) -> None:
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for ending in ("*.bin", "*.pt", "*.pth") for path in folder.glob(ending))
+    if pickles:
+        raise ValueError(
+            f"{name} holds its weights as pickles ({pickles[0]}), which can run code when they are read: convert them "
+            f"to safetensors"
+        )
+    raise ValueError(f"{name} holds no weights (*.safetensors)")
+
+
+def _dtype(name: str | torch.dtype) -> str | torch.dtype:
+    found = name if isinstance(name, torch.dtype) or name == "auto" else getattr(torch, str(name), None)
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ValueError(f"dtype must be auto or a floating torch dtype, for example bfloat16 or float16, not {name!r}")
+
+
+def _quantised(quantisation: str | QuantizationConfigMixin, dtype: str | torch.dtype) -> QuantizationConfigMixin:
+    if isinstance(quantisation, QuantizationConfigMixin):
+        return quantisation
+    if quantisation not in get_args(Quantisation):
+        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
+    for package in ("accelerate", "bitsandbytes"):
+        _need(package, f"quantisation={quantisation!r}")
+    settings: Any = BitsAndBytesConfig
+    kept = [rf".*\b{part}" for part in KEPT_WHOLE]
+    if quantisation == "int8":
+        return settings(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return settings(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def _check_devices(device_map: str | Mapping[str, Any]) -> None:
+    asked = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    gpus = torch.cuda.device_count()
+    for device in asked:
+        numbered = isinstance(device, int) or str(device).startswith("cuda")
+        number = device if isinstance(device, int) else int(str(device).partition(":")[2] or 0)
+        if numbered and number >= gpus:
+            raise ValueError(f"device_map names {device!r}, but torch sees {gpus} GPUs on this machine")
+
+
+def _need(package: str, wanted_for: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{wanted_for} needs {package}: pip install 'idsel_core[quantised]'")
+
+
+def _is_path(name: str | Path) -> bool:
+    return isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
