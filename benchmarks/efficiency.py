@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from idsel_core import efficiency, get_method
+from idsel_core.architectures import build_random
 from idsel_core.backbones import adapter_for
 from idsel_core.cost import full_budget, read_config
 from idsel_core.evaluation import check_device, load_model
@@ -39,10 +40,6 @@ def load(name: str, dtype: str, device: str, attention: str | None) -> tuple[Any
     if folder.is_dir():
         backbone, _ = load_model(folder, device)
         return backbone, *read_config(folder)
-    try:
-        from idsel_core.architectures import build_random
-    except ImportError:
-        raise ValueError(f"{name} is no model folder, and models cannot be built by name in this version") from None
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"{dtype!r} is no torch dtype; for example float16, bfloat16, float32")
