@@ -10,6 +10,7 @@ from idsel_core.notebooks import check_parameters, load_parameters
 configfile: "config/workflow.yaml"
 
 JOBS = config["jobs"]
+TIMED = config.get("timed", {})
 DRAWING = config["drawing"]
 PARTS = config["parts"]
 
@@ -18,7 +19,7 @@ CORE = sorted(set(glob("idsel_core/**/*.py", recursive=True)) - {f"idsel_core/{n
 RUN = f"OMP_NUM_THREADS=1 {sys.executable} -m"
 
 # Wrong parameters stop the run here, before Snakemake removes what a job wrote last time.
-for name in [*JOBS, DRAWING["notebook"]]:
+for name in [*JOBS, *TIMED, DRAWING["notebook"]]:
     try:
         check_parameters(f"notebooks/{name}.ipynb", load_parameters(f"config/{name}.yaml"))
     except (OSError, ValueError) as error:
@@ -27,6 +28,7 @@ for name in [*JOBS, DRAWING["notebook"]]:
 
 wildcard_constraints:
     job="|".join(JOBS) or "none",
+    timed="|".join(TIMED) or "none",
     part="|".join(PARTS) or "none",
 
 
@@ -81,12 +83,33 @@ rule notebook:
         RUN + " idsel_core.notebooks {input.notebook} {log} -f {input.parameters}"
 
 
+rule times:
+    input:
+        notebook="notebooks/{timed}.ipynb",
+        parameters="config/{timed}.yaml",
+        code=[*CORE, *config.get("timing", [])],
+        rows=lambda wildcards: expand("results/{job}.parquet", job=TIMED[wildcards.timed]),
+        model=config["model"],
+    output:
+        "results/times/{timed}.parquet",
+        "results/times/{timed}.json",
+    log:
+        "logs/{timed}.ipynb",
+    # All of them, so that nothing runs beside what is timed.
+    threads: workflow.cores
+    message:
+        "measure times with {input.notebook}"
+    shell:
+        RUN + " idsel_core.notebooks {input.notebook} {log} -f {input.parameters}"
+
+
 rule figures:
     input:
         notebook=f"notebooks/{DRAWING['notebook']}.ipynb",
         parameters=f"config/{DRAWING['notebook']}.yaml",
         code=[f"idsel_core/{name}.py" for name in config["after"]],
         rows=expand("results/{job}.parquet", job=JOBS),
+        times=expand("results/times/{timed}.parquet", timed=TIMED),
     output:
         DRAWING["outputs"],
     log:

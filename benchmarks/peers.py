@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
@@ -98,8 +99,8 @@ def inside_alone(method: Method) -> bool:
     return isinstance(method, InLLM) and type(method).select is InLLM.select
 
 
-def medians(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> dict[str, float]:
-    """Return the milliseconds of each method's median run, after one that does not count."""
+def quartiles(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> dict[str, list[float]]:
+    """Return the milliseconds of each method's runs, low quartile, median and high, after one that does not count."""
     video, layer = as_video(tokens), in_prompt(tokens)
     timers = {}
     for name, method in methods.items():
@@ -109,7 +110,7 @@ def medians(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> di
         call = "method.choose(replace(layer), counts)" if inside_alone(method) else "method.select(tokens)"
         timers[name] = Timer(call, globals=run | {"replace": replace}, num_threads=torch.get_num_threads())
     turns = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
-    return {name: 1e3 * statistics.median(turn[name] for turn in turns[1:]) for name in timers}
+    return {name: np.percentile([1e3 * turn[name] for turn in turns[1:]], [25, 50, 75]).tolist() for name in timers}
 
 
 def case(text: str) -> tuple[int, int]:
@@ -161,13 +162,17 @@ def main() -> None:
                 left_out[name] = f"its N x N tables take about {needed:.1f} GiB, more than --memory {given.memory:g}"
                 continue
             method = get_method(name, budget=k)
+            if inside_alone(method) and method.least(n) > k:
+                left_out[name] = f"one drop of {n} tokens leaves {method.least(n)} or more"
+                continue
             try:
                 method.select(as_video(tokens) if name == "evs" else tokens)
                 methods[name] = method
             except ValueError as error:
                 left_out[name] = str(error)
         print(f"\nN = {n}, K = {k}")
-        times = medians(methods, tokens, given.rounds)
+        spread = quartiles(methods, tokens, given.rounds)
+        times = {name: median for name, (_, median, _) in spread.items()}
         for name in sorted(times, key=times.__getitem__):
             print(f"{name:>14} {times[name]:10.2f} ms {times[name] / times[BASE]:9.1f}x")
         for name, why in left_out.items():
@@ -175,6 +180,9 @@ def main() -> None:
         for name in names:
             milliseconds = times.get(name, math.nan)
             row = {"tokens": n, "budget": k, "method": name, "ms": milliseconds, "ratio": milliseconds / times[BASE]}
+            low, _, high = spread.get(name, [math.nan] * 3)
+            row |= {"low": low, "high": high, "threads": torch.get_num_threads()}
+            row |= {"torch": torch.__version__, "transformers": transformers.__version__}
             rows.append({**row, "left_out": left_out.get(name, ""), "rounds": given.rounds, "device": machine})
     if given.out:
         import pandas as pd

@@ -33,7 +33,7 @@ from transformers import VisionTextDualEncoderModel
 from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
 from idsel_core.checkpoints import Checkpoint
-from idsel_core.cost import flops_analytic
+from idsel_core.cost import flops_prefill
 from idsel_core.loading import load
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
@@ -405,7 +405,7 @@ class Study:
         @functools.cache
         def of(profile: tuple[int, ...], text: int) -> float:
             try:
-                return flops_analytic(self.backbone.model.config, profile, text).language_model / 1e9
+                return flops_prefill(self.backbone.model.config, profile, text).language_model / 1e9
             except (TypeError, ValueError):
                 return float("nan")
 

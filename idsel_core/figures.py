@@ -356,8 +356,12 @@ def save(figure: Figure, folder: Path | str, name: str, origin: Mapping[str, Any
 
 def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> str:
     """Write a table as Markdown and return its text."""
+    return save_text(table.to_markdown(index=False), folder, name)
+
+
+def save_text(text: str, folder: Path | str, name: str) -> str:
+    """Write Markdown beside the tables and return it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = table.to_markdown(index=False)
     (folder / f"{name}.md").write_text(text + "\n")
     return text

@@ -28,9 +28,10 @@ os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder 
 import pandas as pd
 from IPython.display import Markdown
 
-from idsel_core import comparison, figures, words
+from idsel_core import comparison, efficiency, figures, words
 from idsel_core.provenance import origin
 from idsel_core.results import Results
+from idsel_core.times import Times
 
 figures.use_theme()
 results = Results(results_dir)
@@ -109,11 +110,9 @@ figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparis
 # %%
 duels = comparison.duels(compared, resamples=resamples)
 figures.save(comparison.duels_figure(duels, shown_budgets), figures_dir, "comparison_duels", drawn_from)
-Markdown(comparison.about_comparison(duels))
-
-# %%
 families = comparison.families_figure(compared, shown_budgets[-1], resamples)
 figures.save(families, figures_dir, "comparison_families", drawn_from)
+Markdown(comparison.about_comparison(duels))
 
 # %%
 split = comparison.split_by_downsampling(compared)
@@ -126,3 +125,31 @@ figures.save_table(comparison.shares_table(compared, shown_budgets, resamples), 
 missing = comparison.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
 figures.save_table(missing, tables_dir, "comparison_missing")
 Markdown(figures.save_table(table, tables_dir, "comparison"))
+
+# %% [markdown]
+# ## Efficiency
+#
+# FLOPs and measured time; models of full size are counted by their configurations.
+
+# %%
+times = Times(results_dir)
+timed, prefills = times.frame("08_efficiency"), efficiency.prefills(times.frame("09_sizing"))
+drawn_from = times.origin("08_efficiency")
+figures.save(efficiency.phases_figure(timed), figures_dir, "efficiency_phases", drawn_from)
+figures.save(efficiency.scaling_figure(timed), figures_dir, "efficiency_scaling", drawn_from)
+figures.save(efficiency.selection_figure(timed), figures_dir, "efficiency_selection", drawn_from)
+front = efficiency.accuracy_against_time(results.frame("06_comparison"), timed, resamples)
+drawn_from["results"] |= results.origin("06_comparison")["results"]
+figures.save(efficiency.pareto_figure(front), figures_dir, "efficiency_front", drawn_from)
+fit = efficiency.fit_figure(prefills, efficiency.fit_of(prefills))
+figures.save(fit, figures_dir, "sizing", times.origin("09_sizing"))
+asked = times.provenance("08_efficiency")["parameters"]
+costs = efficiency.model_costs("data/configs", asked["models"], asked["model_text"], "idselection")
+files = [f"data/configs/{name}.json" for name in asked["models"]]
+figures.save(efficiency.models_figure(costs), figures_dir, "efficiency_models", origin(files, **asked))
+asked = times.provenance("09_sizing")["parameters"]
+claims = efficiency.claims_table("data/configs", asked["claims"], asked["text_tokens"], "idselection")
+claims = efficiency.printed_claims(claims.assign(claimed=asked["claimed"]))
+figures.save_table(claims, tables_dir, "claims")
+figures.save_table(efficiency.ideal_table(timed).round(3), tables_dir, "ideal")
+Markdown(figures.save_text(efficiency.summary(timed), tables_dir, "efficiency"))

@@ -47,6 +47,7 @@ def main() -> int:
     workflow = yaml.safe_load(Path("config/workflow.yaml").read_text())
     outputs = [Path(path) for path in workflow["drawing"]["outputs"]]
     made = [Path(f"results/{job}.parquet") for job in workflow["jobs"]]
+    made += [Path(f"results/times/{job}.parquet") for job in workflow.get("timed", {})]
     made += [Path(f".cache/encodings/{part}.safetensors") for part in workflow["parts"]]
     if not more and all(path.stat().st_mtime >= started for path in [*made, *outputs]):
         timing = {"seconds": round(seconds), "cores": given.cores, "machine": platform.machine()}

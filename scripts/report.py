@@ -11,6 +11,7 @@ import yaml
 
 from idsel_core.provenance import read_origin
 from idsel_core.results import Results
+from idsel_core.times import Times
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -63,9 +64,14 @@ def main() -> int:
     if not figures:
         print(f"error: no figures in {given.figures}/; run `make figures` first", file=sys.stderr)
         return 2
-    store, markdown = Results(given.results), mistune.create_markdown(plugins=["table"])
+    stores = {"": Results(given.results), "times/": Times(given.results)}
+    markdown = mistune.create_markdown(plugins=["table"])
     try:
-        jobs = [(job, yaml.safe_dump(store.provenance(job), sort_keys=False)) for job in store.jobs()]
+        jobs = [
+            (f"{folder}{job}", yaml.safe_dump(store.provenance(job), sort_keys=False))
+            for folder, store in stores.items()
+            for job in store.jobs()
+        ]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

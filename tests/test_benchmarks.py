@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
 import torch
 
 from idsel_core import list_methods
+from idsel_core.times import Times
 from idsel_core.timings import in_turns
 
 PROJECT = Path(__file__).parents[1]
@@ -38,6 +40,12 @@ def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
     assert bool((times["ms"].isna() == (times["left_out"] != "")).all())
 
 
+def test_what_one_drop_cannot_reach_is_left_out():
+    done = run("--cases", "600:9", "--width", "1024", "--rounds", "1", "--methods", "sparsevlm")
+    assert done.returncode == 0, done.stderr
+    assert "sparsevlm  left out: one drop of 600 tokens leaves" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -57,6 +65,42 @@ def test_the_store_is_written_and_asked():
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "write 10 jobs of 100 rows" in done.stdout and "  20 rows" in done.stdout and "  1000 rows" in done.stdout
+
+
+def test_answers_are_timed_by_phase_and_against_the_ideal(tmp_path):
+    small = ("--runs", "1", "--warmup", "0", "--new", "1", "--results", str(tmp_path))
+    done = run("--budgets", "16", *small, script="efficiency")
+    assert done.returncode == 0, done.stderr
+    rows = Times(tmp_path).frame("efficiency-assembled-cpu")
+    assert set(rows["phase"]) == {"encode", "select", "prefill", "decode", "end to end"}
+    assert set(rows["method"]) == {"full", "ideal", "idselection"}
+    assert rows["peak_bytes"].isna().all()
+    assert "Measured on cpu" in done.stdout and "times the ideal" in done.stdout and "phases" in done.stderr
+
+
+def test_methods_without_an_ideal_are_timed_without():
+    small = ("--runs", "1", "--warmup", "0", "--new", "1")
+    with TemporaryDirectory() as folder:
+        done = run("--method", "fastv", "--budgets", "192", "16", *small, "--results", folder, script="efficiency")
+    assert done.returncode == 0, done.stderr
+    assert "left out: fastv at 16: fastv cannot bring 576 visual tokens down to 16" in done.stdout
+    assert "left out: the ideal of fastv at 192: fastv drops tokens inside" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "nowhere"), "nowhere"),
+        (("--device", "abacus"), "abacus"),
+        (("--budgets", "0"), "budget"),
+        (("--runs", "0"), "runs must be an int of 1 or more, not 0"),
+    ],
+)
+def test_wrong_calls_are_told(arguments, message, tmp_path):
+    done = run(*arguments, "--results", str(tmp_path), script="efficiency")
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr and message in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):

@@ -37,9 +37,9 @@ from idsel_core.cost import (
     flops_paper,
     full_budget,
     kv_cache_bytes,
-    main,
     read_config,
 )
+from idsel_core.cost.__main__ import main
 from idsel_core.paths import MODEL
 
 CONFIGS = Path("data/configs")
@@ -140,6 +140,21 @@ def test_analytic_is_counted_with_the_embedded_backbone(profile):
 def test_analytic_is_counted_with_llava_7b(profile):
     model = LlavaConfig.from_pretrained(CONFIGS / "llava-1.5-7b.json")
     assert flops_analytic(model, profile, 64) == flops_counted(model, profile, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "whole"),
+    [
+        ("llava-next-7b", (672, 672), 2880 + 48),
+        ("internvl3-8b", (896, 896), 5 * 256),
+        ("qwen2.5-vl-7b", (1008, 728), 36 * 26),
+    ],
+)
+def test_analytic_is_counted_with_full_sizes_of_other_families(name, size, whole):
+    model, _ = read_config(CONFIGS / f"{name}.json")
+    assert full_budget(model, size) == whole
+    for profile in (whole, 64):
+        assert flops_analytic(model, profile, 64, image_size=size) == flops_counted(model, profile, 64, image_size=size)
 
 
 @pytest.mark.parametrize("tower", tiny.TOWERS)
@@ -293,7 +308,7 @@ def test_the_table_has_a_row_for_each_budget(small):
         (
             ValueError,
             lambda c: flops_analytic(c, 7, 9, method=get_method("divprune", budget=7)),
-            "method 'divprune' is not known; known: idselection, topk, diversity, random, uniform",
+            "method 'divprune' is not known; known: idselection, topk, diversity, random, uniform, fastv",
         ),
         (
             ValueError,
@@ -315,17 +330,23 @@ def test_bad_input_is_told(small, kind, call, message):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (CLIPConfig(), "model type 'clip' is not supported; supported: llava"),
-        (BertConfig(), "language model type 'bert' is not supported; supported: llama, mistral, qwen2, qwen3"),
-        (MistralConfig(sliding_window=16), r"a sliding window \(of 16 tokens\) is not supported"),
+        (
+            CLIPConfig(),
+            "model type 'clip' is not counted yet; counted are: internvl, llava, llava_next, qwen2_5_vl",
+        ),
+        (
+            BertConfig(),
+            "language model type 'bert' is not counted yet; counted are: llama, mistral, qwen2, qwen2_5_vl_text",
+        ),
+        (MistralConfig(sliding_window=16), r"a sliding window \(of 16 tokens\) is not counted yet"),
         (LlamaConfig(), "type 'llama' has no vision tower"),
         (
             LlavaConfig(vision_config=PixtralVisionConfig(), text_config=LlamaConfig()),
-            "tower type 'pixtral' is not supported; supported: clip_vision_model, dinov2, siglip_vision_model, vit",
+            "tower type 'pixtral' is not counted yet; counted are: clip_vision_model, dinov2, siglip_vision_model, vit",
         ),
     ],
 )
-def test_unsupported_models_are_told_with_the_supported(other, message):
+def test_models_that_are_not_counted_are_told_with_those_that_are(other, message):
     with pytest.raises(ValueError, match=message):
         flops_analytic(other, 7, 9)
 

@@ -152,7 +152,7 @@ def test_plans_are_those_of_the_papers(method, left):
         layers = layers_of(576, left, method.places(32), 32)
         wanted = {192: 206.5, 128: 145.4, 96: 114.1, 64: 82.3}[method.budget]
         assert sum(layers) / 32 == pytest.approx(wanted, abs=0.05)
-        kept = [method._kept(a, b) for a, b in pairwise([576, *left])]
+        kept = [method.kept(a, b) for a, b in pairwise([576, *left])]
         assert kept == list(AUTHORS_COUNTS[method.budget])
 
 

@@ -11,9 +11,10 @@ import torch
 from families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
-from idsel_core import Downsample, IDSelection, Random, adapter_for, prune
-from idsel_core.cost import flops_analytic, flops_analytic_step
-from idsel_core.latency import example_inputs, main, time_phases
+from idsel_core import Downsample, IDSelection, Random, UniformGrid, adapter_for, get_method, prune
+from idsel_core.cost import MODELS, flops_analytic, flops_analytic_step, kv_cache_bytes
+from idsel_core.latency import example_inputs, main, time_ideal, time_methods, time_phases
+from idsel_core.methods import FastV
 
 PHASES = ["encode", "select", "prefill", "decode"]
 ONCE = {"runs": 1, "warmup": 0, "new_tokens": 1}
@@ -46,6 +47,108 @@ def test_without_a_method_nothing_is_selected(backbone):
     assert [timing.phase for timing in timings] == ["encode", "prefill", "decode"]
     assert {timing.prompt_tokens for timing in timings} == {inputs["input_ids"].shape[1]}
     assert {timing.kept_tokens for timing in timings} == {tiny.TOKENS}
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "sparsevlm", "dart"])
+def test_methods_inside_the_language_model_are_timed(name):
+    model, inputs = tiny.build("clip", "eager", 6), tiny.prompts((1,))
+    method, said = get_method(name, budget=20), []
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: said.append(logits[:, -1].argmax(-1)))
+    timings = time_methods(adapter_for(model), inputs, [method, None], runs=1, warmup=0, new_tokens=3)
+    hook.remove()
+    assert [(timing.method, timing.phase) for timing in timings] == [
+        *((name, phase) for phase in PHASES),
+        *(("full", phase) for phase in PHASES if phase != "select"),
+    ]
+    with prune(model, method) as run:
+        answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert torch.equal(torch.stack(said[:4], 1), answer[:, -4:])
+    layers, text = run.report[0].layers, inputs["input_ids"].shape[1] - tiny.TOKENS
+    whole = timings[0]
+    assert (whole.tokens_before, whole.kept_tokens) == (tiny.TOKENS, layers[-1])
+    assert whole.average_tokens == pytest.approx(sum(layers) / 6)
+    assert whole.convention == "average" and whole.budget == 20
+    assert whole.cache_bytes == kv_cache_bytes(model.config, layers, text, torch.float32)
+    cost = flops_analytic(model.config, layers, text, method=method)
+    assert [timing.flops for timing in timings[:3]] == [cost.encode, cost.select, cost.language_model]
+
+
+def test_all_methods_take_turns(backbone):
+    turns, seen = [], []
+    for name in ("uniform", "random"):
+        kind = type(get_method(name, budget=7))
+        seen.append((kind, kind.select))
+        kind.select = lambda self, tokens, own=kind.select: turns.append(self.name) or own(self, tokens)
+    try:
+        time_methods(backbone, tiny.prompts((1,)), [UniformGrid(7), Random(7)], runs=2, warmup=1, new_tokens=1)
+    finally:
+        for kind, own in seen:
+            kind.select = own
+    assert turns == ["uniform", "random"] * 3
+
+
+def test_a_prompt_cut_by_hand_gives_the_same_answer_and_takes_no_selection(backbone):
+    model, inputs, method = backbone.model, tiny.prompts((1, 2)), IDSelection(7)
+    answers = []
+    own = model.generate
+    model.generate = lambda **given: answers.append(own(**given)) or answers[-1]
+    try:
+        timings = time_ideal(backbone, inputs, method, runs=1, warmup=0, new_tokens=2)
+    finally:
+        del model.generate
+    pruned, ideal, full = answers
+    assert torch.equal(pruned[:, -3:], ideal[:, -3:])
+    assert [timing.method for timing in timings] == ["idselection", "ideal", "full"]
+    assert [timing.phase for timing in timings] == ["end to end"] * 3
+    assert [timing.kept_tokens for timing in timings] == [7, 7, tiny.TOKENS]
+    assert timings[0].over_ideal == pytest.approx(timings[0].median_ms / timings[1].median_ms)
+    assert timings[0].over_full == pytest.approx(timings[0].median_ms / timings[2].median_ms)
+    assert (timings[1].over_ideal, timings[2].over_full) == (1, 1)
+    assert full.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_the_flops_of_whole_answers_differ_by_the_selection(backbone):
+    inputs = tiny.prompts((1,))
+    pruned, ideal, full = time_ideal(backbone, inputs, IDSelection(7), **ONCE)
+    text = inputs["input_ids"].shape[1] - tiny.TOKENS
+    assert pruned.flops - ideal.flops == flops_analytic(backbone.model.config, 7, text, method=IDSelection(7)).select
+    assert full.flops > pruned.flops
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (FastV(20), "fastv drops tokens inside the language model: no shorter prompt is like it"),
+        (Downsample(9), "downsample makes the image smaller: no shorter prompt is like it"),
+    ],
+)
+def test_methods_without_a_prompt_cut_by_hand_are_told(backbone, method, message):
+    with pytest.raises(ValueError, match=message):
+        time_ideal(backbone, tiny.prompts((1,)), method, **ONCE)
+
+
+def test_positions_of_several_axes_have_no_prompt_cut_by_hand():
+    family = FAMILIES["qwen2_vl"]
+    with pytest.raises(ValueError, match="cut by hand where positions have several axes"):
+        time_ideal(adapter_for(family.build()), family.alone(((0,),), 0), Random(5), **ONCE)
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES.values() if f.config().model_type in MODELS], ids=lambda f: f.name
+)
+def test_example_inputs_of_every_family_are_read(family):
+    backbone = adapter_for(family.build())
+    size = {"llava_next": (30, 48), "internvl": (24, 48)}.get(family.name, (24, 16))
+    inputs = example_inputs(backbone.model.config, 9, size, batch=2)
+    timings = time_methods(backbone, inputs, [None, Random(5)], runs=1, warmup=0, new_tokens=1)
+    assert {timing.kept_tokens for timing in timings if timing.method == "random"} == {5}
+    assert {timing.batch for timing in timings} == {2} == {timing.images for timing in timings}
+    cost = flops_analytic(
+        backbone.model.config, 5, inputs["input_ids"].shape[1] - timings[0].tokens_before, image_size=size
+    )
+    if family.name != "internvl":
+        assert {t.flops for t in timings if t.phase == "encode"} == {2 * cost.encode}
+    assert {t.flops for t in timings if t.phase == "prefill" and t.method == "random"} == {2 * cost.language_model}
 
 
 def test_attention_is_that_of_the_phase():
@@ -123,7 +226,12 @@ def test_bad_input_is_told(backbone, call, message):
 def test_the_command_line_times_the_embedded_backbone(capsys):
     assert main(["--budgets", "576", "16", "--runs", "1", "--warmup", "0", "--new", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["phase", "encode", "prefill", "decode", *PHASES]
+    assert "cpu, " in lines[0] and f"torch {torch.__version__}" in lines[0]
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["method", "phase"],
+        *(["full", phase] for phase in PHASES if phase != "select"),
+        *(["idselection", phase] for phase in PHASES),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import yaml
 from idsel_core.notebooks import check_parameters, load_parameters, run
 from idsel_core.provenance import read_origin
 from idsel_core.results import Results
+from idsel_core.times import Times
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -26,7 +27,9 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 
 def test_the_workflow_runs_all_notebooks_and_no_others():
-    assert [path.stem for path in NOTEBOOKS] == sorted([*WORKFLOW["jobs"], DRAWING["notebook"], WORKFLOW["sweep"]])
+    assert [path.stem for path in NOTEBOOKS] == sorted(
+        [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"]]
+    )
     assert {part for parts in WORKFLOW["jobs"].values() for part in parts} <= set(WORKFLOW["parts"])
 
 
@@ -77,8 +80,10 @@ def smoke(tmp_path_factory):
     @functools.cache
     def run_one(name: str) -> Path:
         if name == DRAWING["notebook"]:
-            for job in WORKFLOW["jobs"]:
+            for job in [*WORKFLOW["jobs"], *WORKFLOW["timed"]]:
                 run_one(job)
+        for job in WORKFLOW["timed"].get(name, []):
+            run_one(job)
         notebook = PROJECT / f"notebooks/{name}.ipynb"
         parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
         # Whatever a notebook writes goes to the test's folder.
@@ -105,6 +110,21 @@ def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
     assert note["seconds"] > 0
     assert {"commit", "dirty", "packages", "device", "seed"} <= set(note)
     smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
+    assert smoke_parameters.items() <= note["parameters"].items()
+
+
+@pytest.mark.parametrize("job", WORKFLOW["timed"])
+def test_a_small_run_stores_its_times(smoke, job, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    times = Times(smoke(job) / "results")
+    rows = times.frame(job)
+    assert {"full", "idselection", "uniform"} & set(rows["method"])
+    assert {"select", "prefill", "decode", "encode"} <= set(rows["phase"])
+    assert (rows[["median_ms", "runs", "batch", "threads"]] > 0).all(axis=None)
+    note = times.provenance(job)
+    assert note["files"] and {"commit", "dirty", "packages", "device"} <= set(note)
+    smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
+    smoke_parameters.pop("resamples", None)
     assert smoke_parameters.items() <= note["parameters"].items()
 
 

@@ -132,7 +132,7 @@ class SparseVLM(InLLM):
         mask = tokens.mask
         scores = tokens.attention.masked_fill(~mask, -torch.inf)
         pairs = list(zip(tokens.lengths.tolist(), counts.tolist(), strict=True))
-        kept = counts.new_tensor([self._kept(length, count) for length, count in pairs])
+        kept = counts.new_tensor([self.kept(length, count) for length, count in pairs])
         ranking = ranked((scores,), mask)
         merged_counts = counts - kept
         if not bool(merged_counts.any()):
@@ -144,8 +144,8 @@ class SparseVLM(InLLM):
         merged = density_peaks(take(tokens.visual(tokens.states), again), again >= 0, merged_counts)
         return Choice(cut(ranking, kept), scores, merged, merged_counts)
 
-    def _kept(self, length: int, count: int) -> int:
-        """Return how many tokens are kept if `count` are left of `length`, with the merged ones."""
+    def kept(self, length: int, count: int) -> int:
+        """Return how many tokens are kept, beside the merged ones, if `count` are left of `length`."""
         if count >= length:
             return length
         return next(kept for kept in range(count, -1, -1) if kept + self.clusters(length - kept) <= count)

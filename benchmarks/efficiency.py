@@ -1,0 +1,117 @@
+"""Time answers with fewer visual tokens, by phase and whole: python benchmarks/efficiency.py.
+
+By default the embedded backbone on a CPU; with --device cuda and --model, a model of full size with random weights:
+
+    python benchmarks/efficiency.py
+    python benchmarks/efficiency.py --device cuda --model llava-1.5-7b --dtype bfloat16 --budgets 192 64 16
+
+All tokens, each budget, and for each budget a prompt that was cut by hand (the ideal) take turns; medians and quartiles
+are printed and written to the result store, as results/times/JOB.parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from idsel_core import efficiency, get_method
+from idsel_core.architectures import build_random
+from idsel_core.backbones import adapter_for
+from idsel_core.cost import full_budget, read_config
+from idsel_core.evaluation import check_device, load_model
+from idsel_core.latency import example_inputs, runnable, time_ideal, time_methods
+from idsel_core.paths import MODEL
+from idsel_core.provenance import provenance
+from idsel_core.times import Times
+
+CONFIGS = Path("data/configs")
+
+
+def load(name: str, dtype: str, device: str, attention: str | None) -> tuple[Any, Any, Any]:
+    """Return the backbone, its configuration and the size of its images, pixels or None."""
+    folder = Path(name)
+    if folder.is_dir():
+        backbone, _ = load_model(folder, device)
+        return backbone, *read_config(folder)
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"{dtype!r} is no torch dtype; for example float16, bfloat16, float32")
+    check_device(device)
+    model = build_random(name, kind, device, attention=attention)
+    return adapter_for(model), *read_config(CONFIGS / f"{name}.json")
+
+
+def main() -> int:
+    """Measure, print and store; return 0, or 2 if the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
+    parser.add_argument("--model", default=str(MODEL), help=f"model folder (default: %(default)s), or one of {names}")
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", help="of random weights (default: %(default)s)")
+    parser.add_argument("--attention", help="implementation, of random weights (default: transformers' choice)")
+    parser.add_argument("--method", default="idselection", help="what selects (default: %(default)s)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[192, 64, 16], metavar="K", help="default: 192 64 16")
+    parser.add_argument(
+        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the processor's)"
+    )
+    parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--new", type=int, default=8, help="tokens decoded after the first one (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=20, help="turns that are measured (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="turns before them (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="result store (default: %(default)s)")
+    parser.add_argument("--job", help="name in the store (default: efficiency, the model's and the device's)")
+    given = parser.parse_args()
+    started = time.perf_counter()
+    options = {"runs": given.runs, "warmup": given.warmup, "new_tokens": given.new}
+    try:
+        backbone, config, size = load(given.model, given.dtype, given.device, given.attention)
+        size = tuple(given.image_size) if given.image_size else size
+        whole = full_budget(config, size)
+        inputs = example_inputs(config, given.text, size, given.batch)
+        inputs = {name: values.to(given.device) for name, values in inputs.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(backbone.model.dtype)
+        methods = [get_method(given.method, budget=budget) for budget in given.budgets if budget < whole]
+        usable, missing = runnable(backbone, inputs, methods)
+        with tqdm(total=given.runs + given.warmup, desc="phases", unit="turn") as bar:
+            timings = time_methods(
+                backbone, inputs, [None, *usable], progress=lambda done, total: bar.update(), **options
+            )
+        for method in tqdm(usable, desc="against the ideal", unit="budget"):
+            try:
+                timings += time_ideal(backbone, inputs, method, **options)
+            except ValueError as error:
+                missing[f"the ideal of {method.name} at {method.budget:g}"] = str(error)
+        name = Path(given.model).name
+        rows = pd.DataFrame(timings).assign(backbone="embedded" if Path(given.model) == MODEL else name)
+        job = given.job or f"efficiency-{name.replace('.', '_')}-{torch.device(given.device).type}"
+        parameters = {name: value for name, value in vars(given).items() if not isinstance(value, Path)}
+        files = sorted(Path(given.model).glob("*.safetensors")) or [CONFIGS / f"{given.model}.json"]
+        note = provenance({**parameters, "missing": missing}, files, device=timings[0].device, started=started)
+        path = Times(given.results).write(job, rows, note)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{given.model}: {whole} visual and {given.text} text tokens\n\n{efficiency.summary(rows, given.method)}\n")
+    ideal = efficiency.ideal_table(rows)
+    if len(ideal):
+        print(f"{ideal.round(3).to_markdown(index=False)}\n\n{efficiency.about_ideal(ideal)}")
+    for what, why in missing.items():
+        print(f"left out: {what}: {why}")
+    known = rows.dropna(subset="peak_bytes")
+    if len(known):
+        peaks = known.groupby(["method", "kept_tokens", "phase"])["peak_bytes"].max() / 2**30
+        print("\nmost memory of tensors, GiB\n" + peaks.unstack().astype(float).round(2).to_string())
+    print(f"\nwritten to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

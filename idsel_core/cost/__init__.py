@@ -1,0 +1,46 @@
+"""What a model costs with fewer visual tokens: FLOPs in three named columns, and memory of the cache.
+
+flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual tokens in the language model, no more
+flops_analytic  true to the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
+flops_counted   what torch's counter sees when the model runs
+
+Print a table from the command line, for a published model by name, a model folder or a configuration file:
+
+    python -m idsel_core.cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
+"""
+
+from idsel_core.cost.analytic import (
+    Attention,
+    equal_flops_budget,
+    flops_analytic,
+    flops_analytic_step,
+    flops_paper,
+    flops_prefill,
+    full_budget,
+    kv_cache_bytes,
+)
+from idsel_core.cost.counted import flops_counted, flops_counted_step
+from idsel_core.cost.selecting import METHODS, profile_by
+from idsel_core.cost.shapes import LANGUAGE_MODELS, MODELS, TOWERS, Flops
+from idsel_core.cost.table import cost_table, read_config
+
+__all__ = [
+    "LANGUAGE_MODELS",
+    "METHODS",
+    "MODELS",
+    "TOWERS",
+    "Attention",
+    "Flops",
+    "cost_table",
+    "equal_flops_budget",
+    "flops_analytic",
+    "flops_analytic_step",
+    "flops_counted",
+    "flops_counted_step",
+    "flops_paper",
+    "flops_prefill",
+    "full_budget",
+    "kv_cache_bytes",
+    "profile_by",
+    "read_config",
+]

@@ -1,0 +1,178 @@
+"""What models of every family cost, formula against torch's counter; and what methods inside the language model do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import tiny
+import torch
+from families import FAMILIES, Family
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlavaNextConfig
+
+from idsel_core import IDSelection, Random, adapter_for, get_method, id_select, prune
+from idsel_core.cost import (
+    MODELS,
+    flops_analytic,
+    flops_analytic_step,
+    flops_counted,
+    flops_counted_step,
+    flops_prefill,
+    full_budget,
+    kv_cache_bytes,
+    profile_by,
+    read_config,
+)
+from idsel_core.cost.shapes import decoder_of
+
+FIRST = ((0,),)
+INSIDE = ["fastv", "pyramiddrop", "sparsevlm", "dart"]
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+
+def image_size(family: Family, inputs: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """Return height and width of the one image of a prompt, before it was cut into tiles."""
+    if "image_sizes" in inputs:
+        return tuple(inputs["image_sizes"][0].tolist())
+    if "image_grid_thw" in inputs:
+        return tuple(
+            family.config().vision_config.patch_size * side for side in inputs["image_grid_thw"][0, 1:].tolist()
+        )
+    tiles, (height, width) = len(inputs["pixel_values"]), inputs["pixel_values"].shape[-2:]
+    # The last of several tiles is a thumbnail.
+    return height, width * max(1, tiles - 1)
+
+
+@each_family
+@pytest.mark.parametrize("last", [False, True])
+def test_analytic_is_counted_with_every_family(family, last):
+    """Of each family that is not counted, the message says so; the others agree, run whole and without weights."""
+    size = max(family.counts) if last else 0
+    config, inputs = family.config(), family.alone(((size,),), 0)
+    if config.model_type not in MODELS:
+        with pytest.raises(ValueError, match=f"model type '{config.model_type}' is not counted yet; counted are: "):
+            flops_analytic(config, 7, 9, image_size=24)
+        return
+    model, shown = family.build("eager"), image_size(family, inputs)
+    whole = full_budget(config, shown)
+    assert whole == family.counts[size]
+    text = inputs["input_ids"].shape[1] - whole
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**inputs, logits_to_keep=1)
+    cost = flops_analytic(config, whole, text, image_size=shown)
+    assert cost.total == counter.get_total_flops()
+    assert cost == flops_counted(config, whole, text, image_size=shown)
+    for profile in (7, (whole, 7, 2)):
+        assert flops_analytic(config, profile, text, image_size=shown) == flops_counted(
+            config, profile, text, image_size=shown
+        )
+    assert flops_analytic_step(config, 7, text) == flops_counted_step(config, 7, text)
+
+
+counted_families = pytest.mark.parametrize(
+    "family", [family for family in FAMILIES.values() if family.config().model_type in MODELS], ids=lambda f: f.name
+)
+
+
+@counted_families
+def test_a_pruned_generate_costs_what_is_said(family):
+    model, inputs = family.build("eager"), family.alone(FIRST, 0)
+    text, shown = inputs["input_ids"].shape[1] - family.counts[0], image_size(family, inputs)
+    with prune(model, Random(5)), FlopCounterMode(display=False) as counter:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    steps = [flops_analytic_step(model.config, 5, text + step) for step in range(2)]
+    parts = [flops_analytic(model.config, 5, text, image_size=shown), *steps]
+    assert counter.get_total_flops() == sum(part.total for part in parts)
+
+
+@counted_families
+@pytest.mark.parametrize("importance", ["saliency", "instruction", "unified"])
+def test_scores_are_what_torch_counts(family, importance):
+    model, inputs = family.build("eager"), family.alone(FIRST, 0)
+    backbone, method = adapter_for(model), IDSelection(5, importance=importance)
+    with torch.no_grad():
+        encoded = backbone.encode(**backbone.image_arguments(inputs))
+        tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"])
+        with FlopCounterMode(display=False) as counter:
+            method.scores(tokens)
+    text, shown = inputs["input_ids"].shape[1] - family.counts[0], image_size(family, inputs)
+    cost = flops_analytic(model.config, 5, text, image_size=shown, method=method)
+    assert cost.scores == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        id_select(tokens.encoder_features[0], torch.rand(family.counts[0]), 5, trace=True)
+    method = IDSelection(5, importance=importance, features="encoder")
+    assert flops_analytic(model.config, 5, text, image_size=shown, method=method).greedy == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("budget", [20, 33])
+@pytest.mark.parametrize("convention", ["average", "final"])
+def test_methods_inside_the_language_model_cost_what_is_said_layer_by_layer(name, budget, convention):
+    layers = 6
+    model, method = tiny.build("clip", "eager", layers), get_method(name, budget=budget, budget_convention=convention)
+    # Words that are all alike rate all or none, and then all count.
+    ids = torch.tensor([[tiny.IMAGE] * tiny.TOKENS + [7] * 9])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 24, 24)}
+    with prune(model, method) as run, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+    profile = profile_by(method, tiny.TOKENS, layers)
+    assert profile == run.report[0].layers
+    assert len(set(profile)) > 1
+    cost = flops_analytic(model.config, profile, 9, method=method)
+    assert cost.total == counter.get_total_flops()
+    assert cost.select > 0
+    assert cost.language_model == flops_prefill(model.config, profile, 9).total
+    drops = [layer for layer in method.places(layers) if profile[layer] < profile[layer - 1]]
+    counts, decoder = counter.get_flop_counts(), decoder_of(model.config)
+    chosen = 0
+    for layer, tokens in enumerate(profile):
+        name = f"LlavaForConditionalGeneration.model.language_model.layers.{layer}"
+        own, found = decoder.layer(tokens + 9, (tokens + 9) ** 2), sum(counts[name].values())
+        assert sum(counts[f"{name}.mlp"].values()) == own.mlp
+        assert counts[f"{name}.self_attn"][torch.ops.aten.bmm] == own.attention or layer in drops
+        # A choice is counted in the layer that reads what is left.
+        assert (found > own.total) == (layer in drops)
+        chosen += found - own.total
+    asking = 2 * tiny.TOKENS * 9 * decoder.hidden if method.name == "sparsevlm" else 0
+    assert chosen + asking == cost.select
+    held = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    assert kv_cache_bytes(model.config, profile, 9, torch.float32) == held
+
+
+def test_a_method_that_keeps_other_numbers_is_told():
+    model = tiny.build("clip", "eager", 6)
+    method = get_method("pyramiddrop", budget=20)
+    with pytest.raises(ValueError, match=r"keeps 36, 20, 11, 6 of 36 tokens, but visual_tokens says 20"):
+        flops_analytic(model.config, 20, 9, method=method)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("llava_next", None, "images of type 'llava_next' have no one size: give image_size"),
+        ("qwen2_vl", None, "images of type 'qwen2_vl' have no one size: give image_size"),
+        (
+            "qwen2_vl",
+            (12, 16),
+            "image_size must be multiples of 8 x 8 pixels, as the processor gives images, not 12 x 16",
+        ),
+        ("internvl", (24, 36), "image_size must be multiples of 24 x 24 pixels"),
+    ],
+)
+def test_sizes_that_a_family_has_not_are_told(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        full_budget(FAMILIES[name].config(), size)
+
+
+def test_a_configuration_whose_images_have_no_one_size_is_read_without(tmp_path):
+    FAMILIES["llava_next"].config().save_pretrained(tmp_path)
+    config, size = read_config(tmp_path)
+    assert isinstance(config, LlavaNextConfig)
+    assert size is None
+
+
+def test_tiles_of_internvl_come_with_a_thumbnail():
+    config = FAMILIES["internvl"].config()
+    assert [full_budget(config, size) for size in (None, (24, 48), (48, 48))] == [9, 27, 45]
+    assert flops_analytic(config, 7, 9, image_size=(48, 48)) == flops_counted(config, 7, 9, image_size=(48, 48))
