@@ -26,7 +26,7 @@ help: ## List the targets
 env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbone
 
 figures: env ## Run the ablation notebooks, draw all figures and tables, write them into README.md
-	@$(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
+	@PYTHONPATH=. $(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
 	@PYTHONPATH=. $(BIN)/python scripts/readme.py
 
 sweep: env ## Run a grid of your own: make sweep GRID=config/grids/example.yaml

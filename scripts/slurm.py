@@ -3,8 +3,8 @@
     python scripts/slurm.py make sweep GRID=config/grids/example.yaml PROFILE=config/profiles/slurm
     python scripts/slurm.py --accounting sacct
 
-It needs no systemd and no cgroups, listens on free ports, keeps all its files in a temporary folder and is gone when the
-command ends. A pretended GPU is a name: Slurm hands out its number, there is nothing to compute with.
+It needs no systemd and no cgroups, listens on free ports, keeps all its files in a temporary folder and is gone when
+the command ends. A pretended GPU is a name: Slurm hands out its number, there is nothing to compute with.
 """
 
 from __future__ import annotations
@@ -109,12 +109,21 @@ PidFile={folder}/slurmdbd.pid
     (folder / "munge.key").write_bytes(os.urandom(128))
 
 
+def wrap_srun(folder: Path) -> str:
+    """Make an `srun` that finds the configuration also where a job has dropped SLURM_CONF; returns the PATH to it."""
+    wrapper = folder / "bin/srun"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun", path=PATH)} "$@"\n')
+    wrapper.chmod(0o755)
+    return f"{wrapper.parent}{os.pathsep}{PATH}"
+
+
 class Cluster:
     """The daemons, started in the order in which they need each other and stopped in the other one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment = {**os.environ, "PATH": wrap_srun(folder), "SLURM_CONF": str(folder / "slurm.conf")}
         self.environment["MYSQL_UNIX_PORT"] = str(folder / "mariadb.socket")
         self.daemons: list[subprocess.Popen[bytes]] = []
 
@@ -147,10 +156,8 @@ class Cluster:
                 time.sleep(0.2)
         for daemon in reversed(self.daemons):
             daemon.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
