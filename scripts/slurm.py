@@ -77,7 +77,7 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 ReturnToService=2
 KillWait=5
-MinJobAge=300
+MinJobAge=3600
 # The node may claim more than the machine has.
 SlurmdParameters=config_overrides
 GresTypes=gpu

@@ -3,7 +3,9 @@
 import argparse
 import fcntl
 import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,14 @@ import yaml
 
 from idsel_core.leases import visible
 from idsel_core.sweeps import read_sweep
+
+
+def check_slurm(profile: Path) -> None:
+    if not shutil.which("sbatch"):
+        raise FileNotFoundError(f"{profile} hands jobs to Slurm, but there is no sbatch here; run it on a login node")
+    if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+        remedy = "`.venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'`"
+        raise FileNotFoundError(f"{profile} needs Snakemake's Slurm plugin: {remedy}")
 
 
 def cancel(prefix: str) -> None:
@@ -42,6 +52,8 @@ def main() -> int:
     try:
         profile = yaml.safe_load((given.profile / "config.yaml").read_text())
         here = profile.get("executor", "local") == "local"
+        if profile.get("executor") == "slurm":
+            check_slurm(given.profile)
         sweep = read_sweep(given.grid)
         gpus = len(visible()) if here and sweep.device != "cpu" else 0
         sweep.check(here)

@@ -18,8 +18,8 @@ from tests.small import build, command, environment, same, sweep, write_grid
 
 pytestmark = pytest.mark.slurm
 
-GRID = {"method": ["full", "random"], "budget": [64], "seed": [0, 1, 2]}
-MORE = GRID | {"seed": [0, 1, 2, 3, 4]}
+GRID = {"method": ["full", "random"], "budget": [64], "seed": [0, 1]}
+MORE = GRID | {"seed": [0, 1, 2, 3]}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +66,7 @@ def asked(cluster: dict[str, str]) -> dict[str, dict[str, str]]:
     return {job["JobId"]: job for job in jobs if "JobId" in job}
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def wait_for(condition, seconds: float = 900) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -103,7 +103,7 @@ def finished(cluster, tmp_path_factory):
 def test_the_store_equals_that_of_a_local_run(finished, local):
     project, _ = finished
     jobs = Results(project / "results/grid").jobs()
-    assert len(jobs) == 4
+    assert len(jobs) == 3
     mine, theirs = Results(project / "results/grid"), Results(local / "results/grid")
     assert [mine.origin(job)["results"][job]["sha256"] for job in jobs] == [
         theirs.origin(job)["results"][job]["sha256"] for job in jobs
@@ -129,9 +129,9 @@ def test_each_rule_asks_for_its_time_and_memory_and_for_more_when_tried_again(cl
     jobs = asked(cluster)
     assert {job["TresPerJob"] for job in jobs.values()} == {"gres:gpu:1"}
     limits = [(job["TimeLimit"], re.search(r"mem=(\w+)", job["TRES"])[1]) for job in jobs.values()]
-    assert sorted(limits) == [("01:00:00", "16000M"), *[("04:00:00", "16000M")] * 4, ("08:00:00", "32000M")]
+    assert sorted(limits) == [("01:00:00", "16000M"), *[("04:00:00", "16000M")] * 3, ("08:00:00", "32000M")]
     assert jobs[cancelled]["JobState"] == "CANCELLED"
-    assert [job["JobState"] for job in jobs.values()].count("COMPLETED") == 5
+    assert [job["JobState"] for job in jobs.values()].count("COMPLETED") == 4
 
 
 def test_a_killed_run_goes_on_and_cancels_what_it_left_in_the_queue(cluster, finished, local):

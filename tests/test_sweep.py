@@ -1,6 +1,7 @@
 """Sweeps: what a grid expands to, how its jobs run, and that no fault loses or changes a row."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ from idsel_core.notebooks import check_parameters
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.results import CorruptResult, Results
 from idsel_core.sweeps import NOTEBOOK, encodings, read_sweep
+from scripts.slurm import missing
+from scripts.sweep import check_slurm
 from tests import small
 from tests.killing import leftovers, moments, run_and_kill, unlocked
 from tests.small import command, disk, environment, rows_of
@@ -323,6 +326,24 @@ def test_a_model_is_not_loaded_onto_a_gpu_that_is_not_there(monkeypatch):
         load_model(device="cuda")
 
 
+def test_without_slurm_its_profile_says_what_is_missing(project):
+    done = sweep(project, "--profile", "config/profiles/slurm", PATH="nowhere")
+    assert done.returncode == 2
+    assert "error: config/profiles/slurm hands jobs to Slurm, but there is no sbatch here" in done.stderr
+
+
+def test_without_the_plugin_or_packages_the_remedy_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program, **where: None if where else program)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"needs Snakemake's Slurm plugin: .*pip install .*\[cluster\]"):
+        check_slurm(Path("config/profiles/slurm"))
+    assert missing() == (
+        "no munge, slurm-client, slurmctld, slurmd on this machine; on Debian and Ubuntu: "
+        "apt-get install --no-install-recommends munge slurm-client slurmctld slurmd"
+    )
+    assert "mariadb-server" in missing(accounting=True)
+
+
 @pytest.mark.parametrize("profile", ["local", "slurm"])
 def test_profiles_survive_kills_and_failures(profile):
     settings = yaml.safe_load((PROJECT / f"config/profiles/{profile}/config.yaml").read_text())
@@ -358,9 +379,17 @@ def test_each_job_leases_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_pat
     assert not third.returncode
 
 
-@pytest.mark.parametrize(("gpus", "more"), [("0,1", {"SLURM_JOB_ID": "7"}), ("", {})])
-def test_where_slurm_gave_the_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
+@pytest.mark.parametrize(("gpus", "more"), [("1", {"SLURM_JOB_ID": "7"}), ("", {})])
+def test_where_slurm_gave_one_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
     holder = hold(tmp_path, gpus, **more)
     said, _ = holder.communicate()
     assert said.strip() == gpus
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gpus_that_slurm_gave_are_leased_within_their_job(tmp_path):
+    holders = [hold(tmp_path, "0,1", SLURM_JOB_ID=job) for job in "7788"]
+    said = [holder.stdout.readline().strip() for holder in holders]
+    for holder in holders:
+        holder.communicate()
+    assert sorted(said[:2]) == sorted(said[2:]) == ["0", "1"]
