@@ -190,8 +190,7 @@ def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any])
                 progress_bar=progress,
                 stdout_file=stream,
                 stderr_file=stream,
-                # All kernels of a user share one history file, and lock it.
-                extra_arguments=["--log-level=CRITICAL", "--HistoryManager.enabled=False"],
+                extra_arguments=["--log-level=CRITICAL"],
             )
         except RuntimeError as error:
             # Kernels get ports that are free but not yet taken, so that one started beside another may lose its own.
