@@ -102,8 +102,9 @@ class Sweep:
             like |= set(near)
             guessed += not near
             answers += asked
-            seconds += _START + _scaled(near, "seconds", asked, _SECONDS * asked)
-            size += _scaled(near, "size", asked, _BYTES * asked + _JOB_BYTES)
+            measured = sum(one.answers for one in near)
+            seconds += _START + asked * (sum(one.seconds for one in near) / measured if near else _SECONDS)
+            size += _JOB_BYTES + asked * (sum(one.size for one in near) / measured if near else _BYTES)
         wanted = self._wanted(left)
         images = sum(len(read_part(part, Path(data)).images) for _, data, part in wanted)
         seconds += _START * len(wanted) + _ENCODING_SECONDS * images
@@ -157,14 +158,6 @@ def _nearest(finished: list[_Finished], job: Mapping[str, Any]) -> list[_Finishe
     """Choose those of the same backbone and device, and of the same method if there are any."""
     alike = [one for one in finished if (one.backbone, one.device) == (job["backbone"], job["device"])]
     return [one for one in alike if one.method == job["method"]] or alike
-
-
-def _scaled(near: list[_Finished], what: str, answers: int, guess: float) -> float:
-    """Scale what jobs took to another number of answers, but to no less than the least of them took."""
-    if not near:
-        return guess
-    taken = [getattr(one, what) for one in near]
-    return max(min(taken), sum(taken) / sum(one.answers for one in near) * answers)
 
 
 def _encoding_bytes(wanted: tuple[str, str, str]) -> int:

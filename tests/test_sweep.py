@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -106,6 +107,34 @@ def test_a_wrong_grid_is_refused(tmp_path, changes, message):
 def test_the_grids_here_fit_the_notebook(path):
     for parameters in read_sweep(path).jobs.values():
         check_parameters(PROJECT / NOTEBOOK, parameters)
+
+
+def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid.yaml"
+    grid = {"method": ["topk", "full"], "part": "hard", "data": str(PROJECT / DATA), "questions": 7}
+    path.write_text(yaml.safe_dump(grid))
+    encoding = encodings(MODEL, grid["data"]) / "hard.safetensors"
+    encoding.parent.mkdir(parents=True)
+    encoding.touch()
+
+    def finish(job: str, rows: int, seconds: float, **parameters: str) -> str:
+        file = tmp_path / f"results/{job}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note = {"rows": rows, "seconds": seconds, "device": "cpu", "parameters": parameters}
+        file.write_text(json.dumps(note))
+        return read_sweep(path).estimate(cores=2)
+
+    guess = "a guess for 2 jobs, as none with their backbone and device has finished"
+    assert guess in read_sweep(path).estimate()
+    assert guess in finish("other/1", 70, 4200.0, backbone="another")
+    assert guess in finish("other/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
+    # A minute an answer, by two jobs of 7 answers side by side.
+    found = finish("ablation", 70, 4200.0)
+    assert "2 to run: 14 answers, about 8 min on 2, " in found and found.endswith("; as measured in 1 finished jobs")
+    found = finish("other/3", 7, 6000.0, backbone=str(MODEL), method="topk")
+    # topk as topk, full as the mean of both.
+    assert "about 58 min on 2, " in found and found.endswith("; as measured in 2 finished jobs")
 
 
 def test_encodings_of_other_models_and_data_are_kept_apart():
