@@ -239,7 +239,7 @@ def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not list(project.glob("logs/grid/random-*.ipynb")):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)
@@ -292,7 +292,7 @@ def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finis
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not list(project.glob("logs/grid/random-*.ipynb")):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)

@@ -258,7 +258,7 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(fresh, finished, tmp
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not ((project / "results/a.json").exists() and (project / "logs/b.ipynb").exists()):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)
