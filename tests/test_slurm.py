@@ -152,9 +152,8 @@ def test_a_killed_run_goes_on_and_cancels_what_it_left_in_the_queue(cluster, fin
     assert unlocked(project) and not at_work(project)
 
 
-def test_a_node_without_the_gpu_that_a_grid_asks_for_says_so(cluster, finished):
-    project, _ = finished
-    write_grid(project, **GRID | {"device": "cuda", "method": "full"})
+def test_a_node_without_the_gpu_that_a_grid_asks_for_says_so(cluster, tmp_path):
+    project = build(tmp_path / "project", {"method": "full", "device": "cuda"})
     done = sweep(project, *profile(project), "--retries", "0", environ=cluster)
     assert done.returncode != 0
     assert "What the jobs printed is in .snakemake/slurm_logs/" in done.stderr
@@ -162,10 +161,10 @@ def test_a_node_without_the_gpu_that_a_grid_asks_for_says_so(cluster, finished):
     assert "device 'cuda' was asked for, but torch sees no GPU on this machine; use device: cpu" in logs
 
 
-def test_with_an_accounting_database_sacct_tells_how_jobs_went(tmp_path, local, finished):
+def test_with_an_accounting_database_sacct_tells_how_jobs_went(tmp_path, local):
     if missing(accounting=True):
         pytest.skip(missing(accounting=True))
-    project = build(tmp_path / "project", GRID | {"method": "full"})
+    project = build(tmp_path / "project", {"method": "full", "budget": [64]})
     with slurm(accounting=True) as environ:
         cluster = environment() | environ
         done = sweep(project, *profile(project, **{"slurm-status-command": "sacct"}), environ=cluster)
