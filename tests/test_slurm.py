@@ -182,7 +182,7 @@ def test_a_cluster_leaves_nothing_behind():
     with slurm() as environ:
         folder = Path(environ["SLURM_CONF"]).parent
         assert ask(environment() | environ, "sinfo", "--noheader", "--format=%T %G") == "idle gpu:2\n"
-        ask(environment() | environ, "sbatch", "--mem=10", "--wrap=sleep 600")
+        ask(environment() | environ, "sbatch", "--mem=10", "--output=/dev/null", "--wrap=sleep 600")
         wait_for(lambda: running(environment() | environ))
     assert not folder.exists()
     mine = [path for path in Path("/proc").glob("[0-9]*/environ") if str(folder).encode() in readable(path)]
