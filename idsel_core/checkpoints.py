@@ -79,6 +79,8 @@ class Checkpoint:
         if self.folder is not None and time.monotonic() - self._saved >= self.every:
             chunk = pd.concat(self._fresh, ignore_index=True)
             name = f"{self.done - len(self._fresh):08}-{self.done:08}.parquet"
+            # A killed runner's job may live a moment longer, end, and delete the checkpoints of its successor.
+            self.folder.mkdir(parents=True, exist_ok=True)
             replace(self.folder / name, pa.Table.from_pandas(chunk, preserve_index=False))
             self._stored.append(chunk)
             self._fresh = []

@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 from transformers import VisionTextDualEncoderModel
@@ -40,6 +40,7 @@ from idsel_core.methods.scored import Scored
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
 from idsel_core.provenance import installed, sha256
+from idsel_core.results import replace as replace_file
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 
@@ -217,9 +218,7 @@ def fingerprint(part: Part, folder: Path = MODEL) -> dict[str, str]:
 def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> None:
     """Write an encoding with what it was made from, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    save_file(encoded.tensors(), temporary, metadata=made_from)
-    temporary.replace(path)
+    replace_file(path, save(encoded.tensors(), metadata=made_from))
 
 
 def read_encoding(path: Path, made_from: dict[str, str]) -> Encoded | None:

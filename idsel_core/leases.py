@@ -3,7 +3,7 @@
     python -m idsel_core.leases python train.py
 
 The GPU's number goes into CUDA_VISIBLE_DEVICES; the lease ends with the command, however that ends. Where Slurm gave
-the GPU, and where there is none, the command runs as it is.
+one GPU, and where there is none, the command runs as it is; several that Slurm gave to one job are leased within it.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def lease(numbers: Sequence[str], folder: Path, pause: float = 1.0) -> tuple[str
 
 def main(command: Sequence[str]) -> None:
     """Become the command, with a GPU leased."""
-    numbers = [] if "SLURM_JOB_ID" in os.environ else visible()
-    if numbers:
+    numbers, allocation = visible(), os.environ.get("SLURM_JOB_ID")
+    if len(numbers) > (1 if allocation else 0):
         folder = Path(os.environ.get("IDSEL_LEASES", f"{tempfile.gettempdir()}/idsel-gpus-{os.getuid()}"))
+        # Slurm may number the GPUs of each of its jobs from 0.
+        folder = folder / allocation if allocation else folder
         number, descriptor = lease(numbers, folder)
         os.environ["CUDA_VISIBLE_DEVICES"] = number
         os.set_inheritable(descriptor, True)

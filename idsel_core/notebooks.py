@@ -6,11 +6,14 @@ import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import nbformat
 import papermill
 import yaml
+
+_STARTS: Final = 3
+_START_SECONDS: Final = 600
 
 
 def project_path(path: str | Path) -> Path:
@@ -167,21 +170,33 @@ def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any])
         As for `check_parameters`, before anything is written.
     papermill.PapermillExecutionError
         If a cell raises.
+    RuntimeError
+        If the kernel dies.
     """
     check_parameters(notebook, parameters)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     stream = _Prefixed(Path(notebook).stem)
     progress = {"file": stream, "bar_format": "cell {n_fmt} of {total_fmt}, {elapsed}"}
-    return papermill.execute_notebook(
-        notebook,
-        output,
-        dict(parameters),
-        kernel_name="python3",
-        progress_bar=progress,
-        stdout_file=stream,
-        stderr_file=stream,
-        extra_arguments=["--log-level=CRITICAL"],
-    )
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            return papermill.execute_notebook(
+                notebook,
+                output,
+                dict(parameters),
+                kernel_name="python3",
+                start_timeout=_START_SECONDS,
+                progress_bar=progress,
+                stdout_file=stream,
+                stderr_file=stream,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+        except RuntimeError as error:
+            # Kernels get ports that are free but not yet taken, so that one started beside another may lose its own.
+            if "before replying" not in str(error) or starts == _STARTS:
+                raise
+            print(f"{notebook}: the kernel could not start; once more", file=sys.stderr)
 
 
 def _given(files: Iterable[str], pairs: Iterable[Sequence[str]]) -> dict[str, Any]:
@@ -204,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except papermill.PapermillExecutionError as error:
         print(f"{given.notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
         print(f"The executed notebook with the traceback is {given.output}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        print(f"{given.notebook}: {error} (where memory ran out, or something killed it)", file=sys.stderr)
         return 1
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)

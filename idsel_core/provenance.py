@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from PIL import Image, PdfParser, UnidentifiedImageError
 
 _PACKAGES = ("idsel_core", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "pyarrow", "papermill")
+_ALLOCATION = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
 
 
 def sha256(path: str | Path) -> str:
@@ -70,8 +72,9 @@ def provenance(
     Returns
     -------
     dict
-        Ready for JSON. `dirty` tells of uncommitted changes, those to figures, tables, results and README apart,
-        and is None outside a git checkout, as is `commit`.
+        Ready for JSON. `allocation` says which GPUs Slurm or a lease gave, and to which Slurm job. `dirty` tells of
+        uncommitted changes, those to figures, tables, results and README apart, and is None outside a git checkout, as
+        is `commit`.
 
     Raises
     ------
@@ -88,6 +91,7 @@ def provenance(
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
+        "allocation": {name: os.environ[name] for name in _ALLOCATION if name in os.environ},
         "seed": seed,
         "files": {Path(path).name: sha256(path) for path in files},
         "seconds": None if started is None else round(time.perf_counter() - started, 3),

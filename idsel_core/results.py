@@ -9,10 +9,13 @@ up to the present one:
 
 import argparse
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -149,15 +152,15 @@ def _check_values(job: str, rows: pd.DataFrame) -> None:
         raise ValueError(f"job {job!r} has question {first['question_id']!r} twice in run {first['run_id']!r}")
 
 
-def replace(path: Path, content: pa.Table | str) -> None:
-    """Write a file that is there whole or not at all, also after a power cut.
+def replace(path: Path, content: pa.Table | str | bytes) -> None:
+    """Write a file that is there whole or not at all, also after a power cut, and whoever else writes it.
 
     Parameters
     ----------
     path : Path
         The file, in a folder that exists.
-    content : Table or str
-        Rows for a parquet file, or a text.
+    content : Table, str or bytes
+        Rows for a parquet file, or what else to write.
 
     Raises
     ------
@@ -165,26 +168,40 @@ def replace(path: Path, content: pa.Table | str) -> None:
         If it cannot be written; what was there before is untouched.
     """
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        if _abandoned(leftover):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
-        with temporary.open("wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
+        with temporary.open("xb") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if isinstance(content, str | bytes):
+                file.write(content.encode() if isinstance(content, str) else content)
             else:
                 pq.write_table(content, file, write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}; what was stored before is untouched", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Tell whether the process that wrote a temporary file is gone; a living one holds a lock on it."""
+    try:
+        with temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _from_1(table: pa.Table) -> pa.Table:
@@ -203,7 +220,9 @@ def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise CorruptResult(f"{path} cannot be read ({error}); delete {path} and run `make figures`") from error
+        raise CorruptResult(
+            f"{path} cannot be read ({error}); delete {path} and run `make figures` or `make sweep` again"
+        ) from error
 
 
 def _encoded(batch: pa.RecordBatch) -> pa.Table:
@@ -290,11 +309,41 @@ class Results:
         """Return the names of the stored jobs, sorted."""
         return sorted(path.stem for path in self.root.glob("*.parquet") if not path.name.startswith("."))
 
+    def check(self, *jobs: str) -> None:
+        """See whether rows could be written, and whether a crash left damaged files; all of them are read.
+
+        Parameters
+        ----------
+        *jobs : str
+            The jobs; those that are not stored are left out.
+
+        Raises
+        ------
+        CorruptResult
+            If files cannot be read; names all of them.
+        PermissionError
+            If the folder, or where it would be made, cannot be written to.
+        """
+        folder = next(folder for folder in (self.root, *self.root.absolute().parents) if folder.exists())
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(
+                errno.EACCES, "rows could not be stored: the folder cannot be written to", str(folder)
+            )
+        damaged = []
+        for job in sorted(set(jobs) & set(self.jobs())):
+            try:
+                self._read(job)
+            except CorruptResult as error:
+                damaged.append((job, error))
+        if damaged:
+            paths = " ".join(str(self.root / f"{job}.parquet") for job, _ in damaged)
+            raise CorruptResult(f"{damaged[0][1]}; all damaged files: {paths}" if len(damaged) > 1 else damaged[0][1])
+
     def _read(self, job: str) -> pa.Table:
         if job not in self.jobs():
             raise KeyError(f"no job {job!r} in {self.root}; stored are {self.jobs()}")
         path = self.root / f"{job}.parquet"
-        remedy = f"delete {path} and run `make figures` to build it again"
+        remedy = f"delete {path} and run `make figures` or `make sweep` again"
         try:
             table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         except (OSError, pa.ArrowException) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,8 +23,8 @@ NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
 _FIXED: Final = {"questions": 0, "device": "cpu", "data": str(DATA)}
 _AXES: Final = {"backbone": [str(MODEL)], "part": ["validation"], "method": [], "budget": [64]}
 
-# Of the embedded backbone on one CPU core; used until a job of the sweep has been measured.
-_START, _SECONDS, _BYTES, _LOG = 15.0, 0.02, 40, 60_000
+# Of the embedded backbone on one CPU core; used until a job has been measured. A job's own clock starts late.
+_START, _SECONDS, _ENCODING_SECONDS, _BYTES, _JOB_BYTES = 8.0, 0.02, 0.2, 40, 60_000
 
 
 def encodings(backbone: str | Path, data: str | Path = DATA) -> Path:
@@ -89,32 +90,74 @@ class Sweep:
         """
         done = [job for job in self.store.jobs() if job in self.jobs]
         left = [parameters for name, parameters in self.jobs.items() if name not in done]
-        notes = [self.store.provenance(job) for job in done]
-        notes = [note for note in notes if note.get("seconds")]
-        answered = sum(note["rows"] for note in notes)
-        per_answer = sum(note["seconds"] for note in notes) / answered if answered else _SECONDS
         parts = {
             (job["part"], job["data"], job["questions"]): read_part(job["part"], Path(job["data"]), job["questions"])
             for job in left
         }
-        answers = sum(
-            len(parts[job["part"], job["data"], job["questions"]].questions) * len(job["budgets"] or [0])
-            for job in left
-        )
-        seconds = (answers * per_answer + len(left) * _START) / cores
-        needed = answers * _BYTES + len(left) * _LOG + sum(map(_encoding_bytes, self._wanted(left)))
-        basis = f"measured in {len(notes)} jobs" if notes else "guessed: no job is measured yet"
+        finished = _finished()
+        seconds, answers, size, like, guessed = 0.0, 0, 0.0, set(), 0
+        for job in left:
+            asked = len(parts[job["part"], job["data"], job["questions"]].questions) * len(job["budgets"] or [0])
+            near = _nearest(finished, job)
+            like |= set(near)
+            guessed += not near
+            answers += asked
+            measured = sum(one.answers for one in near)
+            seconds += _START + asked * (sum(one.seconds for one in near) / measured if near else _SECONDS)
+            size += _JOB_BYTES + asked * (sum(one.size for one in near) / measured if near else _BYTES)
+        wanted = self._wanted(left)
+        images = sum(len(read_part(part, Path(data)).images) for _, data, part in wanted)
+        seconds += _START * len(wanted) + _ENCODING_SECONDS * images
+        size += sum(map(_encoding_bytes, wanted))
+        basis = [f"as measured in {len(like)} finished jobs"] if like else []
+        basis += [f"a guess for {guessed} jobs, as none with their backbone and device has finished"] if guessed else []
+        basis += [f"a guess for encoding {images} images"] if images else []
         free = shutil.disk_usage(Path.cwd()).free
+        minutes = math.ceil(seconds / 60 / min(cores, len(left) or 1))
         return (
             f"{len(self.jobs)} jobs, {len(done)} of them stored, {len(left)} to run: {answers} answers, "
-            f"about {seconds / 60:.0f} min on {cores} ({basis}), "
-            f"{needed / 2**20:.0f} MiB of disk ({free / 2**20:.0f} MiB free)"
+            f"about {minutes} min on {cores}, {size / 2**20:.0f} MiB of disk "
+            f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
 
     @staticmethod
     def _wanted(jobs: list[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         wanted = sorted({(job["backbone"], job["data"], job["part"]) for job in jobs})
         return [(b, d, p) for b, d, p in wanted if not (encodings(b, d) / f"{p}.safetensors").exists()]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What a finished job took: seconds, and bytes on disk with its executed notebook."""
+
+    backbone: str
+    device: str
+    method: str
+    answers: int
+    seconds: float
+    size: float
+
+
+def _finished() -> list[_Finished]:
+    """Look up what the jobs of all sweeps here took, and those of `make figures`, which run the embedded backbone."""
+    found = []
+    for path in sorted([*Path("results").glob("*/*.json"), *Path("results").glob("*.json")]):
+        try:
+            note = json.loads(path.read_text())
+            asked = {"backbone": str(MODEL), "device": note["device"], "method": "", **note["parameters"]}
+            files = [path, path.with_suffix(".parquet"), Path("logs", *path.parts[1:]).with_suffix(".ipynb")]
+            size = sum(file.stat().st_size for file in files if file.exists())
+            job = _Finished(asked["backbone"], asked["device"], asked["method"], note["rows"], note["seconds"], size)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        found += [job] if job.answers and job.seconds else []
+    return found
+
+
+def _nearest(finished: list[_Finished], job: Mapping[str, Any]) -> list[_Finished]:
+    """Choose those of the same backbone and device, and of the same method if there are any."""
+    alike = [one for one in finished if (one.backbone, one.device) == (job["backbone"], job["device"])]
+    return [one for one in alike if one.method == job["method"]] or alike
 
 
 def _encoding_bytes(wanted: tuple[str, str, str]) -> int:

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from idsel_core.results import CorruptResult, Results
+
 LOCK = Path(".cache/figures.lock")
 TIMING = Path("results/timing.json")
 
 
-def snakemake(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False).returncode
+def snakemake(lock: int, *arguments: str) -> int:
+    # Snakemake holds the lock too, so that it keeps others out where this process alone is killed.
+    return subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False, pass_fds=[lock]).returncode
 
 
 def main() -> int:
@@ -24,6 +27,7 @@ def main() -> int:
     parser.add_argument("--cores", type=int, default=2, help="how many notebooks run side by side")
     given, more = parser.parse_known_args()
 
+    workflow = yaml.safe_load(Path("config/workflow.yaml").read_text())
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("w") as lock:
         try:
@@ -31,11 +35,17 @@ def main() -> int:
         except BlockingIOError:
             print("error: another `make figures` is at work in this folder", file=sys.stderr)
             return 2
-        # This lock ends with its process, Snakemake's own outlives a killed one.
+        try:
+            Results("results").check(*workflow["jobs"])
+        except (OSError, CorruptResult) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        # This lock ends with its processes, Snakemake's own outlives a killed one.
         if any(Path(".snakemake/locks").glob("*")):
-            snakemake("--unlock", "--quiet", "all")
+            snakemake(lock.fileno(), "--unlock", "--quiet", "all")
         started = time.time()
         status = snakemake(
+            lock.fileno(),
             *("--cores", str(given.cores), "--rerun-incomplete", "--keep-going", "--scheduler", "greedy"),
             *("--quiet", "host", "reason", *more),
         )
@@ -44,7 +54,6 @@ def main() -> int:
         print("error: not everything ran; the executed notebooks with their tracebacks are in logs/", file=sys.stderr)
         return status
 
-    workflow = yaml.safe_load(Path("config/workflow.yaml").read_text())
     outputs = [Path(path) for path in workflow["drawing"]["outputs"]]
     made = [Path(f"results/{job}.parquet") for job in workflow["jobs"]]
     made += [Path(f"results/times/{job}.parquet") for job in workflow.get("timed", {})]

@@ -2,7 +2,10 @@
 
 import argparse
 import fcntl
+import hashlib
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +15,30 @@ import yaml
 
 from idsel_core.leases import visible
 from idsel_core.sweeps import read_sweep
+
+
+def check_slurm(profile: Path) -> None:
+    if not shutil.which("sbatch"):
+        raise FileNotFoundError(f"{profile} hands jobs to Slurm, but there is no sbatch here; run it on a login node")
+    if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+        remedy = "`.venv/bin/python -m pip install -c constraints.txt -e '.[cluster]'`"
+        raise FileNotFoundError(f"{profile} needs Snakemake's Slurm plugin: {remedy}")
+
+
+def cancel(prefix: str) -> None:
+    """Cancel the Slurm jobs that a killed run left in the queue; they would write what this run's jobs write."""
+    queue = ["squeue", "--noheader", "--me", "--format=%A %j"]
+    told = False
+    while True:
+        lines = subprocess.run(queue, check=True, capture_output=True, text=True).stdout.splitlines()
+        left = [line.split()[0] for line in lines if line.split()[1].startswith(f"{prefix}_")]
+        if not left:
+            return
+        if not told:
+            print(f"Cancelling {len(left)} Slurm jobs that a killed run of this sweep left in the queue.", flush=True)
+        told = True
+        subprocess.run(["scancel", "--quiet", *left], check=False)
+        time.sleep(2)
 
 
 def main() -> int:
@@ -25,9 +52,12 @@ def main() -> int:
     try:
         profile = yaml.safe_load((given.profile / "config.yaml").read_text())
         here = profile.get("executor", "local") == "local"
+        if profile.get("executor") == "slurm":
+            check_slurm(given.profile)
         sweep = read_sweep(given.grid)
         gpus = len(visible()) if here and sweep.device != "cpu" else 0
         sweep.check(here)
+        sweep.store.check(*sweep.jobs)
         print(sweep.estimate((gpus or given.cores) if here else profile.get("jobs", 1)), flush=True)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,14 +73,22 @@ def main() -> int:
             return 2
         started = time.time()
         command = [sys.executable, "-m", "snakemake", "--snakefile", "sweep.smk", "--profile", str(given.profile)]
-        # The lock above ends with its process, Snakemake's own outlives a killed one.
+        # The lock above ends with its processes, Snakemake's own outlives a killed one.
         command += ["--nolock", "--config", f"grid={given.grid}"]
         command += ["--cores", str(given.cores)] if here else []
         command += ["--resources", f"gpu={gpus}"] if gpus else []
         command += ["--dry-run"] if given.dry_run else []
-        status = subprocess.run([*command, *more], check=False).returncode
+        if profile.get("executor") == "slurm":
+            prefix = f"idsel-{hashlib.sha256(str(sweep.store.root.resolve()).encode()).hexdigest()[:16]}"
+            command += ["--slurm-jobname-prefix", prefix]
+            if not given.dry_run:
+                cancel(prefix)
+        # Snakemake holds the lock too, so that it keeps others out where this process alone is killed.
+        status = subprocess.run([*command, *more], check=False, pass_fds=[lock.fileno()]).returncode
     if status:
         print(f"error: not all jobs ran; their notebooks with tracebacks are in logs/{sweep.name}/", file=sys.stderr)
+        if not here:
+            print("What the jobs printed is in .snakemake/slurm_logs/.", file=sys.stderr)
     elif not given.dry_run:
         print(f"Took {time.time() - started:.0f} s; rows in {sweep.store.root}/, notebooks in logs/{sweep.name}/.")
     return status

@@ -1,11 +1,13 @@
 """The runner: parameters are checked before anything runs, and a failure leaves the executed notebook."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.connect import LocalPortCache
 from papermill.cli import papermill as papermill_command
 
 from idsel_core.notebooks import check_parameters, defaults, load_parameters, main, project_path
@@ -126,6 +128,38 @@ def test_a_wrong_call_ends_in_2_and_writes_nothing(notebook, tmp_path, capsys):
     assert main([str(notebook), str(output), "-p", "gamma", "1.0"]) == 2
     assert "error: " in capsys.readouterr().err
     assert not output.parent.exists()
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Give kernels a port that another process holds, so many times."""
+    with socket.socket() as holder:
+        holder.bind(("localhost", 0))
+        holder.listen()
+        free = LocalPortCache.find_available_port
+        times = []
+
+        def find(cache, ip):
+            return holder.getsockname()[1] if times and times.pop() else free(cache, ip)
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", find)
+        yield times
+
+
+def test_a_kernel_that_loses_its_port_to_another_is_started_again(notebook, tmp_path, capsys, taken):
+    taken.append(True)
+    assert main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "questions", "5"]) == 0
+    told = capsys.readouterr().err
+    assert f"{notebook}: the kernel could not start; once more" in told
+    assert "sweep: 5 questions, [0.0, 20.0]" in told
+
+
+def test_a_kernel_that_cannot_start_ends_in_1(notebook, tmp_path, capsys, taken):
+    taken.extend([True] * 100)
+    assert main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "questions", "5"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("the kernel could not start; once more") == 2
+    assert f"{notebook}: Kernel died before replying to kernel_info" in told
 
 
 def test_plain_papermill_runs_the_same_notebook(notebook, tmp_path):

@@ -16,6 +16,7 @@ import pytest
 
 from idsel_core.provenance import provenance, sha256
 from idsel_core.results import SCHEMA, CorruptResult, Results, main
+from tests.small import disk
 
 PROJECT = Path(__file__).parents[1]
 
@@ -295,6 +296,37 @@ store.write("budget", make_rows(4000), {})
     pd.testing.assert_frame_equal(store.frame(), before)
 
 
+def test_a_full_disk_and_a_read_only_one(store):
+    with disk(store.root, "size=200k") as remount:
+        store.write("budget", make_rows(), {})
+        before = store.frame()
+        with pytest.raises(OSError, match=r"No space left on device; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(40000), {})
+        remount("size=20m,ro")
+        with pytest.raises(OSError, match=r"Read-only file system; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(40000), {})
+        with pytest.raises(PermissionError, match=r"rows could not be stored: the folder cannot be written to"):
+            store.check()
+        pd.testing.assert_frame_equal(store.frame(), before)
+        remount("rw")
+        store.write("budget", make_rows(40000), {})
+        assert len(store.frame()) == 80000
+        assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+
+
+def test_a_check_names_all_damaged_files(store):
+    for job in ("one", "two", "three"):
+        store.write(job, make_rows(), {})
+    store.check("one", "two", "not stored")
+    for job in ("one", "two"):
+        (store.root / f"{job}.parquet").write_bytes(b"PAR1")
+    store.check("three")
+    with pytest.raises(
+        CorruptResult, match=r"one\.parquet cannot be read .* all damaged files: \S+one\.parquet \S+two\.pa"
+    ):
+        store.check("one", "two", "three")
+
+
 PREAMBLE = """
 import os, sys
 from idsel_core.results import Results
@@ -348,7 +380,9 @@ def test_a_killed_writer_leaves_no_partial_file_and_the_next_one_completes(store
     child = start(STALLED, store)
     child.kill()
     child.communicate()
-    assert [file.name for file in store.root.glob(".*.tmp")] == [f".budget.parquet.{child.pid}.tmp"]
+    assert [file.name[: file.name.index("-")] for file in store.root.iterdir() if file.suffix == ".tmp"] == [
+        f".budget.parquet.{child.pid}"
+    ]
     assert store.jobs() == (["budget"] if old else [])
     if old:
         pd.testing.assert_frame_equal(store.frame(), before)
@@ -359,6 +393,16 @@ def test_a_killed_writer_leaves_no_partial_file_and_the_next_one_completes(store
     assert [file.name for file in sorted(store.root.iterdir())] == ["budget.json", "budget.parquet"]
     for name in ("budget.json", "budget.parquet"):
         assert (store.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
+
+
+def test_of_two_writers_of_one_job_both_succeed(store):
+    child = start(STALLED, store)
+    store.write("budget", make_rows(), {})
+    assert len(store.frame()) == 24
+    child.communicate()
+    assert child.returncode == 0
+    assert len(store.frame()) == 8000
+    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.013, 0.037, 0.071, 0.113])

@@ -1,5 +1,8 @@
 """Sweeps: what a grid expands to, how its jobs run, and that no fault loses or changes a row."""
 
+import contextlib
+import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -9,7 +12,6 @@ import time
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 import yaml
@@ -19,6 +21,11 @@ from idsel_core.notebooks import check_parameters
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.results import CorruptResult, Results
 from idsel_core.sweeps import NOTEBOOK, encodings, read_sweep
+from scripts.slurm import missing
+from scripts.sweep import check_slurm
+from tests import small
+from tests.killing import leftovers, moments, run_and_kill, unlocked
+from tests.small import command, disk, environment, rows_of
 from tests.test_workflow import write_notebook
 
 PROJECT = Path(__file__).parents[1]
@@ -33,8 +40,10 @@ GRID = {
     "questions": 7,
 }
 
-# Stands in for the evaluation; `fail` and `go` are files that tests make.
+# Stands in for the evaluation; `fail`, `wait` and `die` are files that tests make.
 WORK = """
+import os
+import signal
 import time
 from pathlib import Path
 from idsel_core.provenance import provenance
@@ -45,8 +54,11 @@ if method == "topk" and Path("fail").exists():
     raise RuntimeError("no luck with topk")
 while method == "random" and Path("wait").exists():
     time.sleep(0.05)
+if method == "full" and Path("die").exists():
+    Path("die").unlink()
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 rows = make_rows(budgets=tuple(map(float, budgets or [576])), method=method)
-note = provenance({"knobs": knobs}, started=time.perf_counter() - 2)
+note = provenance({"backbone": backbone, "method": method}, device=device, started=time.perf_counter() - 2)
 Results(results_dir).write(job, rows.assign(seed=knobs.get("seed", 0)), note)
 """
 
@@ -97,28 +109,42 @@ def test_the_grids_here_fit_the_notebook(path):
         check_parameters(PROJECT / NOTEBOOK, parameters)
 
 
+def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid.yaml"
+    grid = {"method": ["topk", "full"], "part": "hard", "data": str(PROJECT / DATA), "questions": 7}
+    path.write_text(yaml.safe_dump(grid))
+    encoding = encodings(MODEL, grid["data"]) / "hard.safetensors"
+    encoding.parent.mkdir(parents=True)
+    encoding.touch()
+
+    def finish(job: str, rows: int, seconds: float, **parameters: str) -> str:
+        file = tmp_path / f"results/{job}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note = {"rows": rows, "seconds": seconds, "device": "cpu", "parameters": parameters}
+        file.write_text(json.dumps(note))
+        return read_sweep(path).estimate(cores=2)
+
+    guess = "a guess for 2 jobs, as none with their backbone and device has finished"
+    assert guess in read_sweep(path).estimate()
+    assert guess in finish("other/1", 70, 4200.0, backbone="another")
+    assert guess in finish("other/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
+    # A minute an answer, by two jobs of 7 answers side by side.
+    found = finish("ablation", 70, 4200.0)
+    assert "2 to run: 14 answers, about 8 min on 2, " in found and found.endswith("; as measured in 1 finished jobs")
+    found = finish("other/3", 7, 6000.0, backbone=str(MODEL), method="topk")
+    # topk as topk, full as the mean of both.
+    assert "about 58 min on 2, " in found and found.endswith("; as measured in 2 finished jobs")
+
+
 def test_encodings_of_other_models_and_data_are_kept_apart():
     folders = [encodings(*pair) for pair in [(MODEL, DATA), ("a/model", DATA), ("b/model", DATA), ("a/model", "data")]]
     assert folders[0] == CACHE
     assert len(set(folders)) == 4
 
 
-def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"} | more
-
-
-def command(*more: str) -> list[str]:
-    return [sys.executable, "scripts/sweep.py", "grid.yaml", "--cores", "2", *more]
-
-
 def sweep(project: Path, *more: str, **environ: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*more), cwd=project, env=environment(**environ), capture_output=True, text=True, timeout=400
-    )
-
-
-def rows_of(project: Path) -> pd.DataFrame:
-    return Results(project / "results/grid").frame()
+    return small.sweep(project, *more, environ=environment(**environ))
 
 
 def stamps(project: Path) -> dict[str, int]:
@@ -160,8 +186,8 @@ def project(finished, tmp_path):
 
 
 def same(project: Path, finished: tuple) -> bool:
-    pd.testing.assert_frame_equal(rows_of(project), rows_of(finished[0]), check_exact=True)
-    return True
+    assert leftovers(project) == []
+    return small.same(project, finished[0])
 
 
 def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
@@ -169,7 +195,8 @@ def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finis
     jobs = sorted(read_sweep(project / "grid.yaml").jobs)
     assert Results(project / "results/grid").jobs() == jobs
     assert sorted(path.stem for path in (project / "logs/grid").iterdir()) == jobs
-    assert "7 jobs, 0 of them stored, 7 to run: 70 answers, about 1 min on 2 (guessed" in done.stdout
+    assert "7 jobs, 0 of them stored, 7 to run: 70 answers, about 1 min on 2, " in done.stdout
+    assert "; a guess for 7 jobs, as none with their backbone and device has finished" in done.stdout
     assert rows_of(project).groupby("method")["budget"].unique().map(sorted).to_dict() == {
         "full": [576], "random": [16, 32, 64], "topk": [16, 32, 64],
     }  # fmt: skip
@@ -181,7 +208,9 @@ def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
     dry = sweep(project, "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "9 jobs, 7 of them stored, 2 to run: 21 answers" in dry.stdout
-    assert "measured in 7 jobs" in dry.stdout and "MiB of disk (" in dry.stdout
+    # Those of the same method.
+    assert "; as measured in 4 finished jobs" in dry.stdout and "MiB of disk (" in dry.stdout
+    assert "guess" not in dry.stdout
     assert stamps(project) == before
     assert sweep(project).returncode == 0
     after = stamps(project)
@@ -210,7 +239,7 @@ def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not list(project.glob("logs/grid/random-*.ipynb")):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)
@@ -233,10 +262,72 @@ def test_a_truncated_parquet_is_named_and_built_again(project, finished):
     with pytest.raises(CorruptResult, match=rf"{path.name} cannot be read"):
         rows_of(project)
     refused = sweep(project)
-    assert refused.returncode == 2 and path.name in refused.stderr and "delete" in refused.stderr
+    assert refused.returncode == 2 and f"delete {path.relative_to(project)} and run" in refused.stderr
     path.unlink()
     assert sweep(project).returncode == 0
     assert same(project, finished)
+
+
+def test_killed_at_random_moments_a_sweep_goes_on_and_loses_nothing(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "killed")
+    kills = [run_and_kill(project, *moment, tmp_path / "log") for moment in moments(7, 3, seed=1, longest=4)]
+    assert kills[0].stored < 7
+    done = sweep(project)
+    assert done.returncode == 0, done.stderr
+    assert same(project, finished) and unlocked(project)
+
+
+def test_a_job_killed_while_it_writes_is_tried_again(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "dying")
+    (project / "die").touch()
+    done = sweep(project)
+    assert done.returncode == 0, done.stderr
+    assert "07_sweep.ipynb: Kernel died (where memory ran out, or something killed it)" in done.stderr
+    assert same(project, finished)
+
+
+def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "headless")
+    (project / "wait").touch()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
+    try:
+        deadline = time.monotonic() + 600
+        while not list(project.glob("logs/grid/random-*.ipynb")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        run.kill()
+        run.wait()
+        assert sweep(project).returncode == 2
+        (project / "wait").unlink()
+        while not unlocked(project):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    before = stamps(project)
+    assert len(before) == 7
+    assert sweep(project).returncode == 0
+    assert stamps(project) == before
+    assert same(project, finished)
+
+
+def test_after_a_full_disk_and_a_read_only_store_a_sweep_goes_on(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "full")
+    with disk(project / "results", "size=60k") as remount:
+        done = sweep(project, "--retries", "0")
+        assert done.returncode != 0
+        assert "No space left on device" in done.stderr
+        assert len(stamps(project)) < 7
+        remount("size=8m,ro")
+        done = sweep(project)
+        assert done.returncode == 2
+        assert "rows could not be stored: the folder cannot be written to: 'results/grid'" in done.stderr
+        remount("rw")
+        done = sweep(project)
+        assert done.returncode == 0, done.stderr
+        assert same(project, finished)
 
 
 @pytest.mark.parametrize("fault", ["weights", "gpu", "part"])
@@ -262,6 +353,24 @@ def test_a_model_is_not_loaded_onto_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no GPU on this machine"):
         load_model(device="cuda")
+
+
+def test_without_slurm_its_profile_says_what_is_missing(project):
+    done = sweep(project, "--profile", "config/profiles/slurm", PATH="nowhere")
+    assert done.returncode == 2
+    assert "error: config/profiles/slurm hands jobs to Slurm, but there is no sbatch here" in done.stderr
+
+
+def test_without_the_plugin_or_packages_the_remedy_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program, **where: None if where else program)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"needs Snakemake's Slurm plugin: .*pip install .*\[cluster\]"):
+        check_slurm(Path("config/profiles/slurm"))
+    assert missing() == (
+        "no munge, slurm-client, slurmctld, slurmd on this machine; on Debian and Ubuntu: "
+        "apt-get install --no-install-recommends munge slurm-client slurmctld slurmd"
+    )
+    assert "mariadb-server" in missing(accounting=True)
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
@@ -299,9 +408,17 @@ def test_each_job_leases_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_pat
     assert not third.returncode
 
 
-@pytest.mark.parametrize(("gpus", "more"), [("0,1", {"SLURM_JOB_ID": "7"}), ("", {})])
-def test_where_slurm_gave_the_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
+@pytest.mark.parametrize(("gpus", "more"), [("1", {"SLURM_JOB_ID": "7"}), ("", {})])
+def test_where_slurm_gave_one_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
     holder = hold(tmp_path, gpus, **more)
     said, _ = holder.communicate()
     assert said.strip() == gpus
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gpus_that_slurm_gave_are_leased_within_their_job(tmp_path):
+    holders = [hold(tmp_path, "0,1", SLURM_JOB_ID=job) for job in "7788"]
+    said = [holder.stdout.readline().strip() for holder in holders]
+    for holder in holders:
+        holder.communicate()
+    assert sorted(said[:2]) == sorted(said[2:]) == ["0", "1"]

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from idsel_core.results import Results
+from tests.small import disk
 
 PROJECT = Path(__file__).parents[1]
 
@@ -188,6 +189,47 @@ def test_a_failing_notebook_leaves_its_executed_copy_and_the_others_go_on(projec
     assert changed(before, stamps(project)) == ["a.ipynb", "a.parquet", "budget.png", "draw.ipynb"]
 
 
+def test_a_truncated_parquet_is_named_with_the_remedy_and_built_again(project, finished):
+    path = project / "results/b.parquet"
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:-100])
+    # As a crash leaves it, so that nothing looks newer than it is.
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = stamps(project)
+    done = figures(project)
+    assert done.returncode == 2
+    assert "error: results/b.parquet cannot be read" in done.stderr
+    assert "delete results/b.parquet and run `make figures`" in done.stderr
+    assert changed(before, stamps(project)) == []
+    path.unlink()
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert {"a.parquet", "a.ipynb"}.isdisjoint(changed(before, stamps(project)))
+    equal(project, finished[0])
+
+
+def test_a_full_disk_and_a_read_only_store_lose_nothing(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "full")
+    with disk(project / "results", "size=8k") as remount:
+        done = figures(project)
+        assert done.returncode != 0
+        assert "No space left on device" in done.stderr
+        remount("size=8m,ro")
+        done = figures(project)
+        assert done.returncode == 2
+        assert "rows could not be stored: the folder cannot be written to: 'results'" in done.stderr
+        remount("rw")
+        done = figures(project)
+        assert done.returncode == 0, done.stderr
+        equal(project, finished[0])
+
+
+def equal(project: Path, undisturbed: Path) -> None:
+    assert list(project.glob("results/.*")) == []
+    stores = [Results(folder / "results").frame() for folder in (project, undisturbed)]
+    pd.testing.assert_frame_equal(*stores, check_exact=True)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -216,7 +258,7 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(fresh, finished, tmp
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not ((project / "results/a.json").exists() and (project / "logs/b.ipynb").exists()):
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.1)
@@ -235,6 +277,4 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(fresh, finished, tmp
     done = figures(project)
     assert done.returncode == 0, done.stderr
     assert changed(before, stamps(project)) == ["b.ipynb", "b.parquet", "budget.png", "draw.ipynb"]
-    pd.testing.assert_frame_equal(
-        Results(project / "results").frame(), Results(finished[0] / "results").frame(), check_exact=True
-    )
+    equal(project, finished[0])
