@@ -42,7 +42,7 @@ def main() -> int:
             return 2
         # This lock ends with its processes, Snakemake's own outlives a killed one.
         if any(Path(".snakemake/locks").glob("*")):
-            snakemake(lock.fileno(), "--unlock", "--quiet", "all")
+            snakemake(lock.fileno(), "--unlock", "--cores", str(given.cores), "--quiet", "all")
         started = time.time()
         status = snakemake(
             lock.fileno(),

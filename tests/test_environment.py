@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
@@ -55,7 +56,9 @@ def test_conda_environment_has_the_same_versions():
     reason="not the environment of `make env`",
 )
 def test_installed_versions_are_the_pinned_ones():
-    installed = {normal(found.name): found.version.split("+")[0] for found in distributions()}
+    # Not all that is on sys.path, to which setuptools adds its own copies of others once it is imported.
+    found = distributions(path=[sysconfig.get_path("purelib")])
+    installed = {normal(one.name): one.version.split("+")[0] for one in found}
     del installed["idsel-core"]
     assert installed == {name: constraints().get(name) for name in installed}
 
