@@ -37,7 +37,7 @@ report: env ## Write report.html: figures, tables, parameters, environment in on
 
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 test: env ## Run the whole test suite
-	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	@$(BIN)/python scripts/slurm.py true

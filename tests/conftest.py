@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.sweeping"]
+
+SLOW = ("test_sweep.py", "test_sweep_faults.py", "test_workflow.py", "test_notebooks.py")
+"""Files that take minutes: workers begin with them."""
+
 RECORD = Path(__file__).parents[1] / "tables/families.json"
 
 
@@ -37,6 +42,7 @@ def shown(item):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOW)
     for item in items:
         if found := shown(item):
             item.user_properties.append(("feature", found))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -41,6 +42,17 @@ def build(folder: Path, grid: dict[str, object], images: int = 4, questions: int
 
 def write_grid(project: Path, **grid: object) -> None:
     (project / "grid.yaml").write_text(yaml.safe_dump({"part": "validation", **grid}))
+
+
+def write_notebook(path: Path, parameters: str, code: str) -> None:
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        cells=[
+            nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}, id="parameters"),
+            nbformat.v4.new_code_cell(code.strip(), id="work"),
+        ],
+    )
+    nbformat.write(notebook, path)
 
 
 def environment(**more: str) -> dict[str, str]:

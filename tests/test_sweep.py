@@ -1,6 +1,5 @@
 """Sweeps: what a grid expands to, how its jobs run, and that no fault loses or changes a row."""
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 import yaml
@@ -23,50 +21,10 @@ from idsel_core.results import CorruptResult, Results
 from idsel_core.sweeps import NOTEBOOK, encodings, read_sweep
 from scripts.slurm import missing
 from scripts.sweep import check_slurm
-from tests import small
-from tests.killing import leftovers, moments, run_and_kill, unlocked
-from tests.small import command, disk, environment, rows_of
-from tests.test_workflow import write_notebook
+from tests.small import command, environment, rows_of
+from tests.sweeping import same, stamps, sweep, write_grid
 
 PROJECT = Path(__file__).parents[1]
-
-GRID = {
-    "backbone": "model",
-    "part": "hard",
-    "method": ["full", "topk", "random"],
-    "budget": [64, [32, 16]],
-    "seed": [0, 1],
-    "data": "data",
-    "questions": 7,
-}
-
-# Stands in for the evaluation; `fail`, `wait` and `die` are files that tests make.
-WORK = """
-import os
-import signal
-import time
-from pathlib import Path
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
-from tests.test_results import make_rows
-
-if method == "topk" and Path("fail").exists():
-    raise RuntimeError("no luck with topk")
-while method == "random" and Path("wait").exists():
-    time.sleep(0.05)
-if method == "full" and Path("die").exists():
-    Path("die").unlink()
-    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-rows = make_rows(budgets=tuple(map(float, budgets or [576])), method=method)
-note = provenance({"backbone": backbone, "method": method}, device=device, started=time.perf_counter() - 2)
-Results(results_dir).write(job, rows.assign(seed=knobs.get("seed", 0)), note)
-"""
-
-
-def write_grid(folder: Path, **changes: object) -> Path:
-    path = folder / "grid.yaml"
-    path.write_text(yaml.safe_dump(GRID | changes))
-    return path
 
 
 def test_a_knob_goes_to_the_methods_that_have_it(tmp_path):
@@ -141,53 +99,6 @@ def test_encodings_of_other_models_and_data_are_kept_apart():
     folders = [encodings(*pair) for pair in [(MODEL, DATA), ("a/model", DATA), ("b/model", DATA), ("a/model", "data")]]
     assert folders[0] == CACHE
     assert len(set(folders)) == 4
-
-
-def sweep(project: Path, *more: str, **environ: str) -> subprocess.CompletedProcess:
-    return small.sweep(project, *more, environ=environment(**environ))
-
-
-def stamps(project: Path) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in project.glob("results/grid/*.parquet")}
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    project = tmp_path_factory.mktemp("sweep") / "fresh"
-    for folder in ("notebooks", "data", "model"):
-        (project / folder).mkdir(parents=True)
-    for folder in ("config", "idsel_core", "scripts"):
-        shutil.copytree(PROJECT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "sweep.smk", project)
-    for path in (PROJECT / DATA).glob("hard-*.parquet"):
-        shutil.copy(path, project / "data")
-    (project / "model/model.safetensors").touch()
-    (project / "model/config.json").write_text("{}")
-    parameters = nbformat.read(PROJECT / NOTEBOOK, as_version=4).cells[1].source
-    write_notebook(project / NOTEBOOK, parameters, WORK)
-    write_grid(project)
-    encoding = project / encodings("model", "data") / "hard.safetensors"
-    encoding.parent.mkdir(parents=True)
-    encoding.touch()
-    return project
-
-
-@pytest.fixture(scope="module")
-def finished(fresh):
-    project = shutil.copytree(fresh, fresh.with_name("finished"))
-    done = sweep(project)
-    assert done.returncode == 0, done.stderr
-    return project, done
-
-
-@pytest.fixture
-def project(finished, tmp_path):
-    return shutil.copytree(finished[0], tmp_path / "project")
-
-
-def same(project: Path, finished: tuple) -> bool:
-    assert leftovers(project) == []
-    return small.same(project, finished[0])
 
 
 def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
@@ -266,68 +177,6 @@ def test_a_truncated_parquet_is_named_and_built_again(project, finished):
     path.unlink()
     assert sweep(project).returncode == 0
     assert same(project, finished)
-
-
-def test_killed_at_random_moments_a_sweep_goes_on_and_loses_nothing(fresh, finished, tmp_path):
-    project = shutil.copytree(fresh, tmp_path / "killed")
-    kills = [run_and_kill(project, *moment, tmp_path / "log") for moment in moments(7, 3, seed=1, longest=4)]
-    assert kills[0].stored < 7
-    done = sweep(project)
-    assert done.returncode == 0, done.stderr
-    assert same(project, finished) and unlocked(project)
-
-
-def test_a_job_killed_while_it_writes_is_tried_again(fresh, finished, tmp_path):
-    project = shutil.copytree(fresh, tmp_path / "dying")
-    (project / "die").touch()
-    done = sweep(project)
-    assert done.returncode == 0, done.stderr
-    assert "07_sweep.ipynb: Kernel died (where memory ran out, or something killed it)" in done.stderr
-    assert same(project, finished)
-
-
-def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finished, tmp_path):
-    project = shutil.copytree(fresh, tmp_path / "headless")
-    (project / "wait").touch()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
-    try:
-        deadline = time.monotonic() + 600
-        while not list(project.glob("logs/grid/random-*.ipynb")):
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.1)
-        run.kill()
-        run.wait()
-        assert sweep(project).returncode == 2
-        (project / "wait").unlink()
-        while not unlocked(project):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
-    before = stamps(project)
-    assert len(before) == 7
-    assert sweep(project).returncode == 0
-    assert stamps(project) == before
-    assert same(project, finished)
-
-
-def test_after_a_full_disk_and_a_read_only_store_a_sweep_goes_on(fresh, finished, tmp_path):
-    project = shutil.copytree(fresh, tmp_path / "full")
-    with disk(project / "results", "size=60k") as remount:
-        done = sweep(project, "--retries", "0")
-        assert done.returncode != 0
-        assert "No space left on device" in done.stderr
-        assert len(stamps(project)) < 7
-        remount("size=8m,ro")
-        done = sweep(project)
-        assert done.returncode == 2
-        assert "rows could not be stored: the folder cannot be written to: 'results/grid'" in done.stderr
-        remount("rw")
-        done = sweep(project)
-        assert done.returncode == 0, done.stderr
-        assert same(project, finished)
 
 
 @pytest.mark.parametrize("fault", ["weights", "gpu", "part"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from idsel_core.results import Results
-from tests.small import disk
+from tests.small import disk, write_notebook
 
 PROJECT = Path(__file__).parents[1]
 
@@ -31,6 +31,7 @@ from pathlib import Path
 from idsel_core.provenance import provenance
 from idsel_core.results import Results
 from tests.test_results import make_rows
+from tests.small import write_notebook
 
 if fail:
     raise RuntimeError("no luck with " + str(budgets))
@@ -49,17 +50,6 @@ rows = Results(results_dir).frame()
 Path("figures").mkdir(exist_ok=True)
 sns.pointplot(rows, x="budget", y="correct", hue="job").figure.savefig("figures/budget.png")
 """
-
-
-def write_notebook(path: Path, parameters: str, code: str) -> None:
-    notebook = nbformat.v4.new_notebook(
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
-        cells=[
-            nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}, id="parameters"),
-            nbformat.v4.new_code_cell(code.strip(), id="work"),
-        ],
-    )
-    nbformat.write(notebook, path)
 
 
 def configure(project: Path, name: str, **parameters: object) -> None:
