@@ -29,7 +29,7 @@ from idsel_core.cost import read_config
 from idsel_core.evaluation import load_model
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance
-from idsel_core.timings import in_turns, store
+from idsel_core.turns import in_turns, store
 
 VIEWS = {
     "saliency": ("cls_attention",),

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 
 from idsel_core.provenance import provenance
 from idsel_core.selection import id_select
-from idsel_core.timings import in_turns, store
+from idsel_core.turns import in_turns, store
 
 FEATURES = ("random", "clustered", "common")
 SCORES = ("peaked", "uniform", "equal")

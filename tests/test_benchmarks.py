@@ -15,7 +15,7 @@ import torch
 
 from idsel_core import list_methods
 from idsel_core.times import Times
-from idsel_core.timings import in_turns
+from idsel_core.turns import in_turns
 
 PROJECT = Path(__file__).parents[1]
 

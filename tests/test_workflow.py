@@ -31,7 +31,6 @@ from pathlib import Path
 from idsel_core.provenance import provenance
 from idsel_core.results import Results
 from tests.test_results import make_rows
-from tests.small import write_notebook
 
 if fail:
     raise RuntimeError("no luck with " + str(budgets))
