@@ -32,7 +32,8 @@ from idsel_core.architectures import build_random, list_architectures
 from idsel_core.backbones import Backbone, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping, following
 from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, read_config
-from idsel_core.cost.shapes import Size, pair, tower_of
+from idsel_core.cost.models import tower_of
+from idsel_core.cost.shapes import Size, pair
 from idsel_core.evaluation import check_device, load_model, title
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method
 from idsel_core.paths import MODEL

@@ -20,9 +20,11 @@ from idsel_core.cost.analytic import (
     kv_cache_bytes,
 )
 from idsel_core.cost.counted import flops_counted, flops_counted_step
+from idsel_core.cost.models import LANGUAGE_MODELS, MODELS
 from idsel_core.cost.selecting import METHODS, profile_by
-from idsel_core.cost.shapes import LANGUAGE_MODELS, MODELS, TOWERS, Flops
+from idsel_core.cost.shapes import Flops
 from idsel_core.cost.table import cost_table, read_config
+from idsel_core.cost.towers import TOWERS
 
 __all__ = [
     "LANGUAGE_MODELS",

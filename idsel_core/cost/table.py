@@ -24,7 +24,8 @@ from idsel_core.cost.analytic import (
     kv_cache_bytes,
 )
 from idsel_core.cost.counted import flops_counted
-from idsel_core.cost.shapes import Size, decoder_of, has_one_size, profile_of, tower_of
+from idsel_core.cost.models import decoder_of, has_one_size, tower_of
+from idsel_core.cost.shapes import Size, profile_of
 from idsel_core.methods import Method
 
 
