@@ -160,6 +160,15 @@ def test_a_method_that_keeps_other_numbers_is_told():
             "image_size must be multiples of 8 x 8 pixels, as the processor gives images, not 12 x 16",
         ),
         ("internvl", (24, 36), "image_size must be multiples of 24 x 24 pixels"),
+        ("llava_onevision", None, "images of type 'llava_onevision' have no one size: give image_size"),
+        ("llava_next_video", None, "images of type 'llava_next_video' have no one size: give image_size"),
+        ("idefics3", None, "images of type 'idefics3' have no one size: give image_size"),
+        ("smolvlm", (24, 36), "image_size must be multiples of 36 x 36 pixels"),
+        ("gemma3", 24, "images of type 'gemma3' are 32 x 32 pixels, not 24 x 24"),
+        ("paligemma", 3, "image_size must be at least a patch, 4 x 4 pixels, not 3 x 3"),
+        ("qwen2_audio", 2, "an audio clip must have 3 to 100 mel frames, not 2"),
+        ("qwen2_audio", 101, "an audio clip must have 3 to 100 mel frames, not 101"),
+        ("qwen2_audio", (24, 36), "the size of an audio clip is one number, its mel frames, not 24 x 36"),
     ],
 )
 def test_sizes_that_a_family_has_not_are_told(name, size, message):
@@ -172,6 +181,47 @@ def test_a_configuration_whose_images_have_no_one_size_is_read_without(tmp_path)
     config, size = read_config(tmp_path)
     assert isinstance(config, LlavaNextConfig)
     assert size is None
+
+
+@pytest.mark.parametrize("window", [2, 9, 20, 256])
+def test_sliding_windows_hold_the_end_of_a_prompt(window):
+    """What a layer's cache holds, and what the next token therefore reads."""
+    family = FAMILIES["gemma3"]
+    model, inputs = family.build("eager", window=window), family.alone(FIRST, 0)
+    text = inputs["input_ids"].shape[1] - family.counts[0]
+    with prune(model, Random(5)), FlopCounterMode(display=False) as counter:
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    config = family.config(window=window)
+    steps = [flops_analytic_step(config, 5, text + step) for step in range(5)]
+    assert counter.get_total_flops() == sum(part.total for part in [flops_analytic(config, 5, text), *steps])
+    for step in (0, 4):
+        assert steps[step] == flops_counted_step(config, 5, text + step)
+    held = sum(tensor.nbytes for layer in answer.past_key_values.layers for tensor in (layer.keys, layer.values))
+    assert kv_cache_bytes(config, 5, text + 5, torch.float32) == held
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("gemma3", {"window": 6}), ("gemma3", {"window": 20}), ("paligemma", {})])
+def test_pairs_of_causal_attention_are_those_that_masks_allow(name, knobs):
+    family = FAMILIES[name]
+    config, inputs = family.config(**knobs), family.alone(FIRST, 0)
+    ids = inputs["input_ids"]
+    seen = family.beside(family.build("eager", **knobs), inputs, torch.ones_like(ids[0], dtype=torch.bool))
+    kinds = config.text_config.layer_types if name == "gemma3" else [None] * 3
+    masks = [seen["attention_mask"] if kind is None else seen["attention_mask"][kind] for kind in kinds]
+    text = ids.shape[1] - family.counts[0]
+    cost = flops_prefill(config, family.counts[0], text, attention="causal")
+    assert cost.attention == sum(4 * int(mask.sum()) * 32 for mask in masks)
+
+
+def test_images_of_onevision_that_are_too_large_are_scaled_down():
+    family = FAMILIES["llava_onevision"]
+    sizes = [(96, 48), (96, 40), (48, 48), (90, 48)]
+    model = family.build()
+    for size in sizes:
+        pixels = torch.zeros(1, 9 if size[0] > 48 else 5, 3, 24, 24)
+        with torch.no_grad():
+            found = model.get_image_features(pixels, torch.tensor([size]), return_dict=True).pooler_output[0]
+        assert full_budget(family.config(), size) == len(found)
 
 
 def test_tiles_of_internvl_come_with_a_thumbnail():
