@@ -349,7 +349,7 @@ def test_bad_input_is_told(small, kind, call, message):
         ),
         (
             BertConfig(),
-            "language model type 'bert' is not counted yet; counted are: gemma, gemma2, gemma3_text, llama, mistral, qwen2",
+            "language model type 'bert' is not counted yet; counted are: gemma, gemma2, gemma3_text, llama, mistral",
         ),
         (LlamaConfig(), "type 'llama' has no vision tower"),
         (
@@ -371,6 +371,20 @@ def test_the_command_line_prints_a_table(capsys):
         assert number in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "whole"),
+    [
+        (["qwen2-audio-7b"], "750x32"),
+        (["qwen2-audio-7b", "--image-size", "500"], "125x32"),
+        (["smolvlm2-2.2b", "--image-size", "768", "768"], "405x24"),
+        (["gemma-3-4b"], "256x34"),
+    ],
+)
+def test_the_command_line_knows_clips_tiles_and_images_of_one_size(arguments, whole, capsys):
+    assert main(["--model", *arguments]) == 0
+    assert whole in capsys.readouterr().out
+
+
 def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
     assert read_config(MODEL)[1] == (336, 336)
     assert main(["--method", "none"]) == 0
@@ -386,6 +400,8 @@ def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
         (["--budgets", "576x2,64x4"], "one for each of the 5 layers, not 6"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--dtype", "half-a-byte"], "'half-a-byte' is no torch dtype"),
+        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no one size: give image_size"),
+        (["--image-size", "1", "2", "3"], "a size must be one number, or height and width, not (1, 2, 3)"),
         (["--text", "-1"], "text_tokens must be 0 or more, not -1"),
     ],
 )

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedConfig
 
-from idsel_core.cost.selecting import flops_of_selection
 from idsel_core.cost.models import decoder_of, tower_of
+from idsel_core.cost.selecting import flops_of_selection
 from idsel_core.cost.shapes import Decoder, Flops, Size, added, count, profile_of
 from idsel_core.methods import Method
 

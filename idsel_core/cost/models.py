@@ -16,7 +16,7 @@ LANGUAGE_MODELS = (
 MODELS = tuple(FAMILIES)
 """Model types that are counted, of language models and of whole models."""
 
-_ONE_SIZE = ("gemma3", "internvl", "llava", "paligemma", "qwen2_audio", "video_llava")
+_ONE_SIZE = ("gemma3", "internvl", "llava", "paligemma", "video_llava")
 _LATER: dict[str, Literal["image", "prompt"]] = {"gemma3": "image", "paligemma": "prompt"}
 
 

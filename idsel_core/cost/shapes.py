@@ -225,6 +225,22 @@ def pair(size: Any) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
+SIZE_HELP = "height and width of the image, or mel frames of the clip (default: the processor's, or the longest)"
+
+
+def size_given(sizes: Sequence[int] | None) -> Size | None:
+    """Return the size that a command line gives as one number or two, None if it gives none.
+
+    Raises
+    ------
+    ValueError
+        As of `pair`.
+    """
+    if not sizes:
+        return None
+    return sizes[0] if len(sizes) == 1 else pair(tuple(sizes))
+
+
 def given_size(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1, 1)) -> tuple[int, int]:
     """Return the size of an image, which must be of whole steps.
 

@@ -115,7 +115,7 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     Returns
     -------
     tuple
-        The configuration, and height and width in pixels, None where images have no one size.
+        The configuration, and height and width in pixels, None where images have no one size, or of clips.
 
     Raises
     ------
