@@ -31,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core.architectures import build_random, list_architectures
 from idsel_core.backbones import Backbone, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping, following
+from idsel_core.backbones.sequence import cache_in, with_cache
 from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, full_budget, read_config
 from idsel_core.cost.models import tower_of
 from idsel_core.cost.shapes import SIZE_HELP, Size, pair, size_given
@@ -462,14 +463,13 @@ def _lap(
         output = model(**short, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(-1)
     lap()
-    cache, places = output.past_key_values, short["position_ids"]
+    cache, places = cache_in(output), short["position_ids"]
     cache_bytes = sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values))
+    given = with_cache(model, cache)
     with following(backbone, cache):
         for _ in range(new_tokens):
             mask, places = torch.cat([mask, torch.ones_like(token)], 1), places[..., -1:] + 1
-            output = model(
-                input_ids=token, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-            )
+            output = model(input_ids=token, attention_mask=mask, position_ids=places, use_cache=True, **given)
             token = output.logits[:, -1:].argmax(-1)
     lap()
     milliseconds = [encode_ms, *(1e3 * (after - before) for before, after in itertools.pairwise(marks))]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMultimodalLM, DynamicCache, PreTrainedConfig
 
+from idsel_core.backbones.sequence import with_cache
 from idsel_core.cost.analytic import Logits, check_choice
 from idsel_core.cost.models import decoder_of, tower_of
 from idsel_core.cost.shapes import Flops, Size, Tower, added, count, profile_of
@@ -142,7 +143,7 @@ def _counted_language(model: Any, lengths: list[int], cache: DynamicCache | None
         for layer, length in zip(model.get_decoder().layers, lengths, strict=True):
             layer.register_forward_pre_hook(_cut(length, length + (cache is not None)), with_kwargs=True)
     with _meta(), FlopCounterMode(display=False) as counter:
-        model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
+        model(inputs_embeds=embeddings, **with_cache(model, cache), use_cache=True, logits_to_keep=logits_to_keep)
     counts = counter.get_flop_counts()
     # Eager attention multiplies batches of matrices, a linear layer never does.
     attention = counts["Global"].get(torch.ops.aten.bmm, 0)
