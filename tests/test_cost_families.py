@@ -25,6 +25,7 @@ from idsel_core.cost import (
     profile_by,
     read_config,
 )
+from idsel_core.cost.counted import _meta
 from idsel_core.cost.models import decoder_of
 from idsel_core.cost.shapes import Size
 
@@ -222,6 +223,18 @@ def test_images_of_onevision_that_are_too_large_are_scaled_down():
         with torch.no_grad():
             found = model.get_image_features(pixels, torch.tensor([size]), return_dict=True).pooler_output[0]
         assert full_budget(family.config(), size) == len(found)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_next_video"])
+def test_tiles_whose_class_token_is_read_are_told(name):
+    config = FAMILIES[name].config(vision_feature_select_strategy="full")
+    with pytest.raises(ValueError, match=f"of type '{name}' must leave one token a patch, not 'full'"):
+        full_budget(config, (24, 24))
+
+
+def test_a_number_that_is_not_known_without_weights_is_told():
+    with _meta(), pytest.raises(RuntimeError, match="asks for a number that is not known without weights"):
+        torch.ones(1, device="meta").item()
 
 
 def test_tiles_of_internvl_come_with_a_thumbnail():

@@ -82,7 +82,10 @@ def by_hand(model, inputs, layout, picks: list[Tensor], steps: int, keep_positio
         cache, logits, chosen = DynamicCache(config=model.config), [], []
         for _ in range(steps):
             hidden = core.language_model(
-                inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                use_cache=True,
+                **with_cache(core.language_model, cache),
             ).last_hidden_state
             logits.append(model.lm_head(hidden[:, -1])[0])
             allowed = logits[-1].clone()

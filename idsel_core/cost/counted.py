@@ -97,7 +97,7 @@ class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
         if function is torch.ops.aten._local_scalar_dense.default and tensors[0].is_meta:
             if tensors[0].dtype is not torch.bool:
-                raise RuntimeError("a model without weights asks for a number that it does not know")
+                raise RuntimeError("the model asks for a number that is not known without weights")
             return True
         if len({tensor.is_meta for tensor in tensors}) > 1:
             given = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, given)
