@@ -25,6 +25,7 @@ from idsel_core import efficiency, get_method
 from idsel_core.architectures import build_random
 from idsel_core.backbones import adapter_for
 from idsel_core.cost import full_budget, read_config
+from idsel_core.cost.shapes import SIZE_HELP, size_given
 from idsel_core.evaluation import check_device, load_model
 from idsel_core.latency import example_inputs, runnable, time_ideal, time_methods
 from idsel_core.paths import MODEL
@@ -58,9 +59,7 @@ def main() -> int:
     parser.add_argument("--attention", help="implementation, of random weights (default: transformers' choice)")
     parser.add_argument("--method", default="idselection", help="what selects (default: %(default)s)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[192, 64, 16], metavar="K", help="default: 192 64 16")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the processor's)"
-    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help=SIZE_HELP)
     parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="prompts at a time (default: %(default)s)")
     parser.add_argument("--new", type=int, default=8, help="tokens decoded after the first one (default: %(default)s)")
@@ -73,11 +72,12 @@ def main() -> int:
     options = {"runs": given.runs, "warmup": given.warmup, "new_tokens": given.new}
     try:
         backbone, config, size = load(given.model, given.dtype, given.device, given.attention)
-        size = tuple(given.image_size) if given.image_size else size
+        size = size_given(given.image_size) or size
         whole = full_budget(config, size)
         inputs = example_inputs(config, given.text, size, given.batch)
         inputs = {name: values.to(given.device) for name, values in inputs.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(backbone.model.dtype)
+        for name in {"pixel_values", "input_features"} & inputs.keys():
+            inputs[name] = inputs[name].to(backbone.model.dtype)
         methods = [get_method(given.method, budget=budget) for budget in given.budgets if budget < whole]
         usable, missing = runnable(backbone, inputs, methods)
         with tqdm(total=given.runs + given.warmup, desc="phases", unit="turn") as bar:

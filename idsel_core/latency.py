@@ -31,8 +31,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core.architectures import build_random, list_architectures
 from idsel_core.backbones import Backbone, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping, following
-from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, read_config
-from idsel_core.cost.shapes import Size, pair, tower_of
+from idsel_core.backbones.sequence import cache_in, with_cache
+from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, full_budget, read_config
+from idsel_core.cost.models import tower_of
+from idsel_core.cost.shapes import SIZE_HELP, Size, pair, size_given
 from idsel_core.evaluation import check_device, load_model, title
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method
 from idsel_core.paths import MODEL
@@ -171,7 +173,8 @@ def time_methods(
     backbone : Backbone
         As `load_model` returns it, or `adapter_for`.
     inputs : Mapping[str, Any]
-        Arguments of ``generate`` with ``input_ids`` and ``pixel_values``, on the model's device.
+        Arguments of ``generate`` with ``input_ids`` and ``pixel_values``, or what stands for them, on the model's
+        device.
     methods : sequence of Method or None
         What selects; where it is None all tokens are kept and no "select" is returned.
     runs, warmup : int
@@ -191,7 +194,7 @@ def time_methods(
     ValueError
         If a number is too small, `inputs` lack the prompt or the image, or a method cannot be had on this backbone.
     """
-    _check(inputs, runs, warmup, new_tokens)
+    _check(backbone, inputs, runs, warmup, new_tokens)
     laps: list[list[_Lap]] = [[] for _ in methods]
     for turn in range(warmup + runs):
         passes: _Passes = {}
@@ -250,14 +253,16 @@ def time_ideal(
     ------
     ValueError
         As of `time_methods`, or if there is no prompt to cut by hand: the method drops tokens inside the language
-        model or makes the image smaller, or positions have several axes.
+        model or makes the image smaller, positions have several axes, or the model gives no features by themselves.
     """
-    _check(inputs, runs, warmup, new_tokens)
+    _check(backbone, inputs, runs, warmup, new_tokens)
     if drops_inside(method):
         raise ValueError(f"{method.name} drops tokens inside the language model: no shorter prompt is like it")
     if backbone.position_axes > 1:
         raise ValueError("a prompt cannot be cut by hand where positions have several axes")
     model: Any = backbone.model
+    if not hasattr(backbone.core, "get_image_features"):
+        raise ValueError(f"a prompt cannot be cut by hand: {type(model).__name__} has no get_image_features")
     images = backbone.image_arguments(inputs)
     if backbone.wanted_grid(method, **images) is not None and method.name == "downsample":
         raise ValueError(f"{method.name} makes the image smaller: no shorter prompt is like it")
@@ -343,10 +348,12 @@ def runnable(
     return usable, refused
 
 
-def _check(inputs: Mapping[str, Any], runs: int, warmup: int, new_tokens: int) -> None:
+def _check(backbone: Backbone, inputs: Mapping[str, Any], runs: int, warmup: int, new_tokens: int) -> None:
     for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("new_tokens", new_tokens, 1)):
         _check_int(name, value, least)
-    missing = [name for name in ("input_ids", "pixel_values") if inputs.get(name) is None]
+    missing = ["input_ids"] if inputs.get("input_ids") is None else []
+    if all(inputs.get(name) is None for name in backbone.pixel_inputs):
+        missing.append(backbone.pixel_inputs[0])
     if missing:
         raise ValueError(f"inputs lack {' and '.join(missing)}")
 
@@ -393,7 +400,8 @@ def _timing(
 
 def _attention(backbone: Backbone, vision: bool) -> str:
     config = backbone.model.config
-    return str((config.vision_config if vision else config.get_text_config())._attn_implementation)
+    tower = getattr(config, "vision_config", None) or config.audio_config
+    return str((tower if vision else config.get_text_config())._attn_implementation)
 
 
 def _quartiles(milliseconds: Sequence[float]) -> dict[str, Any]:
@@ -455,14 +463,13 @@ def _lap(
         output = model(**short, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(-1)
     lap()
-    cache, places = output.past_key_values, short["position_ids"]
+    cache, places = cache_in(output), short["position_ids"]
     cache_bytes = sum(held.nbytes for layer in cache.layers for held in (layer.keys, layer.values))
+    given = with_cache(model, cache)
     with following(backbone, cache):
         for _ in range(new_tokens):
             mask, places = torch.cat([mask, torch.ones_like(token)], 1), places[..., -1:] + 1
-            output = model(
-                input_ids=token, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-            )
+            output = model(input_ids=token, attention_mask=mask, position_ids=places, use_cache=True, **given)
             token = output.logits[:, -1:].argmax(-1)
     lap()
     milliseconds = [encode_ms, *(1e3 * (after - before) for before, after in itertools.pairwise(marks))]
@@ -484,13 +491,18 @@ def _lap(
 def _flops(
     backbone: Backbone, inputs: Mapping[str, Any], method: Method | None, layers: list[int], new_tokens: int
 ) -> dict[str, int]:
-    """Return the FLOPs of a batch by phase, as far as they are known; none where prompts or images differ."""
+    """Return the FLOPs of a batch by phase, as far as they are known.
+
+    There are none where prompts or images differ, or where a prompt has another number of images than one.
+    """
     config, ids, mask = backbone.model.config, inputs["input_ids"], inputs.get("attention_mask")
     visual = backbone.placeholders(ids).sum(1)
     if bool((visual != visual[0]).any()) or (mask is not None and not bool(mask.all())):
         return {}
     batch, text = len(ids), ids.shape[1] - int(visual[0])
     try:
+        if int(visual[0]) != full_budget(config, _image_size(backbone, inputs, None)):
+            return {}
         size = _image_size(backbone, inputs, method)
         counted = method if method is not None and type(method) in METHODS else None
         cost = flops_analytic(config, layers, text, image_size=size, method=counted)
@@ -503,8 +515,19 @@ def _flops(
     return {phase: batch * flops for phase, flops in known.items()}
 
 
-def _image_size(backbone: Backbone, inputs: Mapping[str, Any], method: Method | None) -> tuple[int, int]:
-    """Return height and width of the first image, pixels, as a method wants it."""
+def _image_size(backbone: Backbone, inputs: Mapping[str, Any], method: Method | None) -> Size:
+    """Return height and width of the first image, pixels, as a method wants it, or mel frames of the first clip.
+
+    Raises
+    ------
+    ValueError
+        If there is none, but a video.
+    """
+    if inputs.get("feature_attention_mask") is not None:
+        return int(inputs["feature_attention_mask"][0].sum())
+    pixels = backbone.image_arguments(inputs).get("pixel_values")
+    if pixels is None:
+        raise ValueError("inputs hold no image")
     patch = pair(backbone.model.config.vision_config.patch_size)
     if inputs.get("image_sizes") is not None:
         rows, columns = inputs["image_sizes"][0].tolist()
@@ -513,7 +536,10 @@ def _image_size(backbone: Backbone, inputs: Mapping[str, Any], method: Method | 
     if inputs.get("image_grid_thw") is not None:
         grid = inputs["image_grid_thw"][0, 1:].tolist()
     if grid is None:
-        return pair(inputs["pixel_values"].shape[-2:])
+        rows, columns = pixels.shape[-2:]
+        tiles = pixels.shape[:-3].numel() // len(inputs["input_ids"])
+        # The last of several tiles is a thumbnail.
+        return rows, columns * max(1, tiles - 1)
     return grid[0] * patch[0], grid[1] * patch[1]
 
 
@@ -543,16 +569,17 @@ def _device_name(device: torch.device) -> str:
 def example_inputs(
     config: PreTrainedConfig, text_tokens: int, image_size: Size | None = None, batch: int = 1, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return prompts of random words, each around one image of noise.
+    """Return prompts of random words, each around one image, or clip, of noise.
 
     Parameters
     ----------
     config : PreTrainedConfig
         Of a model that `idsel_core.cost` knows.
     text_tokens : int
-        Words of a prompt, 2 or more: one before the image, the others behind it.
+        Words of a prompt, 2 or more: one before the image, the others behind it. Tiles have no words between them.
     image_size : int or tuple[int, int], optional
-        Height and width, pixels; by default the tower's own, where images have one size.
+        Height and width, pixels, or mel frames; by default the tower's own, where images have one size, or the longest
+        clip.
     batch : int
         Prompts.
     seed : int
@@ -566,7 +593,8 @@ def example_inputs(
     _check_int("text_tokens", text_tokens, 2)
     _check_int("batch", batch, 1)
     model: Any = config
-    tower, image = tower_of(config, image_size), int(model.image_token_id)
+    tower, sound = tower_of(config, image_size), getattr(model, "audio_token_id", None)
+    image = int(model.image_token_id if sound is None else sound)
     generator = torch.Generator().manual_seed(seed)
     marks = {image, int(getattr(model, "video_token_id", None) or image)}
     words = torch.randint(model.get_text_config().vocab_size - len(marks), (batch, text_tokens), generator=generator)
@@ -574,10 +602,12 @@ def example_inputs(
         words += (words >= mark).long()
     ids = torch.cat([words[:, :1], torch.full((batch, tower.visual), image), words[:, 1:]], 1)
     pixels = torch.randn(batch * tower.pixels[0], *tower.pixels[1:], generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), tower.name: pixels}
     inputs |= {name: torch.tensor(rows).repeat(batch, 1) for name, rows in tower.beside.items()}
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (ids == image).int()
+    if model.model_type in ("gemma3", "paligemma"):
+        inputs["token_type_ids"] = (ids == image).long() * (model.model_type == "gemma3")
     return inputs
 
 
@@ -615,9 +645,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", type=int, nargs="+", metavar="TOKENS", help="visual tokens (default: all and 64)")
     parser.add_argument("--method", default="idselection", help="what selects below all tokens (default: %(default)s)")
     parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt (default: %(default)s)")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the processor's)"
-    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help=SIZE_HELP)
     parser.add_argument("--batch", type=int, default=1, help="prompts at a time (default: %(default)s)")
     parser.add_argument("--new", type=int, default=8, help="tokens to decode in a run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=10, help="runs that are measured (default: %(default)s)")
@@ -630,8 +658,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0, or 2 if the call or the files were wrong."""
     given = _parser().parse_args(arguments)
     try:
-        config, size = read_config(given.model)
-        size = tuple(given.image_size) if given.image_size else size
+        config, own = read_config(given.model)
+        size = size_given(given.image_size) or own
         inputs = example_inputs(config, given.text, size, given.batch)
         whole = tower_of(config, size).visual
         budgets = given.budgets or [whole, 64]

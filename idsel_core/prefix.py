@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from idsel_core.backbones.sequence import cache_in, with_cache
+
 
 def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **options: Any) -> Tensor:
     """Generate from prompts of which several begin with the same image; each such beginning is prefilled once.
@@ -46,12 +48,13 @@ def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **opt
     beginnings = input_ids.gather(1, starts[:, None] + columns)
     encoded = inputs["mm_encoder_outputs"]["image"]
     features = [encoded.pooler_output[row] for row in first.tolist()]
-    cache = model(
+    output = model(
         input_ids=beginnings[first],
         mm_encoder_outputs={"image": type(encoded)(pooler_output=features)},
         use_cache=True,
         logits_to_keep=1,
-    ).past_key_values
+    )
+    cache = cache_in(output)
     cache.batch_select_indices(owner)
     # What is left of each prompt, its padding still on its left: between the beginning and the question.
     rest = int(after.min())
@@ -60,7 +63,7 @@ def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **opt
     output = model.generate(
         input_ids=whole,
         attention_mask=torch.cat([torch.ones_like(beginnings), real.long()], 1),
-        past_key_values=cache,
+        **with_cache(model, cache),
         **options,
     )
     return output[:, whole.shape[1] :]

@@ -13,6 +13,8 @@ from transformers import (
     BertConfig,
     CLIPConfig,
     Dinov2Config,
+    Gemma2Config,
+    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -62,6 +64,9 @@ LANGUAGE_MODELS = {
     "one key head": lambda: LlamaConfig(**{**SIZES, "num_key_value_heads": 1}),
     "biased": lambda: LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=None),
+    "mistral with a window": lambda: MistralConfig(**SIZES, sliding_window=12),
+    "gemma": lambda: GemmaConfig(**SIZES, head_dim=8),
+    "gemma2, every second layer with a window": lambda: Gemma2Config(**SIZES, head_dim=12, sliding_window=12),
     "qwen2": lambda: Qwen2Config(**SIZES),
     "wide heads": lambda: Qwen3Config(**SIZES, head_dim=12),
 }
@@ -146,8 +151,15 @@ def test_analytic_is_counted_with_llava_7b(profile):
     ("name", "size", "whole"),
     [
         ("llava-next-7b", (672, 672), 2880 + 48),
+        ("llava-next-video-7b", (336, 672), 576 + 2 * 576 + 24),
+        ("llava-onevision-7b", (768, 768), 5 * 27**2 + 54),
         ("internvl3-8b", (896, 896), 5 * 256),
+        ("smolvlm2-2.2b", (1152, 1536), 13 * 81),
+        ("gemma-3-4b", None, 256),
         ("qwen2.5-vl-7b", (1008, 728), 36 * 26),
+        ("qwen3-vl-8b", (1024, 768), 32 * 24),
+        ("qwen2-audio-7b", None, 750),
+        ("qwen2-audio-7b", 500, 125),
     ],
 )
 def test_analytic_is_counted_with_full_sizes_of_other_families(name, size, whole):
@@ -302,6 +314,7 @@ def test_the_table_has_a_row_for_each_budget(small):
         (ValueError, lambda c: flops_counted(c, (7, 8, 8), 9), "layer 1 reads 8 after 7"),
         (ValueError, lambda c: flops_counted(c, 0, 0), "a prompt without tokens"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, image_size=3), "at least a patch, 4 x 4 pixels, not 3 x 3"),
+        (ValueError, lambda c: full_budget(c, (3, 4, 5)), r"one number, or height and width, not \(3, 4, 5\)"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, attention="half"), "attention must be one of full, causal"),
         (ValueError, lambda c: flops_counted(c, 7, 9, logits="first"), "logits must be one of last, all"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, method=Random(8)), "keeps 8 of 36 tokens, .* says 7"),
@@ -332,13 +345,12 @@ def test_bad_input_is_told(small, kind, call, message):
     [
         (
             CLIPConfig(),
-            "model type 'clip' is not counted yet; counted are: internvl, llava, llava_next, qwen2_5_vl",
+            "model type 'clip' is not counted yet; counted are: gemma3, idefics3, internvl, llava, llava_next",
         ),
         (
             BertConfig(),
-            "language model type 'bert' is not counted yet; counted are: llama, mistral, qwen2, qwen2_5_vl_text",
+            "language model type 'bert' is not counted yet; counted are: gemma, gemma2, gemma3_text, llama, mistral",
         ),
-        (MistralConfig(sliding_window=16), r"a sliding window \(of 16 tokens\) is not counted yet"),
         (LlamaConfig(), "type 'llama' has no vision tower"),
         (
             LlavaConfig(vision_config=PixtralVisionConfig(), text_config=LlamaConfig()),
@@ -359,6 +371,20 @@ def test_the_command_line_prints_a_table(capsys):
         assert number in printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "whole"),
+    [
+        (["qwen2-audio-7b"], "750x32"),
+        (["qwen2-audio-7b", "--image-size", "500"], "125x32"),
+        (["smolvlm2-2.2b", "--image-size", "768", "768"], "405x24"),
+        (["gemma-3-4b"], "256x34"),
+    ],
+)
+def test_the_command_line_knows_clips_tiles_and_images_of_one_size(arguments, whole, capsys):
+    assert main(["--model", *arguments]) == 0
+    assert whole in capsys.readouterr().out
+
+
 def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
     assert read_config(MODEL)[1] == (336, 336)
     assert main(["--method", "none"]) == 0
@@ -374,6 +400,8 @@ def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
         (["--budgets", "576x2,64x4"], "one for each of the 5 layers, not 6"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--dtype", "half-a-byte"], "'half-a-byte' is no torch dtype"),
+        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no one size: give image_size"),
+        (["--image-size", "1", "2", "3"], "a size must be one number, or height and width, not (1, 2, 3)"),
         (["--text", "-1"], "text_tokens must be 0 or more, not -1"),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaNextConfig
 
 from idsel_core import IDSelection, Random, adapter_for, get_method, id_select, prune
+from idsel_core.backbones import BACKBONES
 from idsel_core.cost import (
     MODELS,
     flops_analytic,
@@ -24,22 +25,27 @@ from idsel_core.cost import (
     profile_by,
     read_config,
 )
-from idsel_core.cost.shapes import decoder_of
+from idsel_core.cost.counted import _meta
+from idsel_core.cost.models import decoder_of
+from idsel_core.cost.shapes import Size
 
 FIRST = ((0,),)
 INSIDE = ["fastv", "pyramiddrop", "sparsevlm", "dart"]
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
-def image_size(family: Family, inputs: Mapping[str, torch.Tensor]) -> tuple[int, int]:
-    """Return height and width of the one image of a prompt, before it was cut into tiles."""
+def image_size(family: Family, inputs: Mapping[str, torch.Tensor]) -> Size:
+    """Return height and width of the one image of a prompt, before it was cut into tiles, or mel frames of a clip."""
     if "image_sizes" in inputs:
         return tuple(inputs["image_sizes"][0].tolist())
     if "image_grid_thw" in inputs:
         return tuple(
             family.config().vision_config.patch_size * side for side in inputs["image_grid_thw"][0, 1:].tolist()
         )
-    tiles, (height, width) = len(inputs["pixel_values"]), inputs["pixel_values"].shape[-2:]
+    if "feature_attention_mask" in inputs:
+        return int(inputs["feature_attention_mask"].sum())
+    pixels = inputs["pixel_values"]
+    tiles, (height, width) = pixels.shape[:-3].numel(), pixels.shape[-2:]
     # The last of several tiles is a thumbnail.
     return height, width * max(1, tiles - 1)
 
@@ -47,19 +53,17 @@ def image_size(family: Family, inputs: Mapping[str, torch.Tensor]) -> tuple[int,
 @each_family
 @pytest.mark.parametrize("last", [False, True])
 def test_analytic_is_counted_with_every_family(family, last):
-    """Of each family that is not counted, the message says so; the others agree, run whole and without weights."""
-    size = max(family.counts) if last else 0
+    """The formula agrees with what torch counts of the whole model, and of the model without weights."""
+    # Larger numbers are images of prompts that hold several.
+    size = min(2, max(family.counts)) if last else 0
     config, inputs = family.config(), family.alone(((size,),), 0)
-    if config.model_type not in MODELS:
-        with pytest.raises(ValueError, match=f"model type '{config.model_type}' is not counted yet; counted are: "):
-            flops_analytic(config, 7, 9, image_size=24)
-        return
     model, shown = family.build("eager"), image_size(family, inputs)
     whole = full_budget(config, shown)
     assert whole == family.counts[size]
     text = inputs["input_ids"].shape[1] - whole
+    last_logits = {} if family.name == "qwen2_audio" else {"logits_to_keep": 1}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(**inputs, logits_to_keep=1)
+        model(**inputs, **last_logits)
     cost = flops_analytic(config, whole, text, image_size=shown)
     assert cost.total == counter.get_total_flops()
     assert cost == flops_counted(config, whole, text, image_size=shown)
@@ -70,12 +74,11 @@ def test_analytic_is_counted_with_every_family(family, last):
     assert flops_analytic_step(config, 7, text) == flops_counted_step(config, 7, text)
 
 
-counted_families = pytest.mark.parametrize(
-    "family", [family for family in FAMILIES.values() if family.config().model_type in MODELS], ids=lambda f: f.name
-)
+def test_every_family_is_counted():
+    assert sorted(MODELS) == sorted(BACKBONES)
 
 
-@counted_families
+@each_family
 def test_a_pruned_generate_costs_what_is_said(family):
     model, inputs = family.build("eager"), family.alone(FIRST, 0)
     text, shown = inputs["input_ids"].shape[1] - family.counts[0], image_size(family, inputs)
@@ -86,7 +89,7 @@ def test_a_pruned_generate_costs_what_is_said(family):
     assert counter.get_total_flops() == sum(part.total for part in parts)
 
 
-@counted_families
+@each_family
 @pytest.mark.parametrize("importance", ["saliency", "instruction", "unified"])
 def test_scores_are_what_torch_counts(family, importance):
     model, inputs = family.build("eager"), family.alone(FIRST, 0)
@@ -158,6 +161,15 @@ def test_a_method_that_keeps_other_numbers_is_told():
             "image_size must be multiples of 8 x 8 pixels, as the processor gives images, not 12 x 16",
         ),
         ("internvl", (24, 36), "image_size must be multiples of 24 x 24 pixels"),
+        ("llava_onevision", None, "images of type 'llava_onevision' have no one size: give image_size"),
+        ("llava_next_video", None, "images of type 'llava_next_video' have no one size: give image_size"),
+        ("idefics3", None, "images of type 'idefics3' have no one size: give image_size"),
+        ("smolvlm", (24, 36), "image_size must be multiples of 36 x 36 pixels"),
+        ("gemma3", 24, "images of type 'gemma3' are 32 x 32 pixels, not 24 x 24"),
+        ("paligemma", 3, "image_size must be at least a patch, 4 x 4 pixels, not 3 x 3"),
+        ("qwen2_audio", 2, "an audio clip must have 3 to 100 mel frames, not 2"),
+        ("qwen2_audio", 101, "an audio clip must have 3 to 100 mel frames, not 101"),
+        ("qwen2_audio", (24, 36), "the size of an audio clip is one number, its mel frames, not 24 x 36"),
     ],
 )
 def test_sizes_that_a_family_has_not_are_told(name, size, message):
@@ -170,6 +182,59 @@ def test_a_configuration_whose_images_have_no_one_size_is_read_without(tmp_path)
     config, size = read_config(tmp_path)
     assert isinstance(config, LlavaNextConfig)
     assert size is None
+
+
+@pytest.mark.parametrize("window", [2, 9, 20, 256])
+def test_sliding_windows_hold_the_end_of_a_prompt(window):
+    """What a layer's cache holds, and what the next token therefore reads."""
+    family = FAMILIES["gemma3"]
+    model, inputs = family.build("eager", window=window), family.alone(FIRST, 0)
+    text = inputs["input_ids"].shape[1] - family.counts[0]
+    with prune(model, Random(5)), FlopCounterMode(display=False) as counter:
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+    config = family.config(window=window)
+    steps = [flops_analytic_step(config, 5, text + step) for step in range(5)]
+    assert counter.get_total_flops() == sum(part.total for part in [flops_analytic(config, 5, text), *steps])
+    for step in (0, 4):
+        assert steps[step] == flops_counted_step(config, 5, text + step)
+    held = sum(tensor.nbytes for layer in answer.past_key_values.layers for tensor in (layer.keys, layer.values))
+    assert kv_cache_bytes(config, 5, text + 5, torch.float32) == held
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("gemma3", {"window": 6}), ("gemma3", {"window": 20}), ("paligemma", {})])
+def test_pairs_of_causal_attention_are_those_that_masks_allow(name, knobs):
+    family = FAMILIES[name]
+    config, inputs = family.config(**knobs), family.alone(FIRST, 0)
+    ids = inputs["input_ids"]
+    seen = family.beside(family.build("eager", **knobs), inputs, torch.ones_like(ids[0], dtype=torch.bool))
+    kinds = config.text_config.layer_types if name == "gemma3" else [None] * 3
+    masks = [seen["attention_mask"] if kind is None else seen["attention_mask"][kind] for kind in kinds]
+    text = ids.shape[1] - family.counts[0]
+    cost = flops_prefill(config, family.counts[0], text, attention="causal")
+    assert cost.attention == sum(4 * int(mask.sum()) * 32 for mask in masks)
+
+
+def test_images_of_onevision_that_are_too_large_are_scaled_down():
+    family = FAMILIES["llava_onevision"]
+    sizes = [(96, 48), (96, 40), (48, 48), (90, 48)]
+    model = family.build()
+    for size in sizes:
+        pixels = torch.zeros(1, 9 if size[0] > 48 else 5, 3, 24, 24)
+        with torch.no_grad():
+            found = model.get_image_features(pixels, torch.tensor([size]), return_dict=True).pooler_output[0]
+        assert full_budget(family.config(), size) == len(found)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_next_video"])
+def test_tiles_whose_class_token_is_read_are_told(name):
+    config = FAMILIES[name].config(vision_feature_select_strategy="full")
+    with pytest.raises(ValueError, match=f"of type '{name}' must leave one token a patch, not 'full'"):
+        full_budget(config, (24, 24))
+
+
+def test_a_number_that_is_not_known_without_weights_is_told():
+    with _meta(), pytest.raises(RuntimeError, match="asks for a number that is not known without weights"):
+        torch.ones(1, device="meta").item()
 
 
 def test_tiles_of_internvl_come_with_a_thumbnail():

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from idsel_core import IDSelection, TopK, UniformGrid, adapter_for, prune
 from idsel_core.backbones import BACKBONES, Encoded
+from idsel_core.backbones.sequence import with_cache
 from idsel_core.methods import METHODS, InLLM
 
 ALL = UniformGrid(budget=1.0)
@@ -101,7 +102,11 @@ def by_hand(family, model, layout, row, picks, steps, positions=None):
     cache, logits, chosen = DynamicCache(config=model.config), [], []
     for step in range(steps):
         hidden = family.decoder(model)(
-            inputs_embeds=embeddings, position_ids=places, past_key_values=cache, use_cache=True, **beside
+            inputs_embeds=embeddings,
+            position_ids=places,
+            use_cache=True,
+            **with_cache(family.decoder(model), cache),
+            **beside,
         ).last_hidden_state
         logits.append(model.lm_head(hidden[:, -1])[0])
         allowed = logits[-1].clone()

@@ -12,11 +12,23 @@ from families import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from idsel_core import Downsample, IDSelection, Random, UniformGrid, adapter_for, get_method, prune
-from idsel_core.cost import MODELS, flops_analytic, flops_analytic_step, kv_cache_bytes
+from idsel_core.cost import flops_analytic, flops_analytic_step, kv_cache_bytes
 from idsel_core.latency import example_inputs, main, time_ideal, time_methods, time_phases
 from idsel_core.methods import FastV
 
 PHASES = ["encode", "select", "prefill", "decode"]
+SIZES = {
+    "gemma3": None,
+    "idefics3": (48, 24),
+    "internvl": (24, 48),
+    "llava_next": (30, 48),
+    "llava_next_video": (30, 48),
+    "llava_onevision": (96, 40),
+    "paligemma": None,
+    "qwen2_audio": 41,
+    "smolvlm": (36, 72),
+    "video_llava": None,
+}
 ONCE = {"runs": 1, "warmup": 0, "new_tokens": 1}
 
 
@@ -133,12 +145,10 @@ def test_positions_of_several_axes_have_no_prompt_cut_by_hand():
         time_ideal(adapter_for(family.build()), family.alone(((0,),), 0), Random(5), **ONCE)
 
 
-@pytest.mark.parametrize(
-    "family", [f for f in FAMILIES.values() if f.config().model_type in MODELS], ids=lambda f: f.name
-)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 def test_example_inputs_of_every_family_are_read(family):
     backbone = adapter_for(family.build())
-    size = {"llava_next": (30, 48), "internvl": (24, 48)}.get(family.name, (24, 16))
+    size = SIZES.get(family.name, (24, 16))
     inputs = example_inputs(backbone.model.config, 9, size, batch=2)
     timings = time_methods(backbone, inputs, [None, Random(5)], runs=1, warmup=0, new_tokens=1)
     assert {timing.kept_tokens for timing in timings if timing.method == "random"} == {5}
@@ -146,9 +156,24 @@ def test_example_inputs_of_every_family_are_read(family):
     cost = flops_analytic(
         backbone.model.config, 5, inputs["input_ids"].shape[1] - timings[0].tokens_before, image_size=size
     )
-    if family.name != "internvl":
-        assert {t.flops for t in timings if t.phase == "encode"} == {2 * cost.encode}
+    assert {t.flops for t in timings if t.phase == "encode"} == {2 * cost.encode}
     assert {t.flops for t in timings if t.phase == "prefill" and t.method == "random"} == {2 * cost.language_model}
+
+
+def test_a_prompt_of_several_images_has_no_flops(backbone):
+    assert {timing.flops for timing in time_phases(backbone, tiny.prompts((2,)), Random(7), **ONCE)} == {None}
+
+
+def test_a_clip_has_no_prompt_cut_by_hand():
+    family = FAMILIES["qwen2_audio"]
+    with pytest.raises(ValueError, match="cut by hand: Qwen2AudioForConditionalGeneration has no get_image_features"):
+        time_ideal(adapter_for(family.build()), family.alone(((0,),), 0), Random(5), **ONCE)
+
+
+def test_a_prompt_without_a_clip_is_told():
+    family = FAMILIES["qwen2_audio"]
+    with pytest.raises(ValueError, match="inputs lack input_features"):
+        time_phases(adapter_for(family.build()), {"input_ids": torch.ones(1, 3, dtype=torch.long)})
 
 
 def test_attention_is_that_of_the_phase():

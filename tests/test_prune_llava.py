@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from idsel_core import Companion, Downsample, IDSelection, Random, TopK, UniformGrid, adapter_for, prune
-from idsel_core.backbones.sequence import cache_in
+from idsel_core.backbones.sequence import cache_in, with_cache
 from idsel_core.methods import METHODS, InLLM, Method
 from idsel_core.selection import Selection
 
@@ -82,7 +82,10 @@ def by_hand(model, inputs, layout, picks: list[Tensor], steps: int, keep_positio
         cache, logits, chosen = DynamicCache(config=model.config), [], []
         for _ in range(steps):
             hidden = core.language_model(
-                inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=True
+                inputs_embeds=embeddings,
+                position_ids=positions,
+                use_cache=True,
+                **with_cache(core.language_model, cache),
             ).last_hidden_state
             logits.append(model.lm_head(hidden[:, -1])[0])
             allowed = logits[-1].clone()
@@ -508,6 +511,22 @@ def test_a_cache_is_found_under_both_of_its_names():
     cache = DynamicCache()
     assert cache_in({"cache": cache}) is cache_in({"cache": None, "past_key_values": cache}) is cache
     assert cache_in({"past_key_values": None}) is None
+
+
+class Older(torch.nn.Module):
+    def forward(self, input_ids, past_key_values=None):
+        return past_key_values
+
+
+class Newer(torch.nn.Module):
+    def forward(self, input_ids, cache=None):
+        return cache
+
+
+@pytest.mark.parametrize("kind", [Older, Newer])
+def test_a_cache_is_given_by_the_name_that_a_model_has_for_it(kind):
+    model, cache = kind(), DynamicCache()
+    assert model(torch.ones(1), **with_cache(model, cache)) is cache
 
 
 def test_an_image_over_two_prompts_is_refused(clip):

@@ -50,10 +50,10 @@ class PaliGemma(Llava):
         self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     ) -> Any:
         return self.model.create_masks_for_generate(
-            config=self.model.config,
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=position_ids,
+            self.model.config,
+            embeddings,
+            attention_mask,
+            None,  # A cache, whose name differs between versions.
+            position_ids,
             token_type_ids=torch.zeros_like(input_ids),
         )

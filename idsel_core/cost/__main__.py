@@ -14,6 +14,7 @@ import torch
 from idsel_core import cost
 from idsel_core.architectures import list_architectures
 from idsel_core.cost import Attention, cost_table, full_budget, read_config
+from idsel_core.cost.shapes import SIZE_HELP, size_given
 from idsel_core.methods import get_method
 from idsel_core.paths import MODEL
 
@@ -39,9 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "those of 192, 128, 64, 32, 16 that are fewer)",
     )
     parser.add_argument("--text", type=int, default=64, help="text tokens of the prompt (default: %(default)s)")
-    parser.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: the processor's)"
-    )
+    parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help=SIZE_HELP)
     parser.add_argument("--method", default="idselection", help="whose selection is counted, or none")
     parser.add_argument("--attention", choices=get_args(Attention), default="full", help="pairs that are multiplied")
     parser.add_argument("--dtype", default="float16", help="torch dtype of the cache (default: %(default)s)")
@@ -92,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0, or 2 if the call or the files were wrong."""
     given = _parser().parse_args(arguments)
     try:
-        config, size = read_config(given.model)
-        size = tuple(given.image_size) if given.image_size else size
+        config, own = read_config(given.model)
+        size = size_given(given.image_size) or own
         whole = full_budget(config, size)
         budgets = given.budgets or [whole, *(tokens for tokens in (192, 128, 64, 32, 16) if tokens < whole)]
         method = None if given.method == "none" else get_method(given.method, budget=1)

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedConfig
 
+from idsel_core.cost.models import decoder_of, tower_of
 from idsel_core.cost.selecting import flops_of_selection
-from idsel_core.cost.shapes import Decoder, Flops, Size, added, count, decoder_of, profile_of, tower_of
+from idsel_core.cost.shapes import Decoder, Flops, Size, added, count, profile_of
 from idsel_core.methods import Method
 
 Attention = Literal["full", "causal"]
@@ -24,15 +25,15 @@ def check_choice(name: str, value: str, allowed: Any) -> None:
 
 
 def full_budget(config: PreTrainedConfig, image_size: Size | None = None) -> int:
-    """Return the visual tokens of an image before any is dropped.
+    """Return the visual tokens of an image, or those of a clip, before any is dropped.
 
     Parameters
     ----------
     config : PreTrainedConfig
         Of a whole model, see `idsel_core.cost.MODELS`.
     image_size : int or tuple[int, int], optional
-        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles. By default the
-        tower's own, where images have one size.
+        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
+        the clip. By default the tower's own, where images have one size, or the longest clip.
     """
     return tower_of(config, image_size).visual
 
@@ -59,10 +60,6 @@ def flops_paper(config: PreTrainedConfig, visual_tokens: int | Sequence[int]) ->
     model = decoder_of(config)
     d, m = model.hidden, model.intermediate
     return sum(4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m for n in profile_of(visual_tokens, model.layers))
-
-
-def _pairs(tokens: int, attention: str) -> int:
-    return tokens**2 if attention == "full" else tokens * (tokens + 1) // 2
 
 
 def flops_prefill(
@@ -95,8 +92,9 @@ def flops_prefill(
 
 def _prefill(model: Decoder, profile: Sequence[int], text_tokens: int, attention: str, logits: str) -> Flops:
     lengths = [tokens + text_tokens for tokens in profile]
-    head = model.head(min(1, lengths[-1]) if logits == "last" else lengths[-1])
-    return added([*(model.layer(length, _pairs(length, attention)) for length in lengths), head])
+    head = model.head(lengths[-1] if logits == "all" or model.every_logit else min(1, lengths[-1]))
+    pairs = [model.pairs(layer, tokens, text_tokens, attention) for layer, tokens in enumerate(profile)]
+    return added([*map(model.layer, lengths, pairs), head])
 
 
 def flops_analytic(
@@ -109,7 +107,7 @@ def flops_analytic(
     logits: Logits = "last",
     method: Method | None = None,
 ) -> Flops:
-    """Return the FLOPs of a prefill of one prompt with one image, true to the configuration.
+    """Return the FLOPs of a prefill of one prompt with one image or clip, true to the configuration.
 
     Parameters
     ----------
@@ -120,13 +118,15 @@ def flops_analytic(
     text_tokens : int
         All others in the prompt.
     image_size : int or tuple[int, int], optional
-        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles. By default the
-        tower's own, where images have one size.
+        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
+        the clip. By default the tower's own, where images have one size, or the longest clip.
     attention : {"full", "causal"}
-        What the language model multiplies: all pairs of positions, as eager and masked attention do and as torch
-        counts, or only those that a token may see, as kernels do that skip the others.
+        What the language model multiplies: all pairs of positions, also outside of sliding windows, as eager and
+        masked attention do and as torch counts, or only those that a token may see, as kernels do that skip the others.
+        A token may see later ones of its image in Gemma 3, and the whole prompt in PaliGemma.
     logits : {"last", "all"}
-        Positions that the LM head reads: the last, as in ``generate``, or all, as in ``forward``.
+        Positions that the LM head reads: the last, as in ``generate``, or all, as in ``forward``. Qwen2-Audio reads all
+        of a prefill in both.
     method : Method, optional
         What selects; `visual_tokens` must be what it leaves to each layer, see `profile_by`. Nothing by default. The
         greedy is counted as K rounds over all N tokens, which is what runs on a GPU; on a CPU a shortlist needs fewer.
@@ -146,12 +146,12 @@ def flops_analytic(
     profile = profile_of(visual_tokens, model.layers, tower.visual)
     parts = [tower.flops(), _prefill(model, profile, text_tokens, attention, logits)]
     if method is not None:
-        parts.append(flops_of_selection(method, model, tower, profile, text_tokens, attention == "full"))
+        parts.append(flops_of_selection(method, model, tower, profile, text_tokens, attention))
     return added(parts)
 
 
 def flops_analytic_step(config: PreTrainedConfig, visual_tokens: int | Sequence[int], text_tokens: int) -> Flops:
-    """Return the FLOPs of one decoding step: one new token, which reads a cache.
+    """Return the FLOPs of one decoding step: one new token, which reads a cache, in a sliding window its end.
 
     Parameters
     ----------
@@ -169,7 +169,8 @@ def flops_analytic_step(config: PreTrainedConfig, visual_tokens: int | Sequence[
     """
     model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
     profile = profile_of(visual_tokens, model.layers)
-    return added([*(model.layer(1, tokens + text_tokens + 1) for tokens in profile), model.head(1)])
+    held = [model.held(layer, tokens + text_tokens) for layer, tokens in enumerate(profile)]
+    return added([*(model.layer(1, tokens + 1) for tokens in held), model.head(1)])
 
 
 def equal_flops_budget(
@@ -244,4 +245,5 @@ def kv_cache_bytes(
     """
     model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
     profile = profile_of(visual_tokens, model.layers)
-    return 2 * model.key * dtype.itemsize * sum(tokens + text_tokens for tokens in profile)
+    held = [model.held(layer, tokens + text_tokens) for layer, tokens in enumerate(profile)]
+    return 2 * model.key * dtype.itemsize * sum(held)

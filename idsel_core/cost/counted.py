@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, DynamicCache, PreTrainedConfig
+from transformers import AutoModelForMultimodalLM, DynamicCache, PreTrainedConfig
 
+from idsel_core.backbones.sequence import with_cache
 from idsel_core.cost.analytic import Logits, check_choice
-from idsel_core.cost.shapes import Flops, Size, added, count, decoder_of, profile_of, tower_of
+from idsel_core.cost.models import decoder_of, tower_of
+from idsel_core.cost.shapes import Flops, Size, Tower, added, count, profile_of
 
 
 @torch.no_grad()
@@ -47,15 +49,11 @@ def flops_counted(
     tower = tower_of(config, image_size)
     lengths = _falling(profile_of(visual_tokens, decoder.layers, tower.visual), text_tokens)
     model = _without_weights(config)
-    options: dict[str, Any] = {"interpolate_pos_encoding": True} if _interpolates(config) else {}
-    # What the processor gives beside pixels decides on shapes, and has to be known.
-    beside = {name: torch.tensor(rows) for name, rows in tower.beside.items()}
-    pixels = torch.empty(tower.pixels, device="meta")
     with _meta(), FlopCounterMode(display=False) as counter:
-        model.get_image_features(pixels, *beside.values(), return_dict=True, **options)
+        _encode(model, tower)
     counts = counter.get_flop_counts()
     patches = counts["Global"].get(torch.ops.aten.convolution, 0)
-    projector = sum(_of_module(counts, name) for name in ("MultiModalProjector", ".merger"))
+    projector = sum(_of_module(counts, name) for name in ("MultiModalProjector", "Connector", ".merger"))
     projector += sum(_of_module(counts, f".deepstack_merger_list.{place}") for place in range(decoder.layers))
     encoded = Flops(patches, sum(counts["Global"].values()) - patches - projector, projector)
     return added([encoded, _counted_language(model, lengths, None, 1 if logits == "last" else 0)])
@@ -75,12 +73,32 @@ def flops_counted_step(config: PreTrainedConfig, visual_tokens: int | Sequence[i
     return _counted_language(_without_weights(config), lengths, cache, 1)
 
 
+def _encode(model: Any, tower: Tower) -> None:
+    """Encode an image or clip."""
+    # What the processor gives decides on shapes, and has to be known.
+    pixels = torch.ones(tower.pixels)
+    if tower.name == "input_features":
+        # The model calls these two, but gives no such features by themselves.
+        model.model.multi_modal_projector(model.model.audio_tower(pixels).last_hidden_state)
+        return
+    options: dict[str, Any] = {"interpolate_pos_encoding": True} if _interpolates(model.config) else {}
+    beside = {name: torch.tensor(rows) for name, rows in tower.beside.items()}
+    model.get_image_features(pixels, *beside.values(), return_dict=True, **options)
+
+
 class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Let tensors that have to be known, such as the sizes of images, meet those on the meta device."""
+    """Let tensors that have to be known, such as the sizes of images, meet those on the meta device.
+
+    Whatever is asked of masks there is true: nothing is padding, and prompts are not packed.
+    """
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (args, kwargs or {})
         tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        if function is torch.ops.aten._local_scalar_dense.default and tensors[0].is_meta:
+            if tensors[0].dtype is not torch.bool:
+                raise RuntimeError("the model asks for a number that is not known without weights")
+            return True
         if len({tensor.is_meta for tensor in tensors}) > 1:
             given = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, given)
         return function(*given[0], **given[1])
@@ -91,7 +109,8 @@ _meta: Any = _Meta
 
 def _interpolates(config: Any) -> bool:
     """Tell whether the tower of a model takes images of another size only if it is told so."""
-    return config.model_type == "llava" and config.vision_config.model_type != "dinov2"
+    kinds = ("llava", "paligemma", "video_llava")
+    return config.model_type in kinds and config.vision_config.model_type != "dinov2"
 
 
 def _falling(profile: list[int], text_tokens: int) -> list[int]:
@@ -107,7 +126,7 @@ def _falling(profile: list[int], text_tokens: int) -> list[int]:
 
 
 def _without_weights(config: Any) -> Any:
-    create: Any = AutoModelForImageTextToText.from_config
+    create: Any = AutoModelForMultimodalLM.from_config
     with torch.device("meta"):
         return create(config, attn_implementation="eager").eval()
 
@@ -121,10 +140,10 @@ def _counted_language(model: Any, lengths: list[int], cache: DynamicCache | None
     first = lengths[0] if cache is None else 1
     embeddings = torch.empty(1, first, model.config.get_text_config().hidden_size, device="meta")
     if len(set(lengths)) > 1:
-        for layer, length in zip(model.model.language_model.layers, lengths, strict=True):
+        for layer, length in zip(model.get_decoder().layers, lengths, strict=True):
             layer.register_forward_pre_hook(_cut(length, length + (cache is not None)), with_kwargs=True)
     with _meta(), FlopCounterMode(display=False) as counter:
-        model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=logits_to_keep)
+        model(inputs_embeds=embeddings, **with_cache(model, cache), use_cache=True, logits_to_keep=logits_to_keep)
     counts = counter.get_flop_counts()
     # Eager attention multiplies batches of matrices, a linear layer never does.
     attention = counts["Global"].get(torch.ops.aten.bmm, 0)

@@ -60,7 +60,7 @@ def profile_by(method: Method, visual: int, layers: int) -> list[int]:
 
 
 def flops_of_selection(
-    method: Method, model: Decoder, tower: Tower, profile: Sequence[int], text_tokens: int, full_attention: bool
+    method: Method, model: Decoder, tower: Tower, profile: Sequence[int], text_tokens: int, attention: str
 ) -> Flops:
     """Return the FLOPs of scores and of picking.
 
@@ -74,8 +74,8 @@ def flops_of_selection(
         Visual tokens that each layer reads.
     text_tokens : int
         All others in the prompt; counted as if all of them followed the image.
-    full_attention : bool
-        Whether all pairs are multiplied.
+    attention : {"full", "causal"}
+        Which pairs are multiplied.
 
     Raises
     ------
@@ -93,14 +93,14 @@ def flops_of_selection(
         return _inside(method, model, profile, text_tokens)
     scores = greedy = 0
     if isinstance(method, Scored):
-        scores = _scores(method, model, tower, text_tokens, full_attention)
+        scores = _scores(method, model, tower, text_tokens, attention)
     if isinstance(method, Greedy):
         width = model.hidden if method.features == "projector" else tower.features
         greedy = 2 * profile[0] * tower.visual * (width + (method.update == "subtract"))
     return Flops(scores=scores, greedy=greedy)
 
 
-def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, full_attention: bool) -> int:
+def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, attention: str) -> int:
     if method.importance not in IMPORTANCE:
         raise ValueError(
             f"the analytic cost of importance {method.importance!r} is not known; known: {', '.join(IMPORTANCE)}"
@@ -111,9 +111,9 @@ def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, full
     length, depth = tower.visual + text_tokens, method.instruction_layer
     if depth >= model.layers:
         raise ValueError(f"instruction layer {depth} does not exist; the language model has {model.layers}")
-    pairs = length**2 if full_attention else length * (length + 1) // 2
     queries = 1 if method.instruction_tokens == "last" else text_tokens
-    scores += depth * model.layer(length, pairs).total
+    for layer in range(depth):
+        scores += model.layer(length, model.pairs(layer, tower.visual, text_tokens, attention)).total
     return scores + model.reading(length) + 2 * queries * tower.visual * model.query
 
 

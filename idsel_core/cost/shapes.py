@@ -1,32 +1,21 @@
-"""What configurations say of the sizes of models: the language model, and the vision tower at work on one image."""
+"""Sizes of models, and what follows from them: the language model, and the tower at work on one image."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from transformers import PreTrainedConfig
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    image_size_to_num_patches,
-    unpad_image,
-)
-
-LANGUAGE_MODELS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
-TOWERS = ("clip_vision_model", "dinov2", "siglip_vision_model", "vit")
-"""Model types that are counted, of language models, and of the vision towers of LLaVA and LLaVA-NeXT."""
 
 Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of one prompt with one image, by component; a multiply-add is 2.
+    """FLOPs of one prompt with one image or clip, by component; a multiply-add is 2.
 
     Matrix products and convolutions alone: norms, activations, softmax, biases, rotary and interpolated positions are
     left out, as they are by torch's counter.
@@ -34,9 +23,9 @@ class Flops:
     Attributes
     ----------
     patches : int
-        Patch embedding.
+        Patch embedding; of sounds, the convolutions in front of the layers.
     tower : int
-        All layers of the vision tower, also those behind the one that is read, and its pooling, as transformers runs
+        All layers of the tower, also those behind the one that is read, and its pooling, as transformers runs
         them.
     projector : int
         Of all visual tokens, because a selection reads its output; with those of deepstack's planes.
@@ -46,7 +35,7 @@ class Flops:
         Picking, with the similarities that it needs.
     projections, attention, mlp : int
         Language model: query, key, value and output projections; products of queries and keys and of weights and
-        values; the three matrices of SwiGLU.
+        values; the three matrices of SwiGLU or GeGLU.
     head : int
         LM head.
     """
@@ -94,9 +83,15 @@ class Decoder:
     Attributes
     ----------
     layers, hidden, intermediate, vocabulary : int
-        How many layers; widths of states and of SwiGLU; words.
+        How many layers; widths of states and of SwiGLU or GeGLU; words.
     query, key : int
         Widths of all query heads, and of all key heads, together.
+    windows : tuple[int or None, ...]
+        Tokens that each layer attends to, the token itself among them; None where there is no bound.
+    later : {"none", "image", "prompt"}
+        Which later tokens a token of the prompt attends to: none, those of its image, or all.
+    every_logit : bool
+        Whether the model reads all positions with its LM head, whatever is asked of it.
     """
 
     layers: int
@@ -105,6 +100,9 @@ class Decoder:
     query: int
     key: int
     vocabulary: int
+    windows: tuple[int | None, ...]
+    later: Literal["none", "image", "prompt"]
+    every_logit: bool
 
     def layer(self, tokens: int, pairs: int) -> Flops:
         """Return one layer's FLOPs for these tokens and these pairs of a query and a key."""
@@ -113,6 +111,30 @@ class Decoder:
             attention=4 * pairs * self.query,
             mlp=6 * tokens * self.hidden * self.intermediate,
         )
+
+    def pairs(self, layer: int, visual: int, text: int, attention: str) -> int:
+        """Return the pairs of a query and a key that a layer multiplies in a prefill.
+
+        Parameters
+        ----------
+        layer : int
+            Its number.
+        visual, text : int
+            Tokens that it reads, those of one image and others.
+        attention : {"full", "causal"}
+            All pairs, or only those of which the query may see the key.
+        """
+        tokens = visual + text
+        if attention == "full" or self.later == "prompt":
+            return tokens**2
+        far = max(0, tokens - (self.windows[layer] or tokens))
+        ahead = visual * (visual - 1) // 2 if self.later == "image" else 0
+        return tokens * (tokens + 1) // 2 - far * (far + 1) // 2 + ahead
+
+    def held(self, layer: int, tokens: int) -> int:
+        """Return how many of the tokens that a layer has read are in its cache; a window has a place for the next."""
+        window = self.windows[layer]
+        return tokens if window is None else min(tokens, window - 1)
 
     def head(self, positions: int) -> Flops:
         """Return the LM head's FLOPs."""
@@ -125,16 +147,16 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower at work on one image, and the projector behind it.
+    """A vision or audio tower at work on one image or clip, and the projector behind it.
 
     Attributes
     ----------
     pixels : tuple[int, ...]
         Shape of what the processor gives of the image.
-    patch : int
-        Numbers in a patch.
-    patches, tokens : int
-        Patches, and with [CLS] positions, of all tiles together.
+    embedding : int
+        FLOPs from pixels to patches.
+    tokens : int
+        Positions of all tiles together, those of [CLS] among them.
     visual : int
         Tokens that the language model reads.
     features : int
@@ -153,11 +175,12 @@ class Tower:
         Rows, and widths before and behind, of each matrix of the projector.
     beside : Mapping[str, list[list[int]]]
         What the processor gives beside the pixels.
+    name : str
+        What the model calls the pixels.
     """
 
     pixels: tuple[int, ...]
-    patch: int
-    patches: int
+    embedding: int
     tokens: int
     visual: int
     features: int
@@ -170,12 +193,13 @@ class Tower:
     pooling: int
     projections: tuple[tuple[int, int, int], ...]
     beside: Mapping[str, list[list[int]]] = field(default_factory=dict)
+    name: str = "pixel_values"
 
     def flops(self) -> Flops:
-        """Return the FLOPs of encoding the image."""
+        """Return the FLOPs of encoding the image or clip."""
         layer = 2 * self.tokens * self.hidden * (4 * self.query + self.matrices * self.intermediate)
         return Flops(
-            patches=2 * self.patches * self.patch * self.hidden,
+            patches=self.embedding,
             tower=len(self.pairs) * layer + 4 * sum(self.pairs) * self.query + self.pooling,
             projector=sum(2 * prod(matrix) for matrix in self.projections),
         )
@@ -187,70 +211,44 @@ def check_type(what: str, found: str, known: Sequence[str]) -> None:
         raise ValueError(f"{what} type {found!r} is not counted yet; counted are: {', '.join(known)}")
 
 
-def decoder_of(config: Any) -> Decoder:
-    """Return the sizes of a language model, from its configuration or a whole model's.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no configuration, or of a type that is not counted.
-    """
-    if not isinstance(config, PreTrainedConfig):
-        raise TypeError(f"config must be a transformers configuration, not {type(config).__name__}")
-    if hasattr(config, "vision_config"):
-        check_type("model", config.model_type, MODELS)
-    text: Any = config.get_text_config()
-    check_type("language model", text.model_type, LANGUAGE_MODELS)
-    if getattr(text, "sliding_window", None):
-        raise ValueError(f"attention in a sliding window (of {text.sliding_window} tokens) is not counted yet")
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return Decoder(
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
-        query=text.num_attention_heads * head,
-        key=text.num_key_value_heads * head,
-        vocabulary=text.vocab_size,
-    )
-
-
-def tower_of(config: Any, image_size: Size | None = None) -> Tower:
-    """Return the sizes of a vision tower at work on an image.
-
-    Parameters
-    ----------
-    config : PreTrainedConfig
-        Of a whole model, see `MODELS`.
-    image_size : int or tuple[int, int], optional
-        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles. By default the
-        tower's own, where images have one size.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the model is not counted, or has no images of this size.
-    """
-    decoder = decoder_of(config)
-    if getattr(config, "vision_config", None) is None:
-        raise ValueError(f"a configuration of type {config.model_type!r} has no vision tower; give a whole model's")
-    if image_size is not None:
-        image_size = pair(image_size)
-    return _FAMILIES[config.model_type](config, decoder.hidden, image_size)
-
-
 def pair(size: Any) -> tuple[int, int]:
-    """Return a size as rows and columns."""
-    rows, columns = size if isinstance(size, Sequence) else (size, size)
-    return int(rows), int(columns)
+    """Return a size as rows and columns.
+
+    Raises
+    ------
+    ValueError
+        If it is neither one number nor two.
+    """
+    sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(sizes) != 2:
+        raise ValueError(f"a size must be one number, or height and width, not {size!r}")
+    return int(sizes[0]), int(sizes[1])
 
 
-def has_one_size(config: Any) -> bool:
-    """Tell whether all images of a model have the tower's size unless another is asked for."""
-    return config.model_type in ("internvl", "llava")
+SIZE_HELP = "height and width of the image, or mel frames of the clip (default: the processor's, or the longest)"
 
 
-def _given(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """Return the size of an image of a model whose images have no one size."""
+def size_given(sizes: Sequence[int] | None) -> Size | None:
+    """Return the size that a command line gives as one number or two, None if it gives none.
+
+    Raises
+    ------
+    ValueError
+        As of `pair`.
+    """
+    if not sizes:
+        return None
+    return sizes[0] if len(sizes) == 1 else pair(tuple(sizes))
+
+
+def given_size(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Return the size of an image, which must be of whole steps.
+
+    Raises
+    ------
+    ValueError
+        If it is not, or is None.
+    """
     if size is None:
         raise ValueError(f"images of type {config.model_type!r} have no one size: give image_size")
     if min(size) < 1 or size[0] % step[0] or size[1] % step[1]:
@@ -259,150 +257,6 @@ def _given(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1
             f"{size[0]} x {size[1]}"
         )
     return size
-
-
-def _vit(config: Any, width: int, size: tuple[int, int], tiles: int) -> Tower:
-    """Return a tower of LLaVA, all patches projected, on tiles of a size."""
-    vision = config.vision_config
-    kind = vision.model_type
-    check_type("vision tower", kind, TOWERS)
-    patch = pair(vision.patch_size)
-    if min(size) < max(patch):
-        raise ValueError(
-            f"image_size must be at least a patch, {patch[0]} x {patch[1]} pixels, not {size[0]} x {size[1]}"
-        )
-    patches = (size[0] // patch[0]) * (size[1] // patch[1])
-    has_cls = kind != "siglip_vision_model"
-    tokens, hidden = patches + has_cls, vision.hidden_size
-    head = getattr(vision, "head_dim", None) or hidden // vision.num_attention_heads
-    matrices, pooling = 2, 0
-    if kind == "dinov2":
-        intermediate = int(hidden * vision.mlp_ratio)
-        if vision.use_swiglu_ffn:
-            matrices, intermediate = 3, (int(intermediate * 2 / 3) + 7) // 8 * 8
-    else:
-        intermediate = vision.intermediate_size
-    if kind == "siglip_vision_model" and vision.vision_use_head:
-        pooling = 4 * hidden * ((1 + tokens) * hidden + tokens + intermediate)
-    elif kind == "vit":
-        pooling = 2 * hidden * vision.pooler_output_size
-    chosen = config.vision_feature_layer
-    features = hidden * (1 if isinstance(chosen, int) else len(chosen))
-    visual = tiles * (tokens - (config.vision_feature_select_strategy == "default"))
-    return Tower(
-        pixels=(tiles, vision.num_channels, *size),
-        patch=vision.num_channels * patch[0] * patch[1],
-        patches=tiles * patches,
-        tokens=tiles * tokens,
-        visual=visual,
-        features=features,
-        hidden=hidden,
-        query=vision.num_attention_heads * head,
-        intermediate=intermediate,
-        matrices=matrices,
-        pairs=(tiles * tokens**2,) * vision.num_hidden_layers,
-        rows=tiles * tokens * (1 if has_cls else tokens),
-        pooling=tiles * pooling,
-        projections=((visual, features, width), (visual, width, width)),
-    )
-
-
-def _llava(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    return _vit(config, width, pair(config.vision_config.image_size) if size is None else size, 1)
-
-
-def _llava_next(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    size, side = _given(config, size), int(config.vision_config.image_size)
-    given: Any = (list(size), config.image_grid_pinpoints, side)
-    tiles = int(image_size_to_num_patches(*given))
-    whole = _vit(config, width, (side, side), tiles)
-    shape_of: Any = get_anyres_image_grid_shape
-    rows, columns = shape_of(*given)
-    patches = side // pair(config.vision_config.patch_size)[0]
-    if whole.visual != tiles * patches**2:
-        raise ValueError("vision_feature_select_strategy of a LLaVA-NeXT must leave one token a patch")
-    shown: Any = unpad_image
-    _, height, breadth = shown(torch.empty(1, rows * patches, columns * patches, device="meta"), size).shape
-    # A newline ends each row, and the thumbnail comes first.
-    visual = patches**2 + height * (breadth + 1)
-    return replace(whole, pixels=(1, *whole.pixels), visual=visual, beside={"image_sizes": [list(size)]})
-
-
-def _internvl(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    vision = config.vision_config
-    tile, patch = pair(vision.image_size), pair(vision.patch_size)
-    rows, columns = (side // own for side, own in zip(_given(config, size or tile, tile), tile, strict=True))
-    tiles = rows * columns + (rows * columns > 1)
-    patches = (tile[0] // patch[0]) * (tile[1] // patch[1])
-    joined = round(1 / config.downsample_ratio) ** 2
-    tokens, visual, features = patches + 1, tiles * (patches // joined), vision.hidden_size * joined
-    return Tower(
-        pixels=(tiles, vision.num_channels, *tile),
-        patch=vision.num_channels * patch[0] * patch[1],
-        patches=tiles * patches,
-        tokens=tiles * tokens,
-        visual=visual,
-        features=features,
-        hidden=vision.hidden_size,
-        query=vision.hidden_size,
-        intermediate=vision.intermediate_size,
-        matrices=2,
-        pairs=(tiles * tokens**2,) * vision.num_hidden_layers,
-        rows=tiles * tokens,
-        pooling=0,
-        projections=((visual, features, width), (visual, width, width)),
-    )
-
-
-def _qwen(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    vision, kind = config.vision_config, config.model_type
-    merge = vision.spatial_merge_size
-    size = _given(config, size, (merge * vision.patch_size,) * 2)
-    rows, columns = (side // vision.patch_size for side in size)
-    patches = rows * columns
-    hidden = vision.embed_dim if kind == "qwen2_vl" else vision.hidden_size
-    intermediate = int(hidden * vision.mlp_ratio) if kind == "qwen2_vl" else vision.intermediate_size
-    pairs = [patches**2] * vision.depth
-    if kind == "qwen2_5_vl":
-        window = vision.window_size // vision.patch_size
-        inside = sum(side**2 for side in _runs(rows, window)) * sum(side**2 for side in _runs(columns, window))
-        pairs = [patches**2 if layer in vision.fullatt_block_indexes else inside for layer in range(vision.depth)]
-    visual, features = patches // merge**2, hidden * merge**2
-    planes = len(vision.deepstack_visual_indexes) if kind == "qwen3_vl" else 0
-    numbers = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    return Tower(
-        pixels=(patches, numbers),
-        patch=numbers,
-        patches=patches,
-        tokens=patches,
-        visual=visual,
-        features=features,
-        hidden=hidden,
-        query=hidden,
-        intermediate=intermediate,
-        matrices=3 if kind == "qwen2_5_vl" else 2,
-        pairs=tuple(pairs),
-        rows=patches**2,
-        pooling=0,
-        projections=((visual, features, features), (visual, features, width)) * (1 + planes),
-        beside={"image_grid_thw": [[1, rows, columns]]},
-    )
-
-
-def _runs(length: int, window: int) -> list[int]:
-    return [min(window, length - start) for start in range(0, length, window)]
-
-
-_FAMILIES: Mapping[str, Callable[[Any, int, tuple[int, int] | None], Tower]] = {
-    "internvl": _internvl,
-    "llava": _llava,
-    "llava_next": _llava_next,
-    "qwen2_5_vl": _qwen,
-    "qwen2_vl": _qwen,
-    "qwen3_vl": _qwen,
-}
-MODELS = tuple(_FAMILIES)
-"""Model types of whole models that are counted."""
 
 
 def count(name: str, value: Any) -> int:

@@ -24,7 +24,8 @@ from idsel_core.cost.analytic import (
     kv_cache_bytes,
 )
 from idsel_core.cost.counted import flops_counted
-from idsel_core.cost.shapes import Size, decoder_of, has_one_size, profile_of, tower_of
+from idsel_core.cost.models import decoder_of, has_one_size, tower_of
+from idsel_core.cost.shapes import Size, profile_of
 from idsel_core.methods import Method
 
 
@@ -114,7 +115,7 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     Returns
     -------
     tuple
-        The configuration, and height and width in pixels, None where images have no one size.
+        The configuration, and height and width in pixels, None where images have no one size, or of clips.
 
     Raises
     ------
