@@ -611,7 +611,7 @@ QWEN3_REFUSED = {
     **QWEN_REFUSED,
     **dict.fromkeys(
         ("fastv", "sparsevlm", "pyramiddrop", "dart"),
-        "because planes of them enter the first 2 layers of this language",
+        "because planes of them enter the first 2 layers of this language model",
     ),
 }
 
@@ -634,7 +634,7 @@ NO_CLS_REFUSED = {
     "prumergeplus": NO_CLS,
 }
 
-WHOLE = "whose layers do not all attend to the whole prompt"
+WHOLE = "tokens cannot be dropped inside Gemma3TextModel, whose layers do not all attend to the whole prompt"
 WINDOWED_REFUSED = {
     **NO_CLS_REFUSED,
     "downsample": "a smaller image is not available: images are of one size",
@@ -643,7 +643,10 @@ WINDOWED_REFUSED = {
 
 PREFIX_REFUSED = {
     **{name: why for name, why in NO_CLS_REFUSED.items() if name != "downsample"},
-    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), "whose tokens attend to later ones"),
+    **dict.fromkeys(
+        ("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"),
+        "tokens cannot be dropped inside GemmaModel, whose tokens attend to later ones",
+    ),
 }
 ONEVISION_COUNTS = {0: 78, 1: 140, 2: 180, 3: 37, 4: 37, -1: 28, -2: 28}
 VIDEO_LLAVA_COUNTS = {0: 36, 1: 36, 2: 36, -1: 111, -2: 111}
