@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -29,7 +30,8 @@ from idsel_core.cost import read_config
 from idsel_core.evaluation import load_model
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance
-from idsel_core.turns import in_turns, store
+from idsel_core.results import write_table
+from idsel_core.turns import in_turns
 
 VIEWS = {
     "saliency": ("cls_attention",),
@@ -106,7 +108,9 @@ def main() -> int:
             )
     rows = pd.concat(tables).assign(device=f"CPU {platform.machine()}", threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
-    store(given.results / "importance-cpu.parquet", rows, provenance(parameters, started=started))
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    note = {"rows": len(table), **provenance(parameters, started=started)}
+    write_table(given.results / "importance-cpu.parquet", table, note)
     return 0
 
 

@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from idsel_core.methods import InLLM, Method, get_method, list_methods
 from idsel_core.methods.in_llm import LayerTokens
 from idsel_core.tokens import VisualTokens
+from idsel_core.turns import in_turns
 
 BASE = "fastervlm"
 SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
@@ -99,18 +100,18 @@ def inside_alone(method: Method) -> bool:
     return isinstance(method, InLLM) and type(method).select is InLLM.select
 
 
-def quartiles(methods: dict[str, Method], tokens: VisualTokens, rounds: int) -> dict[str, list[float]]:
-    """Return the milliseconds of each method's runs, low quartile, median and high, after one that does not count."""
+def calls(methods: dict[str, Method], tokens: VisualTokens) -> dict[str, Callable[[], object]]:
+    """Return what is timed of each method."""
     video, layer = as_video(tokens), in_prompt(tokens)
-    timers = {}
+    found: dict[str, Callable[[], object]] = {}
     for name, method in methods.items():
-        counts = torch.tensor([method.budget], device=layer.columns.device)
-        run = {"method": method, "tokens": video if name == "evs" else tokens, "layer": layer, "counts": counts}
-        # A copy, because attention is computed once and kept.
-        call = "method.choose(replace(layer), counts)" if inside_alone(method) else "method.select(tokens)"
-        timers[name] = Timer(call, globals=run | {"replace": replace}, num_threads=torch.get_num_threads())
-    turns = [{name: timer.timeit(1).mean for name, timer in timers.items()} for _ in range(rounds + 1)]
-    return {name: np.percentile([1e3 * turn[name] for turn in turns[1:]], [25, 50, 75]).tolist() for name in timers}
+        if isinstance(method, InLLM) and inside_alone(method):
+            counts = torch.tensor([method.budget], device=layer.columns.device)
+            # A copy, because attention is computed once and kept.
+            found[name] = lambda method=method, counts=counts: method.choose(replace(layer), counts)
+        else:
+            found[name] = partial(method.select, video if name == "evs" else tokens)
+    return found
 
 
 def case(text: str) -> tuple[int, int]:
@@ -171,8 +172,8 @@ def main() -> None:
             except ValueError as error:
                 left_out[name] = str(error)
         print(f"\nN = {n}, K = {k}")
-        spread = quartiles(methods, tokens, given.rounds)
-        times = {name: median for name, (_, median, _) in spread.items()}
+        spread = in_turns(calls(methods, tokens), given.rounds).set_index("contestant")
+        times = spread["median_ms"].to_dict()
         for name in sorted(times, key=times.__getitem__):
             print(f"{name:>14} {times[name]:10.2f} ms {times[name] / times[BASE]:9.1f}x")
         for name, why in left_out.items():
@@ -180,7 +181,7 @@ def main() -> None:
         for name in names:
             milliseconds = times.get(name, math.nan)
             row = {"tokens": n, "budget": k, "method": name, "ms": milliseconds, "ratio": milliseconds / times[BASE]}
-            low, _, high = spread.get(name, [math.nan] * 3)
+            low, high = (spread[column].get(name, math.nan) for column in ("low_ms", "high_ms"))
             row |= {"low": low, "high": high, "threads": torch.get_num_threads()}
             row |= {"torch": torch.__version__, "transformers": transformers.__version__}
             rows.append({**row, "left_out": left_out.get(name, ""), "rounds": given.rounds, "device": machine})

@@ -20,13 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from idsel_core.provenance import provenance
+from idsel_core.results import write_table
 from idsel_core.selection import id_select
-from idsel_core.turns import in_turns, store
+from idsel_core.turns import in_turns
 
 FEATURES = ("random", "clustered", "common")
 SCORES = ("peaked", "uniform", "equal")
@@ -231,7 +233,8 @@ def main() -> int:
     rows = pd.concat([*tables, scale(given)]).assign(device=machine, threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
     path = given.results / f"selection-{given.device}.parquet"
-    store(path, rows, provenance(parameters, device=machine, started=started))
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    write_table(path, table, {"rows": len(table), **provenance(parameters, device=machine, started=started)})
     print(f"\nkept in {path}")
     wrong = rows[rows["gap"] > 1e-6]
     print(*(f"picks part: {row}" for row in wrong.to_dict("records")), sep="\n", file=sys.stderr, end="")

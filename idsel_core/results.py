@@ -285,14 +285,8 @@ class Results:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", job):
             raise ValueError(f"{job!r} is no name for a job; allowed are letters, digits, '_' and '-'")
-        table = validate(job, rows)
-        note = json.dumps({"schema": VERSION, "rows": len(table), **provenance}, indent=1, sort_keys=True)
-        # The provenance travels inside the parquet file as well, so that rows and origin change in one step.
-        table = table.replace_schema_metadata({"idsel_schema": str(VERSION), "idsel_provenance": note})
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f"{job}.parquet"
-        replace(path, table)
-        replace(path.with_suffix(".json"), note + "\n")
+        table, path = validate(job, rows), self.root / f"{job}.parquet"
+        write_table(path, table, {"schema": VERSION, "rows": len(table), **provenance}, idsel_schema=str(VERSION))
         self._forget(job)
         return path
 
@@ -371,9 +365,8 @@ class Results:
         paths = [self.root / f"{job}.parquet" for job in self.jobs()]
         tables = {path: self._read(path.stem) for path in paths if _schema(path) != SCHEMA}
         for path, table in tables.items():
-            note = json.dumps(json.loads(table.schema.metadata[b"idsel_provenance"]) | {"schema": VERSION}, indent=1)
-            replace(path, table.replace_schema_metadata({"idsel_schema": str(VERSION), "idsel_provenance": note}))
-            replace(path.with_suffix(".json"), note + "\n")
+            note = json.loads(table.schema.metadata[b"idsel_provenance"]) | {"schema": VERSION}
+            write_table(path, table, note, idsel_schema=str(VERSION))
         return list(tables)
 
     def dataset(self, *jobs: str) -> ds.Dataset:
@@ -549,6 +542,32 @@ def digest(table: pa.Table) -> str:
     """Return a hash of rows, whatever their order, as hexadecimal digits."""
     hashes = pd.util.hash_pandas_object(table.to_pandas(), index=False)
     return hashlib.sha256(np.sort(hashes.to_numpy()).tobytes()).hexdigest()
+
+
+def write_table(path: Path, table: pa.Table, provenance: Mapping[str, Any], **metadata: str) -> None:
+    """Write rows as parquet and where they come from as JSON beside it, each file whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The parquet file; its folder is made.
+    table : Table
+        The rows.
+    provenance : Mapping
+        What to say of them.
+    metadata
+        Further metadata of the parquet file.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
+    note = json.dumps(provenance, indent=1, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The provenance travels inside the parquet file as well, so that rows and origin change in one step.
+    replace(path, table.replace_schema_metadata({**metadata, "idsel_provenance": note}))
+    replace(path.with_suffix(".json"), note + "\n")
 
 
 def explain(figure: str | Path, store: Results) -> str:

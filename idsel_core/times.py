@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idsel_core.results import CorruptResult, digest, replace
+from idsel_core.results import CorruptResult, digest, write_table
 
 FOLDER: Final = "times"
 """Folder of the times within a result store."""
@@ -78,12 +78,8 @@ class Times:
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", job):
             raise ValueError(f"{job!r} is no name for a job; allowed are letters, digits, '_' and '-'")
-        table = validate(job, rows)
-        note = json.dumps({"rows": len(table), **provenance}, indent=1, sort_keys=True)
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f"{job}.parquet"
-        replace(path, table.replace_schema_metadata({"idsel_provenance": note}))
-        replace(path.with_suffix(".json"), note + "\n")
+        table, path = validate(job, rows), self.root / f"{job}.parquet"
+        write_table(path, table, {"rows": len(table), **provenance})
         return path
 
     def jobs(self) -> list[str]:

@@ -1,20 +1,15 @@
-"""Times of contestants that run in turn, and the files that keep them."""
+"""Times of contestants that run in turn."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch.utils.benchmark import Timer
-
-from idsel_core.results import replace
 
 Clock = Literal["wall", "thread"]
 
@@ -70,27 +65,3 @@ def in_turns(
         }
     )
     return summary.assign(rounds=len(times), clock=clock).rename_axis("contestant").reset_index()
-
-
-def store(path: Path, rows: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
-    """Write times as parquet and where they come from as JSON beside it, each whole or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The parquet file; its folder is made.
-    rows : DataFrame
-        The times.
-    provenance : Mapping
-        What `provenance` returns.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written.
-    """
-    note = json.dumps({"rows": len(rows), **provenance}, indent=1, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    replace(path, table.replace_schema_metadata({"idsel_provenance": note}))
-    replace(path.with_suffix(".json"), note + "\n")

@@ -1,7 +1,12 @@
 """A project whose sweep is quick: fixtures of what it is before and after, for all files with tests of sweeps."""
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -12,7 +17,7 @@ from idsel_core.paths import DATA
 from idsel_core.sweeps import NOTEBOOK, encodings
 from tests import small
 from tests.killing import leftovers
-from tests.small import PROJECT, environment, write_notebook
+from tests.small import PROJECT, command, environment, write_notebook
 
 GRID = {
     "backbone": "model",
@@ -98,3 +103,21 @@ def project(finished, tmp_path):
 def same(project: Path, finished: tuple) -> bool:
     assert leftovers(project) == []
     return small.same(project, finished[0])
+
+
+@contextlib.contextmanager
+def waiting(project: Path) -> Iterator[subprocess.Popen]:
+    """Run a sweep until one of its jobs waits for the file "wait" to go; kill what is left of it at the end."""
+    (project / "wait").touch()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
+    try:
+        deadline = time.monotonic() + 600
+        while not list(project.glob("logs/grid/random-*.ipynb")):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        yield run
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,8 +19,8 @@ from idsel_core.results import CorruptResult, Results
 from idsel_core.sweeps import NOTEBOOK, encodings, read_sweep
 from scripts.slurm import missing
 from scripts.sweep import check_slurm
-from tests.small import command, environment, rows_of
-from tests.sweeping import same, stamps, sweep, write_grid
+from tests.small import environment, rows_of
+from tests.sweeping import same, stamps, sweep, waiting, write_grid
 
 PROJECT = Path(__file__).parents[1]
 
@@ -146,20 +144,10 @@ def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, 
 
 def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "killed")
-    (project / "wait").touch()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
-    try:
-        deadline = time.monotonic() + 600
-        while not list(project.glob("logs/grid/random-*.ipynb")):
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.1)
+    with waiting(project):
         second = sweep(project)
         assert second.returncode == 2
         assert "another `make sweep` is at work on grid.yaml" in second.stderr
-    finally:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
     assert len(stamps(project)) < 7
     (project / "wait").unlink()
     done = sweep(project)

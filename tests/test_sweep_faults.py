@@ -1,15 +1,11 @@
 """Sweeps that are killed, or whose disk fails: the next one finishes, and no row is lost or changed."""
 
-import contextlib
-import os
 import shutil
-import signal
-import subprocess
 import time
 
 from tests.killing import moments, run_and_kill, unlocked
-from tests.small import command, disk, environment
-from tests.sweeping import same, stamps, sweep
+from tests.small import disk
+from tests.sweeping import same, stamps, sweep, waiting
 
 
 def test_killed_at_random_moments_a_sweep_goes_on_and_loses_nothing(fresh, finished, tmp_path):
@@ -32,24 +28,15 @@ def test_a_job_killed_while_it_writes_is_tried_again(fresh, finished, tmp_path):
 
 def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "headless")
-    (project / "wait").touch()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run = subprocess.Popen(command(), cwd=project, env=environment(), start_new_session=True, **quiet)
-    try:
-        deadline = time.monotonic() + 600
-        while not list(project.glob("logs/grid/random-*.ipynb")):
-            assert time.monotonic() < deadline and run.poll() is None
-            time.sleep(0.1)
+    with waiting(project) as run:
         run.kill()
         run.wait()
         assert sweep(project).returncode == 2
         (project / "wait").unlink()
+        deadline = time.monotonic() + 600
         while not unlocked(project):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
     before = stamps(project)
     assert len(before) == 7
     assert sweep(project).returncode == 0

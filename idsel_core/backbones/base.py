@@ -555,7 +555,17 @@ class Backbone(ABC):
         self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     ) -> Any:
         """Return what the language model takes as mask of full prompts."""
-        return attention_mask
+        types = self._token_types(input_ids)
+        if types is None:
+            return attention_mask
+        # Without a cache, by position, because its name differs between versions.
+        return self.model.create_masks_for_generate(
+            self.model.config, embeddings, attention_mask, None, position_ids, token_type_ids=types
+        )
+
+    def _token_types(self, input_ids: Tensor) -> Tensor | None:
+        """Return the ``token_type_ids`` of full prompts that decide which tokens attend to later ones, if any do."""
+        return None
 
     def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""

@@ -42,14 +42,5 @@ class Gemma3(Joined):
         numbers = torch.arange(self.side**2).view(self.side, self.side)
         return numbers.unfold(0, size, size).unfold(1, size, size).flatten(0, 1).flatten(1)
 
-    def _decoder_mask(
-        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
-    ) -> Any:
-        return self.model.create_masks_for_generate(
-            self.model.config,
-            embeddings,
-            attention_mask,
-            None,  # A cache, whose name differs between versions.
-            position_ids,
-            token_type_ids=self.placeholders(input_ids).long(),
-        )
+    def _token_types(self, input_ids: Tensor) -> Tensor:
+        return self.placeholders(input_ids).long()

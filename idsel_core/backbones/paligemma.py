@@ -46,14 +46,5 @@ class PaliGemma(Llava):
         """
         return super().full_positions(inputs, generating) + (not generating)
 
-    def _decoder_mask(
-        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
-    ) -> Any:
-        return self.model.create_masks_for_generate(
-            self.model.config,
-            embeddings,
-            attention_mask,
-            None,  # A cache, whose name differs between versions.
-            position_ids,
-            token_type_ids=torch.zeros_like(input_ids),
-        )
+    def _token_types(self, input_ids: Tensor) -> Tensor:
+        return torch.zeros_like(input_ids)
