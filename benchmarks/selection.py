@@ -139,8 +139,8 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
         for kind in given.scores:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
-            if given.device == "cuda":
-                calls["id_select, torch"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
+            for form in ("torch",) if given.device == "cuda" else ("lazy", "torch"):
+                calls[f"id_select ({form})"] = lambda s=s, x=x, form=form: id_select(x, s, k, backend=form)
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]
@@ -155,10 +155,10 @@ def show(times: pd.DataFrame, case: str) -> None:
     """Print one line a case."""
     by_name = times.set_index("contestant")
     ours = by_name.loc["id_select"]
-    ratios = "".join(f"{by_name.at[name, 'fastest_ratio']:9.1f}x" for name in by_name.index if name != "id_select")
+    ratios = "  ".join(f"{name} {by_name.at[name, 'fastest_ratio']:.1f}x" for name in by_name.index[1:])
     spread = f"({ours['low_ms']:.2f}-{ours['high_ms']:.2f}, fastest {ours['fastest_ms']:.2f})"
     picks = "same" if ours["same_picks"] else f"part at a tie, gap {ours['gap']:.0e}"
-    print(f"{case} {ours['median_ms']:9.2f} ms {spread:<36}{ratios}  {picks}", flush=True)
+    print(f"{case} {ours['median_ms']:9.2f} ms {spread:<36}{picks}; {ratios}", flush=True)
 
 
 def scale(given: argparse.Namespace) -> pd.DataFrame:
@@ -227,7 +227,7 @@ def main() -> int:
     print("id_select: median (quartiles, fastest); the others: how many times as long, fastest turns")
     tables = []
     for n, k in given.cases:
-        print(f"\nN = {n}, K = {k}, D = {given.width}; others: {', '.join(LOOPS)}")
+        print(f"\nN = {n}, K = {k}, D = {given.width}")
         tables.append(compare(n, k, given))
     print(f"\nid_select alone, D = {given.scaling_width}: median, and the fastest for each of the K x N pairs")
     rows = pd.concat([*tables, scale(given)]).assign(device=machine, threads=given.threads)

@@ -20,7 +20,7 @@ from torch import Tensor
 from idsel_core.lazy import lazy_greedy
 from idsel_core.suppression import Suppression, Update, greedy, score_dtype
 
-Backend = Literal["auto", "lazy", "torch", "triton"]
+Backend = Literal["auto", "lazy", "numba", "torch", "triton"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +166,11 @@ def id_select(
         Whether to record the scores before each pick.
     backend : {"auto", "lazy", "torch", "triton"}, optional
         How the same greedy is run; by default the environment variable IDSEL_BACKEND says, or else "auto". *torch*: a
-        few kernels a round for the whole batch, on any device; the trace is always recorded by it. *lazy*, on a CPU:
-        only similarities that can matter are computed. *triton*, on a GPU where triton is installed: one kernel runs
-        all rounds. *auto*: lazy on a CPU, triton where it can run, else torch.
+        few kernels a round for the whole batch, on any device; the trace is always recorded by it. *numba*, on a CPU
+        where numba is installed: only similarities that a pick depends on are computed; the first call on a machine
+        compiles it, which takes seconds. *lazy*, on a CPU: the like by torch alone, a few times slower. *triton*, on a
+        GPU where triton is installed: one kernel runs all rounds. *auto*: numba or else lazy on a CPU, triton where it
+        can run, else torch.
 
     Returns
     -------
@@ -201,6 +203,10 @@ def id_select(
             from idsel_core.triton_select import triton_greedy
 
             order = triton_greedy(x, inverse, s, counts, gamma, update)
+        elif form == "numba":
+            from idsel_core.numba_select import numba_greedy
+
+            order = numba_greedy(x.to(wide), inverse, s, dead, counts, gamma, update)
         else:
             order = _by_torch(Suppression(x.to(wide), inverse, gamma, update), s, dead, counts, form, steps, trace)
     traced = torch.stack(steps, dim=1).masked_fill_((order < 0)[..., None], -math.inf) if trace else None
@@ -213,22 +219,21 @@ def _form(backend: Backend | None, device: torch.device, trace: bool) -> Backend
     if chosen not in get_args(Backend):
         name = "IDSEL_BACKEND" if backend is None else "backend"
         raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(Backend)))}, not {chosen!r}")
-    if chosen == "triton":
-        if find_spec("triton") is None:
-            raise ValueError("backend 'triton' needs the package triton, which is not installed; 'torch' does not")
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
-                f"backend 'triton' needs tensors on a GPU or TRITON_INTERPRET=1, not {device.type} tensors"
-            )
-    if chosen == "lazy" and device.type != "cpu":
-        raise ValueError(f"backend 'lazy' needs tensors on the CPU, not on {device.type}")
+    if chosen in ("numba", "triton") and find_spec(chosen) is None:
+        raise ValueError(f"backend {chosen!r} needs the package {chosen}, which is not installed; 'torch' does not")
+    if chosen == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' needs tensors on a GPU or TRITON_INTERPRET=1, not {device.type} tensors")
+    if chosen in ("lazy", "numba") and device.type != "cpu":
+        raise ValueError(f"backend {chosen!r} needs tensors on the CPU, not on {device.type}")
     if trace:
         return "torch"
     if chosen != "auto":
         return cast(Backend, chosen)
     if device.type == "cuda" and find_spec("triton") is not None:
         return "triton"
-    return "lazy" if device.type == "cpu" else "torch"
+    if device.type == "cpu":
+        return "numba" if find_spec("numba") is not None else "lazy"
+    return "torch"
 
 
 def _by_torch(

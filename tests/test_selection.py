@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from idsel_core import lazy, selection
+from idsel_core import selection
 from idsel_core.selection import Selection, _full_precision, id_select, resolve_budget
 
+PROJECT = Path(__file__).parents[1]
 INF = math.inf
 UPDATES = ("subtract", "multiply")
 GAMMAS = (0.0, 1.0, 20.0, 300.0, INF)
@@ -377,31 +381,78 @@ def test_rounds_serve_the_whole_batch_and_never_wait_for_the_device():
     assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 20
 
 
+@pytest.mark.parametrize("backend", ["lazy", "numba"])
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 200)])
-def test_lazy_and_step_by_step_pick_alike(n, k, update):
+def test_lazy_and_step_by_step_pick_alike(n, k, update, backend):
     rng = np.random.default_rng(n + k)
     for features, scores in itertools.product(("gaussian", "clustered", "common"), ("peaked", "uniform", "flat")):
         x = make_features("clustered" if features == "common" else features, n, 64, rng)
         x = torch.tensor(x + 1.5 * rng.standard_normal(64) * (features == "common"))
         s = torch.tensor(make_scores(scores, n, rng))
-        ours, torched = (id_select(x, s, k, update=update, backend=form).order for form in ("lazy", "torch"))
-        assert torch.equal(ours, torched), (features, scores)
+        problem = {"features": x[None], "scores": s[None], "gamma": 20.0, "update": update}
+        problem["mask"] = torch.ones(1, n, dtype=torch.bool)
+        ours, torched = (id_select(**problem, budget=k, backend=form).order[0] for form in (backend, "torch"))
+        assert resembles(ours, torched, problem, 0), (features, scores)
 
 
+@pytest.mark.parametrize("backend", ["lazy", "numba"])
 @given(problems())
 @settings(max_examples=60, deadline=None)
-def test_lazy_is_step_by_step_on_ragged_batches(problem):
-    ours, torched = (id_select(**problem, backend=form).order for form in ("lazy", "torch"))
+def test_lazy_is_step_by_step_on_ragged_batches(backend, problem):
+    ours, torched = (id_select(**problem, backend=form).order for form in (backend, "torch"))
     for row, count in enumerate((torched >= 0).sum(1).tolist()):
         assert resembles(ours[row, :count], torched[row, :count], problem, row)
 
 
-def test_rows_kept_for_equal_scores_are_let_go(monkeypatch):
-    x, s = torch.randn(200, 8, dtype=torch.float64), torch.ones(200)
-    wanted = id_select(x, s, 150, gamma=1.0, backend="torch").order
-    monkeypatch.setattr(lazy, "MOST_ROWS", 40)
-    assert torch.equal(id_select(x, s, 150, gamma=1.0).order, wanted)
+@pytest.mark.parametrize("backend", ["lazy", "numba", "torch"])
+def test_long_duplicates_count_as_duplicates(backend):
+    x = torch.cat([torch.full((3, 40_000), 0.1), torch.eye(3, 40_000)])
+    assert id_select(x, torch.tensor([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), 4, backend=backend).order.tolist() == [
+        [0, 3, 4, 5]
+    ]
+
+
+def test_images_of_a_batch_may_be_selected_by_several_threads():
+    x, s, mask = (
+        torch.randn(7, 90, 16),
+        torch.rand(7, 90),
+        torch.arange(90) < torch.tensor([90, 80, 7, 90, 1, 33, 60])[:, None],
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        ours = id_select(x, s, 0.4, mask=mask, backend="numba").order
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ours, id_select(x, s, 0.4, mask=mask, backend="torch").order)
+
+
+def test_what_numba_compiled_need_not_be_kept():
+    from idsel_core.numba_select import compiled
+
+    code: dict = {}
+    exec("def double(x):\n    return 2 * x", code)  # in no file, so that there is nothing to keep it beside
+    assert compiled()(code["double"])(21) == 42
+
+
+def test_a_cpu_without_numba_selects_by_torch(monkeypatch):
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
+    seen = []
+    monkeypatch.setattr(selection, "lazy_greedy", lambda *given: seen.append(given) or [0, 1])
+    assert id_select(X, S, 2).order.tolist() == [[0, 1]] * 2
+    assert len(seen) == 2
+
+
+def test_nothing_imports_numba_before_it_is_needed():
+    code = """
+import sys, torch
+from idsel_core import id_select
+for backend in "lazy", "auto":
+    id_select(torch.eye(3), torch.ones(3), 2, backend=backend)
+    assert ("numba" in sys.modules) == (backend == "auto")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
 def test_the_environment_chooses_how_it_is_run(monkeypatch):
@@ -411,22 +462,28 @@ def test_the_environment_chooses_how_it_is_run(monkeypatch):
     with pytest.raises(TypeError, match="not callable"):
         id_select(X, S, 2, backend="lazy")
     monkeypatch.setenv("IDSEL_BACKEND", "fast")
-    with pytest.raises(ValueError, match="IDSEL_BACKEND must be one of 'auto', 'lazy', 'torch', 'triton', not 'fast'"):
+    with pytest.raises(
+        ValueError, match="IDSEL_BACKEND must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'fast'"
+    ):
         id_select(X, S, 2)
 
 
 def test_ways_that_cannot_be_had_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'lazy', 'torch', 'triton', not 'cuda'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'cuda'"
+    ):
         id_select(X, S, 2, backend="cuda")
     monkeypatch.setattr(selection, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"backend 'triton' needs tensors on a GPU or .*, not cpu tensors"):
         id_select(X, S, 2, backend="triton")
-    with pytest.raises(ValueError, match="backend 'lazy' needs tensors on the CPU, not on meta"):
-        id_select(X.to("meta"), S.to("meta"), 2, backend="lazy")
+    for name in ("lazy", "numba"):
+        with pytest.raises(ValueError, match=f"backend '{name}' needs tensors on the CPU, not on meta"):
+            id_select(X.to("meta"), S.to("meta"), 2, backend=name)
     monkeypatch.setattr(selection, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="backend 'triton' needs the package triton, which is not installed"):
-        id_select(X, S, 2, backend="triton")
+    for name in ("numba", "triton"):
+        with pytest.raises(ValueError, match=f"backend '{name}' needs the package {name}, which is not installed"):
+            id_select(X, S, 2, backend=name)
 
 
 X, S = torch.randn(2, 5, 3), torch.rand(2, 5)
