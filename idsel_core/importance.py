@@ -74,6 +74,12 @@ def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tenso
     return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
 
 
+def last_token(real: Tensor) -> Tensor:
+    """Mark the last token of each row, bool (B, L), given the columns that are no padding, one at least."""
+    place = torch.arange(real.shape[1], device=real.device)
+    return place == (place * real).amax(1, keepdim=True)
+
+
 def instruction_row(
     query: Tensor,
     key: Tensor,
@@ -119,7 +125,7 @@ def instruction_row(
         if not bool(present.all()):
             raise ValueError(f"{name} must name a token in every row; row {int(present.int().argmin())} has none")
     if which == "last":
-        question = question & (question.flip(1).cumsum(dim=1).flip(1) == 1)
+        question = last_token(question)
     counts = question.sum(dim=1, keepdim=True)
     places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
     rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None], softcap)

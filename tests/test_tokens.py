@@ -244,11 +244,34 @@ def test_the_language_model_runs_no_further_than_the_watched_layer(clip):
         for i, layer in enumerate(clip.model.language_model.layers)
     ]
     tokens = views(clip, tiny.prompts((1, 1)))
-    for which in ("last", "mean"):
-        _ = tokens.with_instruction(1, which).instruction_attention
+    for _ in range(2):
+        _ = tokens.with_instruction(1, "mean").instruction_attention
     for hook in hooks:
         hook.remove()
     assert ran == [0]
+
+
+@pytest.mark.parametrize(("which", "queries"), [("last", 2), ("mean", 14)])
+def test_the_watched_layer_projects_only_what_is_read(clip, which, queries):
+    attention = clip.model.language_model.layers[1].self_attn
+    parts, projected = [getattr(attention, f"{name}_proj") for name in "qkv"], []
+    hooks = [part.register_forward_hook(lambda _, given, out: projected.append(out[..., 0].numel())) for part in parts]
+    inputs = tiny.prompts((1, 1))
+    question = views(clip, inputs).with_instruction(1, which)
+    _ = question.instruction_attention
+    for hook in hooks:
+        hook.remove()
+    assert projected == [queries, inputs["input_ids"].numel()]
+    assert [getattr(attention, f"{name}_proj") for name in "qkv"] == parts
+
+
+def test_a_watched_layer_that_fails_is_what_it_was(clip):
+    attention = clip.model.language_model.layers[0].self_attn
+    before = attention.q_proj, attention.v_proj, attention.config
+    with pytest.raises(ZeroDivisionError), watch(attention, torch.ones(1, 3, dtype=torch.bool)):
+        assert attention.v_proj(torch.ones(1, 3, 32)).shape == before[1](torch.ones(1, 3, 32)).shape
+        _ = 1 / 0
+    assert (attention.q_proj, attention.v_proj, attention.config) == before
 
 
 def test_a_layer_that_does_not_exist_is_refused(clip):

@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,8 @@ class Watched:
     ----------
     config : Any
         The layer's own configuration, which names the attention function that it goes on to use.
-    stop : bool
-        End the forward pass, by `Stop`, as soon as the layer was seen.
+    asking : Tensor, optional
+        Tokens whose queries will do, bool (B, L); then the forward pass ends, by `Stop`, as soon as the layer was seen.
     pieces : list[tuple[Tensor, Tensor]]
         Queries (B, heads, L, d) and keys (B, key heads, L, d), once the layer has run: one pair, or one for each
         sequence where the layer attends within one after the other.
@@ -43,7 +43,7 @@ class Watched:
     """
 
     config: Any
-    stop: bool = False
+    asking: Tensor | None = None
     pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     scale: float = 1.0
     softcap: float | None = None
@@ -72,7 +72,7 @@ def _watch_attention(
     scaling = kwargs.get("scaling")
     seen.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     seen.softcap = kwargs.get("softcap")
-    if seen.stop:
+    if seen.asking is not None:
         raise Stop
     # transformers keeps eager attention in each model's own file, every other kind in one table.
     eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", _no_eager)
@@ -93,8 +93,48 @@ def _no_eager(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, Tensor | N
 AttentionInterface.register(_NAME, _watch_attention)
 
 
+class _OfSome(nn.Module):
+    """A projection of some tokens; it leaves 0 at the others."""
+
+    def __init__(self, projection: nn.Module, tokens: Tensor) -> None:
+        super().__init__()
+        # In a tuple it is no part of this module, so that its parameters keep their names.
+        self.projection, self.places = (projection,), tokens.nonzero(as_tuple=True)
+
+    def forward(self, states: Tensor) -> Tensor:
+        places = tuple(axis.to(states.device) for axis in self.places)
+        some: Tensor = self.projection[0](states[places])
+        return some.new_zeros(*states.shape[:-1], some.shape[-1]).index_put(places, some)
+
+
+class _OfNone(nn.Module):
+    """A projection that nobody reads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.new_zeros(()).expand(*states.shape[:-1], self.width)
+
+
 @contextmanager
-def watch(module: nn.Module, stop: bool = False) -> Iterator[Watched]:
+def _only_what_is_read(module: nn.Module, asking: Tensor) -> Iterator[None]:
+    """Spare a layer that will not attend its values, and the queries of tokens that do not ask."""
+    query, value = (getattr(module, name, None) for name in ("q_proj", "v_proj"))
+    if not isinstance(query, nn.Module) or not isinstance(value, nn.Module) or not hasattr(value, "out_features"):
+        yield  # a layer that projects all at once, for one
+        return
+    width: Any = value.out_features
+    try:
+        module.q_proj, module.v_proj = _OfSome(query, asking), _OfNone(width)
+        yield
+    finally:
+        module.q_proj, module.v_proj = query, value
+
+
+@contextmanager
+def watch(module: nn.Module, asking: Tensor | None = None) -> Iterator[Watched]:
     """Keep references to the queries and keys of one attention module; the rest of the model is not touched.
 
     Nothing is computed twice and the layer keeps its attention function (SDPA, FlashAttention, eager).
@@ -103,8 +143,10 @@ def watch(module: nn.Module, stop: bool = False) -> Iterator[Watched]:
     ----------
     module : nn.Module
         An attention module of a transformers model.
-    stop : bool
-        Raise `Stop` instead of attending; the context manager catches it.
+    asking : Tensor, optional
+        Tokens whose queries will do, bool (B, L). Given, the layer computes no values and, where it projects queries
+        by themselves, only these queries; the others may be anything. It raises `Stop` instead of attending, which the
+        context manager catches.
 
     Yields
     ------
@@ -112,14 +154,15 @@ def watch(module: nn.Module, stop: bool = False) -> Iterator[Watched]:
         Filled when the module has run.
     """
     config: Any = module.config
-    seen = Watched(config, stop)
+    seen = Watched(config, asking)
     # A copied config names the watching function for this one module; the shared one stays as it is.
     own: Any = copy.copy(config)
     own._attn_implementation_internal = _NAME
     module.config = own
     _WATCHED[module] = seen
     try:
-        yield seen
+        with nullcontext() if asking is None else _only_what_is_read(module, asking):
+            yield seen
     except Stop:
         pass
     finally:

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core import importance
 from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.companion import Relevance
-from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images, text_after
+from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images, of_prompts, text_after
 from idsel_core.methods import Method
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens, Which
@@ -507,7 +507,7 @@ class Backbone(ABC):
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int) -> tuple[Tensor, Tensor, float, float | None]:
+        def attend(layer: int, which: Which) -> tuple[Tensor, Tensor, float, float | None]:
             layers: list[nn.Module] = attention_modules(self.language_model)
             if layer >= len(layers):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
@@ -518,7 +518,8 @@ class Backbone(ABC):
             positions = position_ids
             if positions is None:
                 positions = self._encoded_positions(encoded, input_ids, attention_mask)
-            with watch(layers[layer], stop=True) as seen:
+            asked = question if which == "mean" else importance.last_token(question)
+            with watch(layers[layer], of_prompts(asked, slots.rows, len(input_ids))) as seen:
                 self.language_model(
                     inputs_embeds=embeddings,
                     attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
@@ -534,7 +535,7 @@ class Backbone(ABC):
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
-            query, key, scale, softcap = attend(layer)
+            query, key, scale, softcap = attend(layer, which)
             window = self.window(layer) if self.prompt_windows else None
             ends = (question * torch.arange(question.shape[1], device=question.device)).amax(1)
             reach = ends - slots.columns[:, 0]

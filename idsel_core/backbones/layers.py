@@ -16,9 +16,10 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
-from idsel_core.backbones.sequence import Slots, cache_in, surviving_columns, text_after
+from idsel_core.backbones.sequence import Slots, cache_in, of_prompts, surviving_columns, text_after
+from idsel_core.importance import last_token
 from idsel_core.methods import Method
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside, last_token
+from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside
 from idsel_core.methods.steps import ascending, take
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
@@ -406,7 +407,8 @@ class _Reading:
                     part.expand(len(hidden), -1, -1)[:: self.copies] for part in now["position_embeddings"]
                 ),
             }
-            with watch(attention_modules(self.decoder)[index], stop=True) as seen:
+            asking = of_prompts(self.asking, self.rows, len(self.real))
+            with watch(attention_modules(self.decoder)[index], asking) as seen:
                 self.decoder.layers[index].forward(
                     hidden[:: self.copies], attention_mask=None, use_cache=False, **first
                 )

@@ -134,6 +134,21 @@ def text_after(slots: Slots, text: Tensor) -> Tensor:
     return text[slots.rows] & (place > slots.columns.amax(1, keepdim=True))
 
 
+def of_prompts(marks: Tensor, rows: Tensor, prompts: int) -> Tensor:
+    """Return the columns that are marked for any image of each prompt, bool (B, L).
+
+    Parameters
+    ----------
+    marks : Tensor
+        bool (I, L).
+    rows : Tensor
+        Long (I,); the images' prompts.
+    prompts : int
+        How many there are.
+    """
+    return marks.new_zeros(prompts, marks.shape[1], dtype=torch.int64).index_add_(0, rows, marks.long()) > 0
+
+
 def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selection) -> Tensor:
     """Mark the columns that survive: all text, and one placeholder for each kept token.
 

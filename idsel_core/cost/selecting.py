@@ -114,7 +114,7 @@ def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, atte
     queries = 1 if method.instruction_tokens == "last" else text_tokens
     for layer in range(depth):
         scores += model.layer(length, model.pairs(layer, tower.visual, text_tokens, attention)).total
-    return scores + model.reading(length) + 2 * queries * tower.visual * model.query
+    return scores + model.reading(length, queries) + 2 * queries * tower.visual * model.query
 
 
 def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: int) -> Flops:
@@ -130,7 +130,7 @@ def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: 
         queries = text_tokens if isinstance(method, SparseVLM) else 1
         scores = 0 if isinstance(method, DART) else 2 * queries * length * model.query
         if method.reads == "after":
-            scores += model.reading(length)
+            scores += model.reading(length, queries)
         greedy = 0
         if isinstance(method, DART):
             pivots = min(method.image_pivots, after) + min(method.text_pivots, text_tokens)

@@ -140,9 +140,9 @@ class Decoder:
         """Return the LM head's FLOPs."""
         return Flops(head=2 * positions * self.hidden * self.vocabulary)
 
-    def reading(self, tokens: int) -> int:
-        """Return the FLOPs of one layer's queries, keys and values of these tokens."""
-        return 2 * tokens * self.hidden * (self.query + 2 * self.key)
+    def reading(self, tokens: int, asking: int) -> int:
+        """Return the FLOPs of one layer's keys of tokens, and queries of those that ask."""
+        return 2 * self.hidden * (tokens * self.key + asking * self.query)
 
 
 @dataclass(frozen=True)

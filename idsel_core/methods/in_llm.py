@@ -162,7 +162,7 @@ class InLLM(Method):
         prompt : LayerTokens
             The prompts before the first layer.
         """
-        return last_token(prompt.real)
+        return importance.last_token(prompt.real)
 
     def least(self, count: int) -> int:
         """Return the fewest tokens that a drop can leave of `count`."""
@@ -211,12 +211,6 @@ class InLLM(Method):
 def drops_inside(method: object) -> TypeGuard[InLLM]:
     """Return whether a method, or whatever else is given, drops tokens inside the language model."""
     return isinstance(method, InLLM) and method.inside
-
-
-def last_token(real: Tensor) -> Tensor:
-    """Mark the last token of each row, bool (B, L), given the columns that are no padding."""
-    place = torch.arange(real.shape[1], device=real.device)
-    return place == (place * real).amax(1, keepdim=True)
 
 
 def most_attended(tokens: LayerTokens, counts: Tensor) -> Choice:
