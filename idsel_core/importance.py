@@ -241,15 +241,18 @@ def normalised(scores: Tensor, kind: Normalise, mask: Tensor) -> Tensor:
         raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, not {kind!r}")
     if scores.shape != mask.shape:
         raise ValueError(f"scores must be shaped as mask, {tuple(mask.shape)}, not {tuple(scores.shape)}")
-    scores = scores.float()
-    if bool((wrong := mask & ~(scores.isfinite() & (scores >= 0))).any()):
+    scores, padding = scores.float(), ~mask
+    low = scores.masked_fill(padding, torch.inf).amin(dim=1, keepdim=True)
+    high = scores.masked_fill(padding, -torch.inf).amax(dim=1, keepdim=True)
+    # A NaN is among the extremes if it is anywhere, and fails every comparison.
+    if not bool(((low >= 0) & (high < torch.inf)).all()):
+        wrong = mask & ~(scores.isfinite() & (scores >= 0))
         row, token = wrong.nonzero()[0].tolist()
         raise ValueError(f"scores must be finite and 0 or more; row {row}, token {token} has {scores[row, token]:g}")
     if kind == "minmax":
-        low = scores.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
-        span = scores.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True) - low
+        span = high - low
         scores = torch.where(span > 0, (scores - low) / span, 1.0)
-    return scores.masked_fill(~mask, 0.0)
+    return scores.masked_fill(padding, 0.0)
 
 
 def unify(a: Tensor, b: Tensor, how: Combine = "mean") -> Tensor:

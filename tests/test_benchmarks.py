@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import all as everything
 from idsel_core import list_methods
 from idsel_core.times import Times
 from idsel_core.turns import in_turns
@@ -120,8 +121,9 @@ def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_named():
-    done = run("--device", "cuda", script="selection")
+@pytest.mark.parametrize("script", ["selection", "all"])
+def test_a_gpu_that_is_not_there_is_named(script):
+    done = run("--device", "cuda", script=script)
     assert done.returncode == 2 and "--device cuda: torch sees no GPU here" in done.stderr
 
 
@@ -150,3 +152,22 @@ def test_thread_time_is_for_one_thread():
     for script in ("selection", "importance"):
         done = run("--clock", "thread", "--threads", "2", script=script)
         assert done.returncode == 2 and "--clock thread is for" in done.stderr
+
+
+def test_one_command_names_all_benchmarks_of_a_device(tmp_path):
+    there = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"all", "__init__"}
+    for device, scripts in (("cpu", there), ("cuda", {"selection", "peers", "efficiency"})):
+        done = run("--device", device, "--dry-run", "--results", str(tmp_path / "store"), script="all")
+        assert done.returncode == 0, done.stderr
+        named = {line.split("benchmarks/")[1].split(".py")[0] for line in done.stdout.splitlines() if "== " in line}
+        assert named == scripts
+    assert "--model llava-next-7b --dtype bfloat16 --budgets 640 320 160" in done.stdout
+    assert not (tmp_path / "store").exists()
+
+
+def test_benchmarks_that_fail_are_named_and_the_others_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(everything, "commands", lambda *_: [["peers", "--width", "1"], ["store", "--help"]])
+    assert everything.main(["--results", str(tmp_path)]) == 1
+    out, err = capfd.readouterr()
+    assert "failed: benchmarks/peers.py --width 1" in err and "failed: benchmarks/store.py" not in err
+    assert "benchmarks/store.py --help" in out and "exit status 0" in out

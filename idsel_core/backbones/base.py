@@ -16,7 +16,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core import importance
 from idsel_core.backbones.attention import attention_modules, watch
 from idsel_core.backbones.companion import Relevance
-from idsel_core.backbones.sequence import Slots, drop_columns, kept_columns, locate_images, of_prompts, text_after
+from idsel_core.backbones.sequence import (
+    Slots,
+    drop_columns,
+    kept_columns,
+    locate_images,
+    of_images,
+    of_prompts,
+    text_after,
+)
 from idsel_core.methods import Method
 from idsel_core.selection import Selection
 from idsel_core.tokens import Unavailable, VisualTokens, Which
@@ -528,8 +536,7 @@ class Backbone(ABC):
                     **self._beside_embeddings(encoded, input_ids, places),
                 )
             query, key, scale = seen.tensors()
-            rows = slots.rows.to(query.device)
-            return query[rows], key[rows], scale, seen.softcap
+            return of_images(query, slots.rows), of_images(key, slots.rows), scale, seen.softcap
 
         def view(layer: int, which: Which) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()

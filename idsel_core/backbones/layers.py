@@ -16,7 +16,7 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones.attention import Watched, attention_modules, watch
 from idsel_core.backbones.base import Backbone
-from idsel_core.backbones.sequence import Slots, cache_in, of_prompts, surviving_columns, text_after
+from idsel_core.backbones.sequence import Slots, cache_in, of_images, of_prompts, surviving_columns, text_after
 from idsel_core.importance import last_token
 from idsel_core.methods import Method
 from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, drops_inside
@@ -413,7 +413,7 @@ class _Reading:
                     hidden[:: self.copies], attention_mask=None, use_cache=False, **first
                 )
             query, key, scale = seen.tensors()
-        return query[self.rows], key[self.rows], scale
+        return of_images(query, self.rows), of_images(key, self.rows), scale
 
     def _keep(self, hidden: Tensor, choice: Choice) -> Tensor:
         """Apply a choice to all that has one column a token; return the states that are left."""

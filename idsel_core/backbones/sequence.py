@@ -134,6 +134,19 @@ def text_after(slots: Slots, text: Tensor) -> Tensor:
     return text[slots.rows] & (place > slots.columns.amax(1, keepdim=True))
 
 
+def of_images(states: Tensor, rows: Tensor) -> Tensor:
+    """Return the states (I, ...) of each image's prompt, of those (B, ...) of all; nothing is copied where B = 1.
+
+    Parameters
+    ----------
+    states : Tensor
+        (B, ...).
+    rows : Tensor
+        Long (I,); the images' prompts.
+    """
+    return states.expand(len(rows), *states.shape[1:]) if len(states) == 1 else states[rows.to(states.device)]
+
+
 def of_prompts(marks: Tensor, rows: Tensor, prompts: int) -> Tensor:
     """Return the columns that are marked for any image of each prompt, bool (B, L).
 
