@@ -152,7 +152,7 @@ def id_select(
         (B, N, D) or (N, D), any float dtype; a zero vector is at distance 1 from every token.
     scores : Tensor
         (B, N) or (N,), any float dtype, 0 or more. Scores are computed in float64 (on MPS, which has none, float32),
-        similarities in float32 or, if the features are, float64.
+        similarities, and by *triton* suppressions too, in float32 or, if the features are, float64.
     budget : int or float
         Tokens or share of each row, as in `resolve_budget`.
     gamma : float

@@ -43,19 +43,20 @@ def _rounds(
         value, pick = tl.max(now, axis=0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(order + image * most + step, pick.to(tl.int64))
         row = tl.load(table + pick.to(tl.int64) * n + token, mask=inside, other=0.0)
-        cosine = row * tl.load(inverse + image * n + pick) * own
-        distance = 1.0 - cosine.to(now.dtype)
+        # In the dtype of the similarities, because most GPUs have few units for float64, and only one multiprocessor
+        # works on an image.
+        distance = 1.0 - row * tl.load(inverse + image * n + pick) * own
         distance = tl.where(distance > LEAST, distance, 0.0)
         power = distance * distance * factor
         weight = tl.exp(power)
         if MULTIPLY:
-            # 1 - w from its logarithm, by Kahan, where the difference alone would lose digits.
-            close = (weight < 1.0) & (power > -1.0)
-            kept = tl.where(close, (1.0 - weight) * power / tl.log(tl.where(close, weight, 0.5)), 1.0 - weight)
-            kept = tl.where(weight < 1.0, kept, -power)
-            lowered = now * kept
+            # 1 - w from its logarithm, by Kahan, where the difference would lose digits that w has.
+            near = weight > 0.5
+            below = near & (weight < 1.0)
+            rest = tl.where(below, (1.0 - weight) * power / tl.log(tl.where(below, weight, 0.5)), -power)
+            lowered = now * tl.where(near, rest.to(now.dtype), 1.0 - weight.to(now.dtype))
         else:
-            lowered = now - weight * tl.maximum(value, 0.0)
+            lowered = now - weight.to(now.dtype) * tl.maximum(value, 0.0)
         now = tl.where((token == pick) | (now == float("-inf")), float("-inf"), lowered)
 
 
@@ -85,7 +86,7 @@ def triton_greedy(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, ga
     order = torch.full((images, most), -1, dtype=torch.long, device=x.device)
     counts = counts.to(x.device, non_blocking=True)
     # A plain number would reach the kernel in float32.
-    exponent = torch.full((1,), finite_exponent(gamma, scores.dtype), dtype=scores.dtype, device=x.device)
+    exponent = torch.full_like(inverse[0, :1], finite_exponent(gamma, inverse.dtype))
     block = triton.next_power_of_2(n)
     at_once = max(1, WORKSPACE // (n * n * inverse.element_size()))
     for start in range(0, images, at_once):
@@ -103,7 +104,7 @@ def triton_greedy(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, ga
             LEAST=rounding(inverse.dtype),
             MULTIPLY=update == "multiply",
             BLOCK=block,
-            num_warps=min(32, max(4, block // 128)),
+            num_warps=min(32, max(4, block // 256)),
         )
     return order
 
