@@ -26,7 +26,8 @@ from idsel_core.architectures import build_random
 from idsel_core.backbones import adapter_for
 from idsel_core.cost import full_budget, read_config
 from idsel_core.cost.shapes import SIZE_HELP, size_given
-from idsel_core.evaluation import check_device, load_model
+from idsel_core.devices import check_device
+from idsel_core.evaluation import load_model
 from idsel_core.latency import example_inputs, runnable, time_ideal, time_methods
 from idsel_core.paths import MODEL
 from idsel_core.provenance import provenance

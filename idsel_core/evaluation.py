@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import io
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,6 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -34,9 +32,11 @@ from idsel_core.backbones import Backbone, Companion, Encoded, adapter_for
 from idsel_core.backbones.layers import dropping
 from idsel_core.checkpoints import Checkpoint
 from idsel_core.cost import flops_prefill
+from idsel_core.devices import check_device
 from idsel_core.loading import load
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method, list_methods
 from idsel_core.methods.scored import Scored
+from idsel_core.parts import BLIND, FULL, Part, read_part
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.prefix import generate_sharing
 from idsel_core.provenance import installed, sha256
@@ -44,86 +44,7 @@ from idsel_core.results import replace as replace_file
 from idsel_core.selection import Selection
 from idsel_core.tokens import VisualTokens
 
-FULL, BLIND = "full", "no-image"
-"""Names, beside those of methods, of the two ends of the scale: all visual tokens, and no image at all."""
-
-_QUESTION_COLUMNS = ("question_id", "image_id", "family", "question", "choices", "answer")
-_IMAGE_COLUMNS = ("image_id", "image", "objects")
 _VIEWS = ("cls_attention", "received_attention", "image_key")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Questions and images of one part of a data set.
-
-    Attributes
-    ----------
-    name : str
-        Name of the part.
-    questions : DataFrame
-        One row a question: question_id, image_id, family, question, choices, answer.
-    images : DataFrame
-        One row an image, indexed by image_id: image (JPEG or PNG bytes), objects (boxes in pixels).
-    files : tuple[Path, Path]
-        Where they were read from.
-    """
-
-    name: str
-    questions: pd.DataFrame
-    images: pd.DataFrame
-    files: tuple[Path, Path]
-
-    def picture(self, image_id: str) -> Image.Image:
-        """Return one image."""
-        return Image.open(io.BytesIO(cast(bytes, self.images.at[image_id, "image"]))).convert("RGB")
-
-
-def read_part(name: str, folder: Path = DATA, limit: int = 0) -> Part:
-    """Read a part of a data set.
-
-    Parameters
-    ----------
-    name : str
-        The part: ``<name>-questions.parquet`` and ``<name>-images.parquet`` lie in `folder`.
-    folder : Path
-        Folder of the data set.
-    limit : int
-        Take about this many questions, the first ones of each family; 0 takes all.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such part; names those that there are.
-    ValueError
-        If a file is damaged, or its content is not what it should be, or `limit` is negative.
-    """
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise ValueError(f"limit must be a number of questions, or 0 for all, not {limit!r}")
-    paths = (folder / f"{name}-questions.parquet", folder / f"{name}-images.parquet")
-    if not all(path.is_file() for path in paths):
-        known = sorted(path.name.removesuffix("-questions.parquet") for path in folder.glob("*-questions.parquet"))
-        raise FileNotFoundError(f"no part {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
-    questions = _read_parquet(paths[0], _QUESTION_COLUMNS)
-    images = _read_parquet(paths[1], _IMAGE_COLUMNS).set_index("image_id")
-    lost = sorted(set(questions["image_id"]) - set(images.index))
-    if lost:
-        raise ValueError(f"{paths[0]} asks about images that {paths[1]} does not hold, the first is {lost[0]!r}")
-    if limit:
-        first = questions.groupby("family", sort=False).head(-(-limit // questions["family"].nunique()))
-        questions = first.reset_index(drop=True)
-        images = images.loc[questions["image_id"].unique()]
-    return Part(name, questions, images, paths)
-
-
-def _read_parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it with `git checkout -- {path}`") from error
-    missing = [name for name in columns if name not in frame]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(map(str, frame))}")
-    return frame
 
 
 def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any]:
@@ -161,18 +82,6 @@ def load_model(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any
         raise ValueError(f"{error}; `make env` makes the embedded backbone anew once {folder} is gone") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device), relevance), processor
-
-
-def check_device(device: str) -> None:
-    """Refuse a GPU that is not there.
-
-    Raises
-    ------
-    ValueError
-        If torch can use no such device.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no GPU on this machine; use device: cpu")
 
 
 def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:

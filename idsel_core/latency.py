@@ -35,7 +35,8 @@ from idsel_core.backbones.sequence import cache_in, with_cache
 from idsel_core.cost import METHODS, flops_analytic, flops_analytic_step, full_budget, read_config
 from idsel_core.cost.models import tower_of
 from idsel_core.cost.shapes import SIZE_HELP, Size, pair, size_given
-from idsel_core.evaluation import check_device, load_model, title
+from idsel_core.devices import check_device
+from idsel_core.evaluation import load_model, title
 from idsel_core.methods import Method, UniformGrid, drops_inside, get_method
 from idsel_core.paths import MODEL
 from idsel_core.pruning import prune

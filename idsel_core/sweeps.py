@@ -12,9 +12,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from idsel_core.evaluation import BLIND, FULL, check_device, read_part
+from idsel_core.devices import check_device
 from idsel_core.methods import METHODS, get_method
 from idsel_core.notebooks import load_parameters
+from idsel_core.parts import BLIND, FULL, read_part
 from idsel_core.paths import CACHE, DATA, MODEL
 from idsel_core.results import Results
 

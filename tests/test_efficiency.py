@@ -15,7 +15,7 @@ from idsel_core.comparison import by_title
 from idsel_core.cost import flops_paper, full_budget, read_config
 from idsel_core.latency import time_ideal, time_methods
 from idsel_core.times import SELECTION, selection_rows, validate
-from tests.test_results import make_rows
+from tests.rows import make_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from idsel_core import figures, words
 from idsel_core.provenance import provenance, read_origin
 from idsel_core.results import Results, main
 from idsel_core.statistics import Interval, mean_scores, share_of_full
-from tests.test_results import make_rows
+from tests.rows import make_rows
 
 mpl.use("Agg")
 FAMILIES = ("existence", "counting", "reading")

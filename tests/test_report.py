@@ -12,7 +12,7 @@ import pytest
 from idsel_core import figures
 from idsel_core.provenance import provenance
 from idsel_core.results import Results
-from tests.test_results import make_rows
+from tests.rows import make_rows
 
 mpl.use("Agg")
 PROJECT = Path(__file__).parents[1]

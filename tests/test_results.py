@@ -16,49 +16,10 @@ import pytest
 
 from idsel_core.provenance import provenance, sha256
 from idsel_core.results import SCHEMA, CorruptResult, Results, main
+from tests.rows import make_rows
 from tests.small import disk
 
 PROJECT = Path(__file__).parents[1]
-
-
-def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method: str = "idselection") -> pd.DataFrame:
-    draw = np.random.default_rng(0)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "backbone": "tiny",
-                    "dataset": "scenes",
-                    "part": "validation",
-                    "question_id": [f"q{i:04d}" for i in range(questions)],
-                    "image_id": [f"i{i // 4:04d}" for i in range(questions)],
-                    "family": ["count", "read"] * (questions // 2),
-                    "method": method,
-                    "importance": "unified",
-                    "normalise": "minmax",
-                    "features": "projector",
-                    "update": None,
-                    "instruction": "last@0",
-                    "gamma": 20.0,
-                    "positions": "compact",
-                    "budget": budget,
-                    "tokens_before": 576,
-                    "convention": None,
-                    "tokens_kept": int(budget),
-                    "tokens_average": budget,
-                    "prefill_gflops": 1.5,
-                    "on_objects": draw.random(questions),
-                    "seed": 0,
-                    "prediction": "two",
-                    "answer": draw.choice(["two", "red"], questions),
-                    "correct": draw.integers(0, 2, questions).astype(bool),
-                    "chance": 0.25,
-                }
-            )
-            for budget in budgets
-        ],
-        ignore_index=True,
-    )
 
 
 @pytest.fixture
@@ -330,7 +291,7 @@ def test_a_check_names_all_damaged_files(store):
 PREAMBLE = """
 import os, sys
 from idsel_core.results import Results
-from tests.test_results import make_rows
+from tests.rows import make_rows
 
 store = Results(sys.argv[1])
 """

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from idsel_core.provenance import provenance
 from idsel_core.results import Results
-from tests.test_results import make_rows
+from tests.rows import make_rows
 
 if fail:
     raise RuntimeError("no luck with " + str(budgets))
