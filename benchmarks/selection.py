@@ -1,7 +1,8 @@
 """Time id_select against straightforward loops: python benchmarks/selection.py --device cpu (or cuda).
 
-All contestants run in turn, many times: DivPrune, CDPruner and SCOPE as their formulas read, with the table of all
-N x N cosines and one step after the other, and ID-Selection's own rule in the same way (reference). The features are
+All contestants run in turn, many times: id_select as it chooses to run, or in the other ways of its device;
+DivPrune, CDPruner and SCOPE as their formulas read, with the table of all N x N cosines and one step after the other,
+and ID-Selection's own rule in the same way (reference). The features are
 random, in clusters, or in clusters with much in common (as projector outputs are); the scores peaked, uniform or equal.
 Then id_select alone, for growing images and budgets, with the time for each of the K x N pairs.
 

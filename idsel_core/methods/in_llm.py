@@ -48,7 +48,8 @@ class LayerTokens:
         Columns of the tokens whose attention counts, bool (I, L), see `InLLM.asking`.
     read : Callable
         Gives the queries (I, H, L, d) and keys (I, H', L, d), after their positions were applied, and the scale of one
-        layer, see ``InLLM.reads``.
+        layer, see ``InLLM.reads``. Of a layer "after", only the queries of tokens that ask are there; the others may be
+        anything.
     norm : Callable
         The norm that the language model ends with.
     """
