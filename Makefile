@@ -8,8 +8,8 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 TEST_WORKERS ?= 2
 GRID ?= config/grids/example.yaml
-# Where the jobs of a sweep run: here, or on a cluster with config/profiles/slurm.
-PROFILE ?= config/profiles/local
+# Where the jobs of a sweep run: here, or on a cluster with workflow/profiles/slurm.
+PROFILE ?= workflow/profiles/local
 # More arguments for the tool behind a target: `make test ARGS='-k store'`, `make lab ARGS=--no-browser`.
 ARGS ?=
 

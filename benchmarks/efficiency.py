@@ -21,17 +21,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from idsel_core import efficiency, get_method
-from idsel_core.architectures import build_random
+from idsel_core import get_method
 from idsel_core.backbones import adapter_for
-from idsel_core.cost import full_budget, read_config
-from idsel_core.cost.shapes import SIZE_HELP, size_given
-from idsel_core.devices import check_device
-from idsel_core.evaluation import load_model
-from idsel_core.latency import example_inputs, runnable, time_ideal, time_methods
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.times import Times
+from idsel_core.loading.random_models import build_random
+from idsel_core.study.cost import full_budget, read_config
+from idsel_core.study.cost.shapes import SIZE_HELP, size_given
+from idsel_core.study.devices import check_device
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import efficiency
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.times import Times
+from idsel_core.study.timing.example_inputs import example_inputs
+from idsel_core.study.timing.ideal import time_ideal
+from idsel_core.study.timing.phases import runnable, time_methods
 
 CONFIGS = Path("data/configs")
 
@@ -40,7 +43,7 @@ def load(name: str, dtype: str, device: str, attention: str | None) -> tuple[Any
     """Return the backbone, its configuration and the size of its images, pixels or None."""
     folder = Path(name)
     if folder.is_dir():
-        backbone, _ = load_model(folder, device)
+        backbone, _ = open_backbone(folder, device)
         return backbone, *read_config(folder)
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):

@@ -25,13 +25,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from idsel_core.backbones import Backbone, adapter_for
-from idsel_core.backbones.attention import attention_modules, attention_views, watch
-from idsel_core.cost import read_config
-from idsel_core.evaluation import load_model
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import write_table
-from idsel_core.turns import in_turns
+from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.tower_views import attention_views
+from idsel_core.study.cost import read_config
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import MODEL
+from idsel_core.study.store.files import write_table
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.timing.interleaved import in_turns
 
 VIEWS = {
     "saliency": ("cls_attention",),
@@ -92,7 +93,7 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
     print(f"CPU {platform.machine()}, {given.threads} threads, torch {torch.__version__}, {given.clock} time")
-    towers = {"embedded": (load_model(MODEL)[0], MODEL), given.config.stem: (full_size(given.config), given.config)}
+    towers = {"embedded": (open_backbone(MODEL)[0], MODEL), given.config.stem: (full_size(given.config), given.config)}
     tables = []
     for (name, (backbone, path)), batch in itertools.product(towers.items(), given.batches):
         pixels = torch.randn(batch, 3, *read_config(path)[1])

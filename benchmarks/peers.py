@@ -21,9 +21,9 @@ import transformers
 from torch import Tensor
 
 from idsel_core.methods import InLLM, Method, get_method, list_methods
-from idsel_core.methods.in_llm import LayerTokens
-from idsel_core.tokens import VisualTokens
-from idsel_core.turns import in_turns
+from idsel_core.methods._shared.in_llm import LayerTokens
+from idsel_core.study.timing.interleaved import in_turns
+from idsel_core.visual_tokens import VisualTokens
 
 BASE = "fastervlm"
 SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
@@ -51,8 +51,8 @@ def make_tokens(n: int, width: int, device: str) -> VisualTokens:
         "word_similarity": 0.2 * clustered(WORDS).tanh(),
         "image_key": torch.ones(1, dtype=torch.long, device=device),
     }
-    depths = {depth for name in list_methods() for depth in get_method(name, budget=1).depths}
-    for place in ("", *(f"@{depth:g}" for depth in depths)):
+    tower_depths = {depth for name in list_methods() for depth in get_method(name, budget=1).tower_depths}
+    for place in ("", *(f"@{depth:g}" for depth in tower_depths)):
         views |= {f"{name}{place}": shares() for name in ("cls_attention", "received_attention", "wide_cls_attention")}
     views["instruction_attention"] = shares()
     sources = {name: lambda *_, view=view: view for name, view in views.items()}
@@ -90,7 +90,7 @@ def in_prompt(tokens: VisualTokens) -> LayerTokens:
         columns=place[:, :n],
         real=place >= 0,
         text=place >= n,
-        asking=place == length - 1,
+        query_tokens=place == length - 1,
         read=lambda: (query, key, HEAD**-0.5),
     )
 

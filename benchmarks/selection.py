@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from idsel_core.provenance import provenance
-from idsel_core.results import write_table
-from idsel_core.selection import id_select
-from idsel_core.turns import in_turns
+from idsel_core.selection.greedy import id_select
+from idsel_core.study.store.files import write_table
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.timing.interleaved import in_turns
 
 FEATURES = ("random", "clustered", "common")
 SCORES = ("peaked", "uniform", "equal")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from idsel_core.results import Results
+from idsel_core.study.store.results import Results
 
 BUDGETS = (192, 128, 64, 32, 16)
 
@@ -30,11 +30,11 @@ def make_rows(count: int, method: str, seed: int) -> pd.DataFrame:
     names = ("importance", "normalise", "features", "update", "instruction", "convention")
     return pd.DataFrame(
         {
-            **{"backbone": "made-up", "dataset": "made-up", "part": "test", "method": method, "positions": "compact"},
+            **{"backbone": "made-up", "dataset": "made-up", "split": "test", "method": method, "positions": "compact"},
             **dict.fromkeys(names),
             "question_id": np.char.add("q", number.astype(str)),
             "image_id": np.char.add("i", (number // 4).astype(str)),
-            "family": draw.choice(["existence", "counting", "reading"], count),
+            "question_type": draw.choice(["existence", "counting", "reading"], count),
             "gamma": 20.0,
             "budget": budget.astype(float),
             "tokens_before": 576,

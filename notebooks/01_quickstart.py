@@ -13,8 +13,8 @@
 # photographs: where the vision tower attends, which tokens look alike, and what is picked.
 
 # %% tags=["parameters"]
-part = "validation"  # part of the data set that the image comes from
-image = 7  # which image of that part, from 0
+split = "validation"  # split of the data set that the image comes from
+image = 7  # which image of that split, from 0
 budget = 64  # visual tokens to keep
 gamma = 20.0  # sharpness of the suppression, 0 to infinity
 results_dir = "results"  # folder of the result store
@@ -35,11 +35,15 @@ from PIL import Image
 from skimage import data as photographs
 from sklearn.datasets import load_sample_images
 
-from idsel_core import IDSelection, figures, prune
-from idsel_core.evaluation import BLIND, FULL, Part, Study, encode_part, image_pixels, load_model, read_part
-from idsel_core.paths import MODEL
-from idsel_core.provenance import origin, provenance
-from idsel_core.results import Results
+from idsel_core import IDSelection, prune
+from idsel_core.study.dataset import BLIND, FULL, Split, read_split
+from idsel_core.study.encodings import encode_split, image_pixels
+from idsel_core.study.evaluate import Study
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import origin, provenance
+from idsel_core.study.store.results import Results
 
 figures.use_theme()
 _ = torch.set_grad_enabled(False)
@@ -50,9 +54,9 @@ _ = torch.set_grad_enabled(False)
 # Any supported Hugging Face model works like this one: load it, and ask inside a `with prune(...)` block.
 
 # %%
-backbone, processor = load_model()
+backbone, processor = open_backbone()
 model = backbone.model
-whole = read_part(part)
+whole = read_split(split)
 name = whole.images.index[image]
 picture = whole.picture(name)
 asked = whole.questions[whole.questions["image_id"] == name].reset_index(drop=True)
@@ -89,7 +93,7 @@ figures.draw_heat(axes[1], picture, saliency, *grid)
 figures.draw_kept(axes[2], picture, run.report[0].order, *grid)
 for axis, title in zip(axes, ["image", "saliency", f"{run.report[0].after} tokens kept"], strict=True):
     axis.set_title(title)
-parameters = {"part": part, "image": image, "budget": budget, "gamma": gamma}
+parameters = {"split": split, "image": image, "budget": budget, "gamma": gamma}
 files = [*whole.files, MODEL / "model.safetensors"]
 figures.save(figure, figures_dir, "quickstart_scene", origin(files, **parameters))
 
@@ -133,8 +137,8 @@ figures.save(figure, figures_dir, "quickstart_photographs", origin(files[-1:], b
 # The ablation notebooks ask thousands of questions like this: each image is encoded once, rows go to the result store.
 
 # %%
-one = Part(whole.name, asked, whole.images.loc[[name]], whole.files)
-study = Study(backbone, processor, one, encode_part(backbone, processor, one))
+one = Split(whole.name, asked, whole.images.loc[[name]], whole.files)
+study = Study(backbone, processor, one, encode_split(backbone, processor, one))
 rows = study.run([FULL, BLIND, method])
 Results(results_dir).write("01_quickstart", rows, provenance(parameters, files, started=started))
 right = rows.groupby("method", sort=False)["correct"].sum().astype(int)

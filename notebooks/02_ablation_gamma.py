@@ -14,7 +14,7 @@
 # remains. The rule is either *subtract* (`S_j - w S_i`) or *multiply* (`S_j (1 - w)`).
 
 # %% tags=["parameters"]
-part = "validation"  # part of the data set; hyper-parameters are chosen on validation alone
+split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
 questions = 0  # about how many questions, 0 for all
 gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]  # sharpness of the suppression
 updates = ["subtract", "multiply"]  # rules
@@ -33,11 +33,14 @@ started = time.perf_counter()
 
 from IPython.display import Markdown
 
-from idsel_core import IDSelection, figures, get_method, words
-from idsel_core.evaluation import FULL, open_study
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
+from idsel_core import IDSelection, get_method
+from idsel_core.study.dataset import FULL
+from idsel_core.study.evaluate import open_study
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import ablation_sentences as words
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
 
 figures.use_theme()
 
@@ -52,13 +55,13 @@ methods = [
     for gamma in gammas
 ]
 limits = [get_method("topk", budget=budget, importance=importance) for budget in budgets]
-study = open_study(part, limit=questions)
+study = open_study(split, limit=questions)
 results = Results(results_dir)
 rows = study.run([FULL, *limits, *methods], checkpoint=results.checkpoint("02_ablation_gamma"))
 
 # %%
-parameters = {name: globals()[name] for name in ("part", "questions", "gammas", "updates", "budgets", "importance")}
-files = [*study.part.files, MODEL / "model.safetensors"]
+parameters = {name: globals()[name] for name in ("split", "questions", "gammas", "updates", "budgets", "importance")}
+files = [*study.split.files, MODEL / "model.safetensors"]
 results.write("02_ablation_gamma", rows, provenance(parameters, files, started=started))
 rows = results.frame("02_ablation_gamma")
 

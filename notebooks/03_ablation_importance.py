@@ -16,7 +16,7 @@
 # and tokens are alike by projector features or by encoder features.
 
 # %% tags=["parameters"]
-part = "validation"  # part of the data set; hyper-parameters are chosen on validation alone
+split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
 questions = 0  # about how many questions, 0 for all
 importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
 normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
@@ -38,16 +38,19 @@ started = time.perf_counter()
 
 from IPython.display import Markdown
 
-from idsel_core import IDSelection, figures, words
-from idsel_core.evaluation import FULL, open_study
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
+from idsel_core import IDSelection
+from idsel_core.study.dataset import FULL
+from idsel_core.study.evaluate import open_study
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import ablation_sentences as words
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
 
 figures.use_theme()
 
 # %% [markdown]
-# Scores without instruction attention are asked once; the others once for each way of asking.
+# Scores without instruction attention are asked once; the others once for each way of query_tokens.
 
 # %%
 methods = dict.fromkeys(
@@ -63,14 +66,14 @@ methods = dict.fromkeys(
         budgets, importances, normalisations, features, instruction_tokens
     )
 )
-study = open_study(part, limit=questions)
+study = open_study(split, limit=questions)
 results = Results(results_dir)
 rows = study.run([FULL, *methods], checkpoint=results.checkpoint("03_ablation_importance"))
 
 # %%
-names = ("part", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
+names = ("split", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
 parameters = {name: globals()[name] for name in names}
-files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
+files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results.write("03_ablation_importance", rows, provenance(parameters, files, started=started))
 rows = results.frame("03_ablation_importance")
 

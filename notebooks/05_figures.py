@@ -28,10 +28,12 @@ os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder 
 import pandas as pd
 from IPython.display import Markdown
 
-from idsel_core import comparison, efficiency, figures, words
-from idsel_core.provenance import origin
-from idsel_core.results import Results
-from idsel_core.times import Times
+from idsel_core.study.report import ablation_sentences as words
+from idsel_core.study.report import comparison, efficiency
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import origin
+from idsel_core.study.store.results import Results
+from idsel_core.study.store.times import Times
 
 figures.use_theme()
 results = Results(results_dir)
@@ -44,7 +46,7 @@ log = pd.read_json("data/backbone/train.log.jsonl", lines=True)
 figures.save(figures.training_figure(log), figures_dir, "training", origin(["data/backbone/train.log.jsonl"]))
 
 # %% [markdown]
-# ## Sharpness of the suppression and update rule (validation part)
+# ## Sharpness of the suppression and update rule (validation split)
 
 # %%
 gamma = results.frame("02_ablation_gamma")
@@ -53,7 +55,7 @@ figures.save(figures.gamma_figure(gamma, resamples), figures_dir, "gamma", drawn
 Markdown(words.about_gamma(gamma, resamples=resamples))
 
 # %% [markdown]
-# ## Importance (validation part)
+# ## Importance (validation split)
 
 # %%
 importance = results.frame("03_ablation_importance")
@@ -62,27 +64,27 @@ figures.save(figures.importance_figure(importance, resamples), figures_dir, "imp
 Markdown(words.about_importance(importance, resamples=resamples))
 
 # %% [markdown]
-# ## Budget and controls (test part)
+# ## Budget and controls (test split)
 
 # %%
 budget = results.frame("04_ablation_budget")
 drawn_from = results.origin("04_ablation_budget", resamples=resamples)
-compact = budget[(budget["positions"] == "compact") & (budget["part"] == budget["part"].iloc[0])]
+compact = budget[(budget["positions"] == "compact") & (budget["split"] == budget["split"].iloc[0])]
 figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget", drawn_from)
 Markdown(words.about_budget(compact, resamples=resamples))
 
 # %%
-figures.save(figures.family_figure(compact, resamples), figures_dir, "families", drawn_from)
+figures.save(figures.question_types_figure(compact, resamples), figures_dir, "question_types", drawn_from)
 figures.save(figures.objects_figure(compact), figures_dir, "objects", drawn_from)
 
 # %%
-positions = budget[(budget["part"] == budget["part"].iloc[0]) & budget["method"].isin(["idselection", "uniform"])]
+positions = budget[(budget["split"] == budget["split"].iloc[0]) & budget["method"].isin(["idselection", "uniform"])]
 Markdown(words.about_positions(positions, resamples))
 
 # %% [markdown]
 # ## The table
 #
-# Accuracy in percent by family, and the share of full performance with its 95 % interval.
+# Accuracy in percent by question type, and the share of full performance with its 95 % interval.
 
 # %%
 table = figures.method_table(compact, table_budgets, resamples)
@@ -91,7 +93,7 @@ Markdown(figures.save_table(table, tables_dir, "budget"))
 # %% [markdown]
 # ## Accuracy of the embedded backbone
 #
-# With all tokens, with 16 random ones, and with no image; the part *hard* has tiny objects and words.
+# With all tokens, with 16 random ones, and with no image; the split *hard* has tiny objects and words.
 
 # %%
 ends = budget["method"].isin(["full", "no-image"]) | ((budget["method"] == "random") & (budget["budget"] == 16))
@@ -99,7 +101,7 @@ accuracy = figures.accuracy_table(budget[ends & (budget["positions"] == "compact
 Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
 
 # %% [markdown]
-# ## All methods against each other (test part)
+# ## All methods against each other (test split)
 
 # %%
 compared = comparison.by_title(results.frame("06_comparison"))
@@ -108,11 +110,11 @@ figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "compa
 figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost", drawn_from)
 
 # %%
-duels = comparison.duels(compared, resamples=resamples)
-figures.save(comparison.duels_figure(duels, shown_budgets), figures_dir, "comparison_duels", drawn_from)
-families = comparison.families_figure(compared, shown_budgets[-1], resamples)
-figures.save(families, figures_dir, "comparison_families", drawn_from)
-Markdown(comparison.about_comparison(duels))
+versus_each = comparison.versus_each(compared, resamples=resamples)
+figures.save(comparison.versus_each_figure(versus_each, shown_budgets), figures_dir, "comparison_duels", drawn_from)
+question_types = comparison.question_types_figure(compared, shown_budgets[-1], resamples)
+figures.save(question_types, figures_dir, "comparison_question_types", drawn_from)
+Markdown(comparison.about_comparison(versus_each))
 
 # %%
 split = comparison.split_by_downsampling(compared)

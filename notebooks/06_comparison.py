@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
 #
-# Every method of the registry, at equal numbers of visual tokens, on the test part, on which nothing was chosen. Each
+# Every method of the registry, at equal numbers of visual tokens, on the test split, on which nothing was chosen. Each
 # runs with the settings that its authors give; no method was tuned here. CDPruner and TRIM take relevance from the
 # backbone's companion, which was tuned on questions like these about other scenes; this favours them. Methods that drop
 # tokens inside the language model are asked for the budget as the mean over its layers, which a small model's first
@@ -17,7 +17,7 @@
 # this is called *final*, and reads more tokens than the others do at that budget.
 
 # %% tags=["parameters"]
-part = "test"  # part of the data set
+split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
@@ -36,12 +36,15 @@ started = time.perf_counter()
 
 from IPython.display import Markdown
 
-from idsel_core import comparison, figures, get_method, list_methods
-from idsel_core.evaluation import BLIND, FULL, open_study
+from idsel_core import get_method, list_methods
 from idsel_core.methods import InLLM
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
+from idsel_core.study.dataset import BLIND, FULL
+from idsel_core.study.evaluate import open_study
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import comparison
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
 
 figures.use_theme()
 
@@ -53,8 +56,8 @@ figures.use_theme()
 swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in shown_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]
-depths = sorted({depth for method in swept for depth in method.depths})
-study = open_study(part, limit=questions, depths=depths)
+tower_depths = sorted({depth for method in swept for depth in method.tower_depths})
+study = open_study(split, limit=questions, tower_depths=tower_depths)
 usable, missing = study.applicable(swept)
 Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
 
@@ -63,16 +66,16 @@ results = Results(results_dir)
 rows = study.run([FULL, BLIND, *usable], checkpoint=results.checkpoint("06_comparison"))
 
 # %%
-names = ("part", "questions", "budgets", "methods", "shown_budgets", "missing")
+names = ("split", "questions", "budgets", "methods", "shown_budgets", "missing")
 parameters = {name: globals()[name] for name in names}
-files = [*study.part.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
+files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results.write("06_comparison", rows, provenance(parameters, files, started=started))
 rows = comparison.by_title(results.frame("06_comparison"))
 
 # %% [markdown]
 # ## Share of full performance
 #
-# Mean over question families of accuracy / accuracy with all tokens, with half the width of its 95 % paired bootstrap
+# Mean over question types of accuracy / accuracy with all tokens, with half the width of its 95 % paired bootstrap
 # interval.
 
 # %%
@@ -91,16 +94,16 @@ comparison.cost_figure(rows, resamples)
 # number of comparisons: with many peers and budgets, a few of them are chance.
 
 # %%
-duels = comparison.duels(rows, resamples=resamples)
-comparison.duels_figure(duels, shown_budgets)
+versus_each = comparison.versus_each(rows, resamples=resamples)
+comparison.versus_each_figure(versus_each, shown_budgets)
 # %%
-Markdown(comparison.about_comparison(duels))
+Markdown(comparison.about_comparison(versus_each))
 
 # %% [markdown]
-# ## Family by family
+# ## Family by question type
 
 # %%
-comparison.families_figure(rows, shown_budgets[-1], resamples)
+comparison.question_types_figure(rows, shown_budgets[-1], resamples)
 # %% [markdown]
 # ## Easy and hard questions
 #

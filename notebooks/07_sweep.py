@@ -9,13 +9,13 @@
 # %% [markdown]
 # # Sweep: one job of a grid
 #
-# One backbone, one part, one method with its knobs, at one or several budgets. `make sweep` runs this notebook once for
+# One backbone, one split, one method with its knobs, at one or several budgets. `make sweep` runs this notebook once for
 # each combination of a grid such as `config/grids/example.yaml`.
 
 # %% tags=["parameters"]
 backbone = "data/backbone/assembled"  # folder of the model
 data = "data/scenes"  # folder of the data set
-part = "validation"  # part of the data set
+split = "validation"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 method = "idselection"  # name of the method; "full" for all tokens, "no-image" for none
@@ -36,24 +36,25 @@ started = time.perf_counter()
 from IPython.display import Markdown
 
 from idsel_core import get_method
-from idsel_core.evaluation import BLIND, FULL, accuracy, open_study
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
-from idsel_core.sweeps import encodings
+from idsel_core.study.dataset import BLIND, FULL
+from idsel_core.study.evaluate import accuracy, open_study
+from idsel_core.study.paths import MODEL
+from idsel_core.study.run.sweeps import encodings
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
 
 # %%
 methods = [method] if method in (FULL, BLIND) else [get_method(method, budget=budget, **knobs) for budget in budgets]
-depths = sorted({depth for asked in methods if not isinstance(asked, str) for depth in asked.depths}) or None
+tower_depths = sorted({depth for asked in methods if not isinstance(asked, str) for depth in asked.tower_depths}) or None
 cache = encodings(backbone, data)
-study = open_study(part, limit=questions, model=backbone, data=data, cache=cache, device=device, depths=depths)
+study = open_study(split, limit=questions, model=backbone, data=data, cache=cache, device=device, tower_depths=tower_depths)
 study = study if Path(backbone) == MODEL else replace(study, name=Path(backbone).name)
 
 # %%
 results = Results(results_dir)
 rows = study.run(methods, checkpoint=results.checkpoint(job))
-names = ("backbone", "data", "part", "questions", "device", "method", "budgets", "knobs", "job")
-files = [*study.part.files, *sorted(Path(backbone).rglob("*.safetensors"))]
+names = ("backbone", "data", "split", "questions", "device", "method", "budgets", "knobs", "job")
+files = [*study.split.files, *sorted(Path(backbone).rglob("*.safetensors"))]
 note = provenance({name: globals()[name] for name in names}, files, device=device, started=started)
 results.write(job, rows, note | {"seed": knobs.get("seed", 0)})
 

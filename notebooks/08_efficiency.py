@@ -49,19 +49,22 @@ import pandas as pd
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
-from idsel_core import IDSelection, efficiency, figures, get_method, latency, list_methods
-from idsel_core.cost import read_config
-from idsel_core.evaluation import load_model
+from idsel_core import IDSelection, get_method, list_methods
 from idsel_core.methods import InLLM
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.results import Results
-from idsel_core.times import Times, selection_rows
+from idsel_core.study.cost import read_config
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import efficiency
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
+from idsel_core.study.store.times import Times, selection_rows
+from idsel_core.study.timing import phases as latency
 
 figures.use_theme()
 
 # %%
-backbone, _ = load_model(MODEL)
+backbone, _ = open_backbone(MODEL)
 config, size = read_config(MODEL)
 inputs = latency.example_inputs(config, text_tokens, size)
 swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]

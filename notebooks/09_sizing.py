@@ -40,12 +40,15 @@ import torch
 from IPython.display import Markdown
 from transformers import AutoModelForImageTextToText
 
-from idsel_core import UniformGrid, efficiency, figures, latency
-from idsel_core.cost import flops_counted, flops_counted_step, read_config
-from idsel_core.evaluation import load_model
-from idsel_core.paths import MODEL
-from idsel_core.provenance import provenance
-from idsel_core.times import Times
+from idsel_core import UniformGrid
+from idsel_core.study.cost import flops_counted, flops_counted_step, read_config
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import MODEL
+from idsel_core.study.report import efficiency
+from idsel_core.study.report import theme as figures
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.times import Times
+from idsel_core.study.timing import phases as latency
 
 figures.use_theme()
 configs = {name: read_config(Path(f"data/configs/{name}.json"))[0] for name in {*models, tower_model}}
@@ -229,7 +232,7 @@ Markdown(pd.DataFrame(rows).round(2).to_markdown())
 # ones. Its cache is measured as well.
 
 # %%
-backbone, _ = load_model(MODEL)
+backbone, _ = open_backbone(MODEL)
 config, size = read_config(MODEL)
 inputs = latency.example_inputs(config, text_tokens, size)
 timings = latency.time_methods(backbone, inputs, [UniformGrid(budget) for budget in budgets], runs=runs, new_tokens=1)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from idsel_core.results import CorruptResult, Results
+from idsel_core.study.store.files import CorruptResult
+from idsel_core.study.store.results import Results
 
 LOCK = Path(".cache/figures.lock")
 TIMING = Path("results/timing.json")
@@ -19,7 +20,11 @@ TIMING = Path("results/timing.json")
 
 def snakemake(lock: int, *arguments: str) -> int:
     # Snakemake holds the lock too, so that it keeps others out where this process alone is killed.
-    return subprocess.run([sys.executable, "-m", "snakemake", *arguments], check=False, pass_fds=[lock]).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", *arguments],
+        check=False,
+        pass_fds=[lock],
+    ).returncode
 
 
 def main() -> int:
@@ -57,7 +62,7 @@ def main() -> int:
     outputs = [Path(path) for path in workflow["drawing"]["outputs"]]
     made = [Path(f"results/{job}.parquet") for job in workflow["jobs"]]
     made += [Path(f"results/times/{job}.parquet") for job in workflow.get("timed", {})]
-    made += [Path(f".cache/encodings/{part}.safetensors") for part in workflow["parts"]]
+    made += [Path(f".cache/encodings/{split}.safetensors") for split in workflow["splits"]]
     if not more and all(path.stat().st_mtime >= started for path in [*made, *outputs]):
         timing = {"seconds": round(seconds), "cores": given.cores, "machine": platform.machine()}
         TIMING.write_text(json.dumps(timing) + "\n")

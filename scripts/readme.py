@@ -13,10 +13,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from idsel_core.architectures import read_architecture
 from idsel_core.backbones import BACKBONES
+from idsel_core.loading.random_models import read_architecture
 from idsel_core.methods import METHODS, InLLM
-from idsel_core.paths import CONFIGS
+from idsel_core.study.paths import CONFIGS
 from tests.families import FAMILIES, LLAVA
 
 PAGES = (Path("README.md"), Path("data/backbone/README.md"), Path("data/configs/README.md"))

@@ -9,9 +9,9 @@ import jinja2
 import mistune
 import yaml
 
-from idsel_core.provenance import read_origin
-from idsel_core.results import Results
-from idsel_core.times import Times
+from idsel_core.study.store.provenance import read_origin
+from idsel_core.study.store.results import Results
+from idsel_core.study.store.times import Times
 
 PAGE = """<!doctype html>
 <html lang="en">

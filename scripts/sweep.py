@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from idsel_core.leases import visible
-from idsel_core.sweeps import read_sweep
+from idsel_core.study.run.gpu_lease import visible
+from idsel_core.study.run.sweeps import read_sweep
 
 
 def check_slurm(profile: Path) -> None:
@@ -44,7 +44,7 @@ def cancel(prefix: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", help="a YAML file such as config/grids/example.yaml")
-    parser.add_argument("--profile", type=Path, default=Path("config/profiles/local"), help="where jobs run")
+    parser.add_argument("--profile", type=Path, default=Path("workflow/profiles/local"), help="where jobs run")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="how many jobs run side by side here")
     parser.add_argument("--dry-run", action="store_true", help="only tell what would run")
     given, more = parser.parse_known_args()
@@ -72,7 +72,15 @@ def main() -> int:
             print(f"error: another `make sweep` is at work on {given.grid}", file=sys.stderr)
             return 2
         started = time.time()
-        command = [sys.executable, "-m", "snakemake", "--snakefile", "sweep.smk", "--profile", str(given.profile)]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            "workflow/sweep.smk",
+            "--profile",
+            str(given.profile),
+        ]
         # The lock above ends with its processes, Snakemake's own outlives a killed one.
         command += ["--nolock", "--config", f"grid={given.grid}"]
         command += ["--cores", str(given.cores)] if here else []

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.sweeping"]
+from tests.support.project import RECORD
+
+pytest_plugins = ["tests.support.sweeps"]
 
 SLOW = ("test_sweep.py", "test_sweep_faults.py", "test_workflow.py", "test_notebooks.py")
 """Files that take minutes: workers begin with them."""
-
-RECORD = Path(__file__).parents[1] / "tables/families.json"
 
 
 def pytest_addoption(parser):

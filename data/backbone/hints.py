@@ -37,7 +37,7 @@ def heads_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 def asked_targets(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
     """Describe the one object, or the two of a relation, that a question is about, (2, 6); -1 where there is none."""
     table = np.full((2, 6), -1, np.float32)
-    if len(question.about) == 1 or question.family == "relation":
+    if len(question.about) == 1 or question.question_type == "relation":
         for row, i in zip(table, question.about, strict=False):
             row[:] = describe(things[i], side, NOUN_NAMES, list(COLORS), GLYPHS)
     return table
@@ -48,13 +48,13 @@ def gaze_targets(things: tuple[Thing, ...], question: Question, side: int) -> np
     covered = np.array([covers(things[i], side) for i in question.about])
     if not len(covered):
         return np.zeros((2, (side // 14) ** 2), bool)
-    return covered if question.family == "relation" else np.stack([covered.any(0)] * 2)
+    return covered if question.question_type == "relation" else np.stack([covered.any(0)] * 2)
 
 
 def vote_targets(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
     """Return the patch in the middle of each counted object, bool (tokens,); none for other questions."""
     votes = np.zeros((side // 14, side // 14), bool)
-    if question.family == "counting":
+    if question.question_type == "counting":
         for i in question.about:
             x, y = things[i].center
             votes[int(y // 14), int(x // 14)] = True

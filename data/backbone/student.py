@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from data.backbone.hints import COUNT_WEIGHTS, HEADS
 from data.backbone.language import PREFIX, SUFFIX, build_config, build_tokenizer
 from data.scenes.ask import RELATIONS, Question
-from idsel_core.backbones.attention import watch
+from idsel_core.backbones._shared.qk_capture import watch
 
 
 class Student(nn.Module):
@@ -172,13 +172,13 @@ class Packed:
                 positions[b, at:end] = np.arange(after, after + len(tokens))
                 question = questions[b][k]
                 answers.append((b, start + end - 1, words.ids[question.answer]))
-                weights.append(COUNT_WEIGHTS[question.answer] if question.family == "counting" else 1.0)
-                if question.family == "choice":
+                weights.append(COUNT_WEIGHTS[question.answer] if question.question_type == "counting" else 1.0)
+                if question.question_type == "choice":
                     letter = tokens.index(words.ids[question.answer])
                     options.append((len(answers) - 1, start + at + letter + 1))
-                elif question.family == "counting":
+                elif question.question_type == "counting":
                     counting.append(len(answers) - 1)
-                elif question.family == "relation":
+                elif question.question_type == "relation":
                     word = next(i for i, name in enumerate(RELATIONS) if f" {name} " in question.text)
                     relating.append((len(answers) - 1, word))
                 at = end

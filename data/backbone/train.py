@@ -48,7 +48,7 @@ from data.backbone.hints import (
 from data.backbone.language import build_processor
 from data.backbone.student import Packed, Student, Words
 from data.backbone.tower import load_tower
-from data.scenes.ask import FAMILIES, Question, ask
+from data.scenes.ask import QUESTION_TYPES, Question, ask
 from data.scenes.draw import COLORS, Scene
 
 
@@ -79,10 +79,10 @@ def draw_span(rng: np.random.Generator, visual: int) -> int:
 def validate(
     student: Student, scenes: EncodedScenes, words: Words, device: torch.device, size: int = 10
 ) -> dict[str, float]:
-    """Return the accuracy on fresh questions, overall and by family."""
+    """Return the accuracy on fresh questions, overall and by question type."""
     student.eval()
     rng = np.random.default_rng(7)
-    hits: dict[str, list[bool]] = {f: [] for f in FAMILIES}
+    hits: dict[str, list[bool]] = {f: [] for f in QUESTION_TYPES}
     for at in range(0, len(scenes.things), size):
         asked = [ask(rng, Scene(None, t, scenes.side), 21) for t in scenes.things[at : at + size]]
         features = scenes.features[at : at + size].to(device)
@@ -91,7 +91,7 @@ def validate(
             logits = student(features, packed).logits
         right = (logits.argmax(-1) == packed.target).tolist()
         for question, hit in zip((q for qs in asked for q in qs), right, strict=True):
-            hits[question.family].append(hit)
+            hits[question.question_type].append(hit)
     student.train()
     result = {f: float(np.mean(h)) for f, h in hits.items()}
     return {"all": float(np.mean([h for hs in hits.values() for h in hs])), **result}
@@ -176,7 +176,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--full-steps", type=int, default=3000, help="steps on full scenes, one in five on small ones")
     parser.add_argument("--batch", type=int, default=8, help="full scenes a step (three times as many small ones)")
     parser.add_argument("--questions", type=int, default=20, help="questions a scene and step")
-    parser.add_argument("--more-of", nargs="*", default=[], choices=FAMILIES, help="families to ask more of")
+    parser.add_argument(
+        "--more-of", nargs="*", default=[], choices=QUESTION_TYPES, help="question_types to ask more of"
+    )
     parser.add_argument("--freeze", type=int, default=0, help="keep the projector and so many first layers as they are")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--patches", type=float, default=0.5, help="weight of the patch heads' loss")

@@ -1,4 +1,4 @@
-"""Ask questions about scenes: seven families, each with its answer drawn first wherever it can be."""
+"""Ask questions about scenes: seven question types, each with its answer drawn first wherever it can be."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Question:
     Answers are balanced among the stored questions of one `subject`: what the text names, where that hints at them.
     """
 
-    family: str
+    question_type: str
     template: str
     text: str
     choices: tuple[str, ...]
@@ -227,7 +227,7 @@ def reading(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question("reading", noun, text, alphabet, things[i].text, (i,))
 
 
-FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+QUESTION_TYPES: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
     "existence": existence,
     "counting": counting,
     "attribute": attribute,
@@ -241,13 +241,13 @@ FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
 def ask(
     rng: np.random.Generator, scene: Scene, count: int, tries: int = 40, more_of: Sequence[str] = ()
 ) -> list[Question]:
-    """Ask about `count` questions of mixed families about one scene, none twice, and more of the families named."""
+    """Ask about `count` questions of mixed question types about one scene, none twice, and more of the question types named."""
     asked: dict[str, Question] = {}
-    families = [*FAMILIES.values(), *(FAMILIES[name] for name in more_of)]
+    question_types = [*QUESTION_TYPES.values(), *(QUESTION_TYPES[name] for name in more_of)]
     for turn in range(tries * count):
         if len(asked) == count:
             break
-        question = families[turn % len(families)](rng, scene)
+        question = question_types[turn % len(question_types)](rng, scene)
         if question is not None:
             asked.setdefault(question.text, question)
     return list(asked.values())

@@ -28,7 +28,7 @@ COLORS = {
 }
 SIZES = {"small": (60, 68), "large": (88, 100)}
 TINY = (40, 46)
-PARTS = ("train", "validation", "test", "hard")
+SPLITS = ("train", "validation", "test", "hard")
 FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf")
 _MASK_SIDE = 192
 
@@ -124,28 +124,28 @@ def text_mask(text: str, font: str) -> Image.Image:
 
 
 @cache
-def handwriting(part: str) -> dict[str, np.ndarray]:
-    """Return the handwritten 8 x 8 samples of a part, by digit; no sample is shared between parts."""
+def handwriting(split: str) -> dict[str, np.ndarray]:
+    """Return the handwritten 8 x 8 samples of a split, by digit; no sample is shared between splits."""
     digits = load_digits()
     fold = np.arange(len(digits.target)) % 10
     folds = {"train": fold < 7, "validation": fold == 7, "test": fold == 8, "hard": fold == 9}
-    return {d: digits.images[folds[part] & (digits.target == int(d))] for d in DIGITS}
+    return {d: digits.images[folds[split] & (digits.target == int(d))] for d in DIGITS}
 
 
 @cache
-def photographs(part: str) -> tuple[Image.Image, ...]:
-    """Return the photographs' left halves for training and their right halves for all other parts."""
+def photographs(split: str) -> tuple[Image.Image, ...]:
+    """Return the photographs' left halves for training and their right halves for all other splits."""
     photos = [Image.fromarray(p) for p in load_sample_images().images]
     return tuple(
-        p.crop((0, 0, p.width // 2, p.height) if part == "train" else (p.width // 2, 0, p.width, p.height))
+        p.crop((0, 0, p.width // 2, p.height) if split == "train" else (p.width // 2, 0, p.width, p.height))
         for p in photos
     )
 
 
-def draw_background(rng: np.random.Generator, part: str, side: int) -> Image.Image:
+def draw_background(rng: np.random.Generator, split: str, side: int) -> Image.Image:
     """Draw a photograph's crop (one scene in three) or a smooth two-colour texture, some of them striped."""
     if rng.random() < 1 / 3:
-        photo = photographs(part)[rng.integers(len(photographs(part)))]
+        photo = photographs(split)[rng.integers(len(photographs(split)))]
         edge = int(rng.integers(120, min(photo.size) + 1))
         x, y = (int(rng.integers(0, extent - edge + 1)) for extent in photo.size)
         crop = photo.resize((side, side), Image.Resampling.BICUBIC, box=(x, y, x + edge, y + edge))
@@ -173,7 +173,7 @@ def _paste(canvas: Image.Image, mask: Image.Image, rgb: tuple[int, int, int], bo
     canvas.paste(rgb, box[:2], small)
 
 
-def draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator, part: str) -> None:
+def draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator, split: str) -> None:
     """Draw one object into its box: a rotated shape, or a tile with a letter, a word or a handwritten digit on it."""
     jitter = rng.integers(-12, 13, 3)
     rgb = tuple(int(v) for v in np.clip(np.array(COLORS[thing.color]) + jitter, 0, 255))
@@ -185,7 +185,7 @@ def draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator, part
     width, height = thing.right - thing.left, thing.bottom - thing.top
     _paste(canvas, tile_mask(width / height), rgb, box)
     if thing.noun == "digit":
-        samples = handwriting(part)[thing.text]
+        samples = handwriting(split)[thing.text]
         ink = Image.fromarray((samples[rng.integers(len(samples))] / 16 * 255).astype(np.uint8))
         ink = ink.resize((int(width * 0.78), int(height * 0.78)), Image.Resampling.BICUBIC)
     else:
@@ -227,9 +227,9 @@ def _draw_noun(rng: np.random.Generator) -> str:
     return "letter" if kind < 0.8 else "digit"
 
 
-def scene_rng(part: str, index: int) -> np.random.Generator:
-    """Return the random source of the `index`-th scene of a part: any scene can be drawn again on its own."""
-    return np.random.default_rng((20260405, PARTS.index(part), index))
+def scene_rng(split: str, index: int) -> np.random.Generator:
+    """Return the random source of the `index`-th scene of a split: any scene can be drawn again on its own."""
+    return np.random.default_rng((20260405, SPLITS.index(split), index))
 
 
 def plan_looks(rng: np.random.Generator, low: int, high: int) -> list[tuple[str, str]]:
@@ -252,7 +252,7 @@ def plan_looks(rng: np.random.Generator, low: int, high: int) -> list[tuple[str,
 
 
 def draw_scene(
-    rng: np.random.Generator, part: str, low: int = 2, high: int = 6, hard: bool = False, side: int = SIDE
+    rng: np.random.Generator, split: str, low: int = 2, high: int = 6, hard: bool = False, side: int = SIDE
 ) -> Scene:
     """Draw one scene.
 
@@ -260,7 +260,7 @@ def draw_scene(
     ----------
     rng : numpy.random.Generator
         Source of all randomness.
-    part : {"train", "validation", "test", "hard"}
+    split : {"train", "validation", "test", "hard"}
         Whose handwritten digits and photograph halves are used.
     low, high : int
         Least and largest number of objects.
@@ -269,8 +269,8 @@ def draw_scene(
     side : int
         Image side in pixels.
     """
-    if part not in PARTS:
-        raise ValueError(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     while True:
         looks = plan_looks(rng, low, high)
         sizes = ["small" if hard or rng.random() < 0.5 else "large" for _ in looks]
@@ -293,7 +293,7 @@ def draw_scene(
         Thing(noun, text, color, size, x, y, x + w, y + h)
         for (noun, color), text, size, (x, y), (w, h) in zip(looks, texts, sizes, corners, extents, strict=True)
     )
-    canvas = draw_background(rng, part, side)
+    canvas = draw_background(rng, split, side)
     for thing in things:
-        draw_thing(canvas, thing, rng, part)
+        draw_thing(canvas, thing, rng, split)
     return Scene(canvas, things, side)

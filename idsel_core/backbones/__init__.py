@@ -9,9 +9,8 @@ from typing import Any
 import transformers
 from transformers import GenerationMixin, PreTrainedModel
 
-from idsel_core.backbones.base import Backbone, Encoded
-from idsel_core.backbones.clip import ClipCompanion
-from idsel_core.backbones.companion import Companion, Relevance
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones.gemma3 import Gemma3
 from idsel_core.backbones.idefics3 import Idefics3
 from idsel_core.backbones.internvl import InternVL
@@ -23,6 +22,8 @@ from idsel_core.backbones.paligemma import PaliGemma
 from idsel_core.backbones.qwen2_audio import Qwen2Audio
 from idsel_core.backbones.qwen3_vl import Qwen3VL
 from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
+from idsel_core.backbones.relevance.clip import ClipCompanion
+from idsel_core.backbones.relevance.companion import Companion, Relevance
 from idsel_core.backbones.video_llava import VideoLlava
 
 __all__ = ["BACKBONES", "Backbone", "ClipCompanion", "Companion", "Encoded", "Relevance", "adapter_for"]

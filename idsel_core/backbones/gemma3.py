@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.joined import Joined
+from idsel_core.backbones._shared.pooled_patches import PooledPatches
 
 
-class Gemma3(Joined):
+class Gemma3(PooledPatches):
     """``Gemma3ForConditionalGeneration``.
 
     A crop that the processor adds to an image (pan and scan) is an image of its own. A token is what the projector
@@ -23,7 +23,7 @@ class Gemma3(Joined):
     """
 
     joined_kinds = ("image",)
-    why_as_they_are = "images are of one size"
+    why_one_image_size = "images are of one size"
 
     @property
     def projector(self) -> Any:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.attention import Watched
-from idsel_core.backbones.base import Encoded, padded_rows
-from idsel_core.backbones.joined import Joined
-from idsel_core.backbones.sequence import runs
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.pooled_patches import PooledPatches
+from idsel_core.backbones._shared.prompts import runs
+from idsel_core.backbones._shared.qk_capture import Watched
+from idsel_core.backbones._shared.tensors import padded_rows
 
 
-class Idefics3(Joined):
+class Idefics3(PooledPatches):
     """``Idefics3ForConditionalGeneration``, and ``SmolVLMForConditionalGeneration`` with images and frames of videos.
 
     The tokens of an image are those of all its tiles, row by row, and of the thumbnail, which comes last: a budget is
@@ -86,7 +87,7 @@ class Idefics3(Joined):
         self,
         pixel_values: Tensor,
         grid: tuple[int, int] | None = None,
-        depths: Iterable[float] = (),
+        tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
         """Run the vision tower once.
@@ -97,7 +98,7 @@ class Idefics3(Joined):
             Tiles of each prompt, (B, tiles, 3, height, width); those that are all zero are padding.
         grid : tuple[int, int], optional
             Must be None.
-        depths : Iterable[float]
+        tower_depths : Iterable[float]
             Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
             ``tiles``, how many each image has (one by default), ``columns``, how many of them lie side by side (0
@@ -118,7 +119,7 @@ class Idefics3(Joined):
         if mask is not None and not bool(mask[shown].all()):
             hidden = (~mask[shown].bool().flatten(1).all(1)).nonzero()[:, 0].tolist()
             raise ValueError(f"pixel_attention_mask hides part of tiles {hidden}; tiles must be whole")
-        encoded = super().encode(pixel_values[shown], grid, depths, **image_inputs)
+        encoded = super().encode(pixel_values[shown], grid, tower_depths, **image_inputs)
         if columns is None:
             return encoded
         lengths = encoded.placeholders
@@ -135,10 +136,10 @@ class Idefics3(Joined):
         return shuffled[0].long()
 
     def _read_tower(
-        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
+        self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
     ) -> tuple[Any, Tensor, dict[str, Watched]]:
         # The model wants tiles of prompts.
-        return super()._read_tower(pixels[None], depths, options, kind)
+        return super()._read_tower(pixels[None], tower_depths, options, kind)
 
 
 class _Markers:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.joined import Joined
-from idsel_core.backbones.sequence import runs
+from idsel_core.backbones._shared.pooled_patches import PooledPatches
+from idsel_core.backbones._shared.prompts import runs
 
 
-class InternVL(Joined):
+class InternVL(PooledPatches):
     """``InternVLForConditionalGeneration``, images and the frames of videos.
 
     The model is not told which tiles are of one image: those whose placeholders stand in one run are, so a frame of a

@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from idsel_core.backbones.attention import Watched, attention_modules, attention_views, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, as_weights, pixel_key
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.tensors import as_weights, pixel_key
+from idsel_core.backbones._shared.tower_views import attention_views, layer_at
 from idsel_core.methods import Method
 
 
@@ -39,15 +42,15 @@ class Llava(Backbone):
         """Rows and columns of patches in images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
 
-    def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+    def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
         """Return the grid of patches that a method wants of images."""
-        return method.wanted_grid(*self.image_grid(image_inputs["pixel_values"]))
+        return method.target_grid(*self.image_grid(image_inputs["pixel_values"]))
 
     def encode(
         self,
         pixel_values: Tensor,
         grid: tuple[int, int] | None = None,
-        depths: Iterable[float] = (),
+        tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
         """Run the vision tower once.
@@ -59,7 +62,7 @@ class Llava(Backbone):
         grid : tuple[int, int], optional
             Rows and columns of patches to get; the images are resized (bicubic, antialiased) and the tower's
             positions interpolated.
-        depths : Iterable[float]
+        tower_depths : Iterable[float]
             Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
             ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
@@ -82,7 +85,7 @@ class Llava(Backbone):
             pixel_values = nn.functional.interpolate(pixel_values, size=size, mode="bicubic", antialias=True)
             if "interpolate_pos_encoding" in inspect.signature(self.tower().forward).parameters:
                 options["interpolate_pos_encoding"] = True
-        output, entered, seen = self._read_tower(pixel_values, depths, options)
+        output, entered, seen = self._read_tower(pixel_values, tower_depths, options)
         features = torch.stack(list(output.pooler_output))
         images, count = features.shape[:2]
         length = output.last_hidden_state.shape[1]
@@ -111,12 +114,12 @@ class Llava(Backbone):
         return projected
 
     def _read_tower(
-        self, pixels: Tensor, depths: Iterable[float], options: dict[str, Any], kind: str = "image"
+        self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
     ) -> tuple[Any, Tensor, dict[str, Watched]]:
         """Return the model's own features, what entered its projector, and watched layers by the suffix of views."""
         modules = attention_modules(self.tower(kind))
         feeding = self._feeding_layer(options.get("vision_feature_layer"))
-        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths}
+        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in tower_depths}
         if feeding >= 0:
             layers[""] = feeding
         entered: list[Tensor] = []

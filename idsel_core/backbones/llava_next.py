@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
-from idsel_core.backbones.attention import attention_views
-from idsel_core.backbones.base import Backbone, Encoded, padded_rows, pixel_key
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.patches import Patches, corners
+from idsel_core.backbones._shared.tensors import padded_rows, pixel_key
+from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
-from idsel_core.backbones.patches import Patches, corners
 from idsel_core.methods import Method
-from idsel_core.tokens import Unavailable
+from idsel_core.visual_tokens import Unavailable
 
 
 class LlavaNext(Llava):
@@ -28,17 +30,17 @@ class LlavaNext(Llava):
     each tile by itself; ``cls_features`` are those of the thumbnail.
     """
 
-    why_as_they_are = "images are cut into tiles of one size"
+    why_one_image_size = "images are cut into tiles of one size"
 
-    def wanted_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+    def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
         """Return None; refuse methods that act on pixels."""
-        return Backbone.wanted_grid(self, method, **image_inputs)
+        return Backbone.target_grid(self, method, **image_inputs)
 
     def encode(
         self,
         pixel_values: Tensor,
         grid: tuple[int, int] | None = None,
-        depths: Iterable[float] = (),
+        tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
         """Run the vision tower once.
@@ -49,7 +51,7 @@ class LlavaNext(Llava):
             Thumbnail and tiles, (I, tiles, 3, height, width), or all of them one behind the other.
         grid : tuple[int, int], optional
             Must be None.
-        depths : Iterable[float]
+        tower_depths : Iterable[float]
             Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
             ``image_sizes``, and ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
@@ -62,12 +64,12 @@ class LlavaNext(Llava):
             If ``image_sizes`` is missing, or [CLS] would enter the projector.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_as_they_are)
+            raise Unavailable("a smaller image", self.why_one_image_size)
         sizes = image_inputs.get("image_sizes")
         if sizes is None:
             raise ValueError("images of any resolution need image_sizes")
         options = {name: value for name, value in image_inputs.items() if value is not None}
-        output, entered, seen = self._read_tower(pixel_values, depths, options)
+        output, entered, seen = self._read_tower(pixel_values, tower_depths, options)
         if entered.shape[1] != self._side**2:
             raise ValueError(
                 f"{self._side**2} patches of each tile must enter the projector, not {entered.shape[1]}: "

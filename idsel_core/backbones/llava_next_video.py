@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from idsel_core.backbones._shared.patches import Patches, windows
+from idsel_core.backbones._shared.videos import WithVideos
 from idsel_core.backbones.llava_next import LlavaNext
-from idsel_core.backbones.patches import Patches, windows
-from idsel_core.backbones.videos import WithVideos
 
 
 class LlavaNextVideo(WithVideos, LlavaNext):
@@ -24,7 +24,7 @@ class LlavaNextVideo(WithVideos, LlavaNext):
         "vision_feature_layer",
         "vision_feature_select_strategy",
     )
-    why_as_they_are = "images are cut into tiles of one size, and frames of videos are as large as one"
+    why_one_image_size = "images are cut into tiles of one size, and frames of videos are as large as one"
 
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
         stride = int(self.model.config.spatial_pool_stride)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.base import Encoded
-from idsel_core.backbones.companion import Relevance
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.patches import Patches, corners, separated
+from idsel_core.backbones._shared.prompts import Slots
+from idsel_core.backbones._shared.videos import WithVideos
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
-from idsel_core.backbones.patches import Patches, corners, separated
-from idsel_core.backbones.sequence import Slots
-from idsel_core.backbones.videos import WithVideos
+from idsel_core.backbones.relevance.companion import Relevance
 
 CORNERS = 4
 """Patches between which a token can lie."""
@@ -43,7 +43,7 @@ class LlavaOnevision(WithVideos, LlavaNext):
         "vision_feature_select_strategy",
     )
     joined_kinds = ("video",)
-    why_as_they_are = "images are cut into tiles of one size, and frames of videos are as large as one"
+    why_one_image_size = "images are cut into tiles of one size, and frames of videos are as large as one"
 
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector to patches and pool them, (I, N, 4 * (Dv + 1)) to (I, N, D); zeros give a newline."""

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from idsel_core import importance
-from idsel_core.backbones.attention import Stop, Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, as_weights, pixel_key
-from idsel_core.selection import Selection
-from idsel_core.tokens import Unavailable, VisualTokens
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.qk_capture import Stop, Watched, attention_modules, watch
+from idsel_core.backbones._shared.tensors import as_weights, pixel_key
+from idsel_core.backbones._shared.tower_views import layer_at
+from idsel_core.scores import attention_rows
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 
 class Qwen2Audio(Backbone):
@@ -27,7 +30,7 @@ class Qwen2Audio(Backbone):
     image_inputs = ("input_features", "feature_attention_mask")
     pixel_inputs = ("input_features",)
     features_input = "feature_attention_mask"
-    why_as_they_are = "audio clips are no images and have one axis, time"
+    why_one_image_size = "audio clips are no images and have one axis, time"
     why_no_view = {  # noqa: RUF012
         **dict.fromkeys(("cls_attention", "wide_cls_attention", "cls_features"), "audio towers have no [CLS] token"),
         "frames": "audio clips are no videos",
@@ -43,7 +46,7 @@ class Qwen2Audio(Backbone):
         self,
         pixel_values: Tensor | None = None,
         grid: tuple[int, int] | None = None,
-        depths: Iterable[float] = (),
+        tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
         """Run the audio tower once.
@@ -54,7 +57,7 @@ class Qwen2Audio(Backbone):
             Must be None.
         grid : tuple[int, int], optional
             Must be None.
-        depths : Iterable[float]
+        tower_depths : Iterable[float]
             Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
             ``input_features``, log-mel spectra (I, bins, steps), and ``feature_attention_mask``, 1 where they are no
@@ -68,7 +71,7 @@ class Qwen2Audio(Backbone):
             If there are no spectra or no mask, or a clip is too short for a token.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_as_they_are)
+            raise Unavailable("a smaller image", self.why_one_image_size)
         spectra, steps = (image_inputs.get(name) for name in self.image_inputs)
         if spectra is None or steps is None:
             raise ValueError(f"audio clips need {' and '.join(self.image_inputs)}")
@@ -78,7 +81,7 @@ class Qwen2Audio(Backbone):
             clip = int((lengths < 1).int().argmax())
             raise ValueError(f"audio clip {clip} has {int(steps[clip].sum())} steps, which is too short for a token")
         modules = attention_modules(tower)
-        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in depths} | {"": len(modules) - 1}
+        layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in tower_depths} | {"": len(modules) - 1}
         entered, projected, seen = self._read_tower(spectra, steps, sorted(set(layers.values())))
         count, device = int(lengths.max()), entered.device
         lengths = lengths.to(device)
@@ -162,7 +165,7 @@ def _views(seen: Watched, frames: Tensor, mask: Tensor) -> dict[str, Callable[[]
 
     def received() -> Tensor:
         rows = [
-            importance.received(query[i : i + 1, :, :n], key[i : i + 1, :, :n], scale)[0]
+            attention_rows.received(query[i : i + 1, :, :n], key[i : i + 1, :, :n], scale)[0]
             for i, n in enumerate(frames.tolist())
         ]
         return pooled(nn.functional.pad(nn.utils.rnn.pad_sequence(rows, batch_first=True), (0, 1)))

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.base import Encoded, padded_rows
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.tensors import padded_rows
 from idsel_core.backbones.qwen_vl import Pass, Qwen2VL
-from idsel_core.selection import Selection
-from idsel_core.tokens import Unavailable, VisualTokens
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 
 class Qwen3VL(Qwen2VL):

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core import importance
-from idsel_core.backbones.attention import Watched, attention_modules, layer_at, watch
-from idsel_core.backbones.base import Backbone, Encoded, as_weights, padded_rows, pixel_key
-from idsel_core.selection import Selection
-from idsel_core.tokens import Unavailable, VisualTokens
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
+from idsel_core.backbones._shared.tower_views import layer_at
+from idsel_core.scores import attention_rows
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Pass:
     def received(self, layer: int) -> Tensor:
         """Return the attention that tokens receive within their frame, mean over queries, heads and patches, (T,)."""
         seen = self.seen[layer]
-        return self.merged(torch.cat([importance.received(*piece, seen.scale)[0] for piece in seen.pieces]))
+        return self.merged(torch.cat([attention_rows.received(*piece, seen.scale)[0] for piece in seen.pieces]))
 
     def keys(self, layer: int) -> Tensor:
         """Return the keys of a layer, mean over the patches of a token, (T, heads, d)."""
@@ -75,7 +78,7 @@ class Qwen2VL(Backbone):
     image_inputs = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
     pixel_inputs = ("pixel_values", "pixel_values_videos")
     position_axes = 3
-    why_as_they_are = "images come as patches, of which the processor decides how many there are"
+    why_one_image_size = "images come as patches, of which the processor decides how many there are"
 
     @property
     def video_token_id(self) -> int:
@@ -96,7 +99,7 @@ class Qwen2VL(Backbone):
         self,
         pixel_values: Tensor | None = None,
         grid: tuple[int, int] | None = None,
-        depths: Iterable[float] = (),
+        tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
         """Run the vision tower, once for images and once for videos, which come after all images.
@@ -107,7 +110,7 @@ class Qwen2VL(Backbone):
             Patches of all images, as the processor gives them.
         grid : tuple[int, int], optional
             Must be None.
-        depths : Iterable[float]
+        tower_depths : Iterable[float]
             Further depths of the tower, 0 to 1, at which views are wanted; of layers that attend to whole frames, the
             one nearest to each is taken.
         image_inputs
@@ -121,9 +124,9 @@ class Qwen2VL(Backbone):
             If there are no pixels, or their grid is missing.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_as_they_are)
+            raise Unavailable("a smaller image", self.why_one_image_size)
         whole, layers = self.whole_layers, {}
-        for depth in depths:
+        for depth in tower_depths:
             wanted = layer_at(depth, int(self.core.visual.config.depth))
             layers[f"@{depth:g}"] = min(whole, key=lambda layer: abs(layer - wanted))
         layers[""] = whole[-1]

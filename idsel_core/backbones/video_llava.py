@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones.patches import Patches, windows
-from idsel_core.backbones.videos import WithVideos
+from idsel_core.backbones._shared.patches import Patches, windows
+from idsel_core.backbones._shared.videos import WithVideos
 
 
 class VideoLlava(WithVideos):
@@ -28,7 +28,7 @@ class VideoLlava(WithVideos):
     )
     pixel_inputs = ("pixel_values", "pixel_values_images", "pixel_values_videos")
     joined_kinds = ("image", "video")
-    why_as_they_are = "frames of videos are encoded as they are"
+    why_one_image_size = "frames of videos are encoded as they are"
 
     def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `encode` in a call of the model, which its processor names otherwise."""

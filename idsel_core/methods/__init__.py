@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from idsel_core.methods.base import Method, take_best
+from idsel_core.methods._shared.base import Method, take_best
+from idsel_core.methods._shared.in_llm import InLLM, drops_inside
 from idsel_core.methods.cdpruner import CDPruner
 from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
@@ -19,11 +20,10 @@ from idsel_core.methods.fastv import FastV
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.idselection import IDSelection
-from idsel_core.methods.in_llm import InLLM, drops_inside
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
 from idsel_core.methods.pyramiddrop import PyramidDrop
-from idsel_core.methods.random import Random
+from idsel_core.methods.random_tokens import Random
 from idsel_core.methods.scope import SCOPE
 from idsel_core.methods.sparsevlm import SparseVLM
 from idsel_core.methods.tome import ToMe

@@ -8,10 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import check_flag, cosines, cut, distinct, unit
-from idsel_core.selection import Selection, _full_precision, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.ragged import cosines, drop_repeats, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.precision import full_precision
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 SPENT = 1e-4
 """Share of its variance, in float32, below which a token is taken to be explained by the picked ones."""
@@ -36,6 +39,7 @@ class CDPruner(Method):
     """
 
     name: ClassVar[str] = "cdpruner"
+    label: ClassVar[str] = "CDPruner"
 
     _: KW_ONLY
     negated: bool = False
@@ -57,9 +61,9 @@ class CDPruner(Method):
         )
         relevance = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
         relevance = relevance.masked_fill(~tokens.mask, -torch.inf)
-        x = unit(tokens.features, tokens.mask)
-        order = cut(_largest_volume(cosines(x, x), relevance, int(counts.max()), not self.faithful), counts)
-        return Selection.from_order(distinct(order) if self.faithful else order, relevance, self.budget)
+        x = unit_vectors(tokens.features, tokens.mask)
+        order = truncate(_largest_volume(cosines(x, x), relevance, int(counts.max()), not self.faithful), counts)
+        return Selection.from_order(drop_repeats(order) if self.faithful else order, relevance, self.budget)
 
 
 def _largest_volume(similarity: Tensor, relevance: Tensor, rounds: int, guarded: bool) -> Tensor:
@@ -86,7 +90,7 @@ def _largest_volume(similarity: Tensor, relevance: Tensor, rounds: int, guarded:
         picks.append(pick)
         gone[rows, pick] = True
         before = factor[:, :step]
-        with _full_precision(factor.device):
+        with full_precision(factor.device):
             explained = (before[rows, :, pick][:, None] @ before)[:, 0]
         row = (similarity[rows, pick] - explained) * variance[rows, pick, None].rsqrt()
         if guarded:

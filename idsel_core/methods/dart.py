@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layer, places_of
-from idsel_core.methods.steps import check_count, check_flag, cosines, cut, picked, ranked, take, unit
+from idsel_core.methods._shared.checks import check_count, check_flag
+from idsel_core.methods._shared.drop_plan import check_layer, resolve_layers
+from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
+from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, to_mask, truncate, unit_vectors
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class DART(InLLM):
     """
 
     name: ClassVar[str] = "dart"
+    label: ClassVar[str] = "DART"
     positions: ClassVar[Positions] = "keep"
 
     _: KW_ONLY
@@ -51,13 +54,13 @@ class DART(InLLM):
         check_count("text_pivots", self.text_pivots)
         check_flag("faithful", self.faithful)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the layer before which tokens are dropped."""
-        return places_of((self.layer,), depth)
+        return resolve_layers((self.layer,), num_layers)
 
-    def counts(self, full: Tensor, entering: Tensor, depth: int) -> Tensor:
+    def counts(self, full: Tensor, entering: Tensor, num_layers: int) -> Tensor:
         """Return how many tokens of each image are left, int64 (I, 1); more than planned if `faithful`."""
-        counts = super().counts(full, entering, depth)
+        counts = super().counts(full, entering, num_layers)
         if not self.faithful:
             return counts
         pivots = self.image_pivots + self.text_pivots
@@ -73,27 +76,27 @@ class DART(InLLM):
         size = tokens.read()[1].float().abs().sum((1, 3))
         scores = size.gather(1, tokens.columns.clamp_min(0)).masked_fill(~mask, -torch.inf)
         own = counts.clamp_max(self.image_pivots)
-        image = cut(ranked((scores,), mask), own)
+        image = truncate(argsort_by((scores,), mask), own)
         words = tokens.text.sum(1).clamp_max(self.text_pivots)
-        text = cut(ranked((size,), tokens.text), words)
+        text = truncate(argsort_by((size,), tokens.text), words)
         pivots = torch.cat([tokens.columns.gather(1, image.clamp_min(0)).masked_fill(image < 0, -1), text], 1)
-        pivots = pivots.gather(1, ranked((pivots >= 0,), torch.ones_like(pivots, dtype=torch.bool)))
+        pivots = pivots.gather(1, argsort_by((pivots >= 0,), torch.ones_like(pivots, dtype=torch.bool)))
         if self.faithful:
             pivots = _as_a_set(pivots, tokens.real.int().argmax(1))
-        x = unit(tokens.norm(tokens.states), torch.ones_like(tokens.real))
-        alike = cosines(take(x, pivots), tokens.visual(x))
+        x = unit_vectors(tokens.norm(tokens.states), torch.ones_like(tokens.real))
+        alike = cosines(gather_tokens(x, pivots), tokens.visual(x))
         quota = (counts - self.image_pivots).clamp_min(0) // (self.image_pivots + self.text_pivots)
-        pool, left, order = mask & ~picked(image, mask.shape[1]), counts - own, [image]
+        pool, left, order = mask & ~to_mask(image, mask.shape[1]), counts - own, [image]
         turns = (pivots >= 0).sum(1)
         for turn in range(pivots.shape[1]):
             share = quota if self.faithful else (left + turns - turn - 1) // (turns - turn).clamp_min(1)
             share = share.minimum(pool.sum(1)).minimum(left).where(turn < turns, 0)
-            taken = ranked((-alike[:, turn],), pool).masked_fill(place >= share[:, None], -1)
+            taken = argsort_by((-alike[:, turn],), pool).masked_fill(place >= share[:, None], -1)
             order.append(taken)
-            pool, left = pool & ~picked(taken, mask.shape[1]), left - share
+            pool, left = pool & ~to_mask(taken, mask.shape[1]), left - share
         picks = torch.cat(order, 1)
-        picks = picks.gather(1, ranked((picks >= 0,), torch.ones_like(picks, dtype=torch.bool)))
-        return Choice(cut(picks, (picks >= 0).sum(1)), scores)
+        picks = picks.gather(1, argsort_by((picks >= 0,), torch.ones_like(picks, dtype=torch.bool)))
+        return Choice(truncate(picks, (picks >= 0).sum(1)), scores)
 
 
 def _as_a_set(pivots: Tensor, first: Tensor) -> Tensor:

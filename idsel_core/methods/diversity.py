@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.greedy import Greedy
-from idsel_core.selection import Selection
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.by_suppression import Greedy
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class DiversityOnly(Greedy):
     """Run ID-Selection's greedy on equal scores; the first pick is the first token."""
 
     name: ClassVar[str] = "diversity"
+    label: ClassVar[str] = "diversity only"
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import check_flag, cosines, cut, distinct, unit
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.ragged import cosines, drop_repeats, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class DivPrune(Method):
     """
 
     name: ClassVar[str] = "divprune"
+    label: ClassVar[str] = "DivPrune"
 
     _: KW_ONLY
     faithful: bool = False
@@ -42,7 +45,7 @@ class DivPrune(Method):
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
-        x = unit(tokens.features, tokens.mask)
+        x = unit_vectors(tokens.features, tokens.mask)
         if self.faithful:
             x = x.to(tokens.features.dtype)
         distances = cosines(x, x).neg_().add_(1)
@@ -53,8 +56,8 @@ class DivPrune(Method):
         # Over rows and columns, so that two tokens that are each other's nearest are tied exactly.
         alone = torch.minimum(distances.amin(1), distances.amin(2)).masked_fill(~tokens.mask, -torch.inf)
         itself.copy_(to_itself)
-        order = cut(_furthest(distances, alone, int(counts.max())), counts)
-        return Selection.from_order(distinct(order) if self.faithful else order, alone, self.budget)
+        order = truncate(_furthest(distances, alone, int(counts.max())), counts)
+        return Selection.from_order(drop_repeats(order) if self.faithful else order, alone, self.budget)
 
 
 def _furthest(distances: Tensor, scores: Tensor, rounds: int) -> Tensor:

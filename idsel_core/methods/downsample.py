@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.base import Method
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Downsample(Method):
     """
 
     name: ClassVar[str] = "downsample"
+    label: ClassVar[str] = "smaller image"
 
-    def wanted_grid(self, rows: int, columns: int) -> tuple[int, int]:
+    def target_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the token grid of the smaller image."""
         count = int(resolve_budget(self.budget, torch.tensor([rows * columns])))
         high = max(1, math.isqrt(count * rows // columns))
@@ -41,7 +43,7 @@ class Downsample(Method):
         counts = resolve_budget(self.budget, full)
         if bool((tokens.lengths > counts).any()):
             raise ValueError(
-                f"downsample acts on the image: encode it on the grid that wanted_grid() gives; "
+                f"downsample acts on the image: encode it on the grid that target_grid() gives; "
                 f"got {tokens.lengths.tolist()} tokens for a budget of {counts.tolist()}"
             )
         all_alike = tokens.mask.float().log()

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import check_flag, cut, ranked, take, unit
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.ragged import argsort_by, gather_tokens, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 NEW = 255.0
 """Score of tokens that have none before them, above every distance."""
@@ -37,6 +39,7 @@ class EVS(Method):
     """
 
     name: ClassVar[str] = "evs"
+    label: ClassVar[str] = "EVS"
 
     _: KW_ONLY
     faithful: bool = False
@@ -63,9 +66,12 @@ class EVS(Method):
         before = _before(frames, tokens.grid)
         width = max(1, CHUNK // (len(mask) * tokens.features.shape[2]))
         parts = zip(*(torch.split(x, width, dim=1) for x in (tokens.features, mask, before)), strict=True)
-        distances = [_distance(unit(x, real), unit(take(tokens.features, of), of >= 0)) for x, real, of in parts]
+        distances = [
+            _distance(unit_vectors(x, real), unit_vectors(gather_tokens(tokens.features, of), of >= 0))
+            for x, real, of in parts
+        ]
         scores = torch.cat(distances, 1).masked_fill(before < 0, NEW).masked_fill(~mask, -torch.inf)
-        return Selection.from_order(cut(ranked((scores,), mask), counts), scores, self.budget)
+        return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.base import take_best
-from idsel_core.selection import Selection
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import take_best
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class FasterVLM(Attended):
     """
 
     name: ClassVar[str] = "fastervlm"
+    label: ClassVar[str] = "FasterVLM"
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layer, most_attended, places_of
+from idsel_core.methods._shared.drop_plan import check_layer, resolve_layers
+from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions, most_attended
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class FastV(InLLM):
     """
 
     name: ClassVar[str] = "fastv"
+    label: ClassVar[str] = "FastV"
     positions: ClassVar[Positions] = "keep"
 
     _: KW_ONLY
@@ -34,9 +36,9 @@ class FastV(InLLM):
         super().__post_init__()
         check_layer("layer", self.layer)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the layer before which tokens are dropped."""
-        return places_of((self.layer,), depth)
+        return resolve_layers((self.layer,), num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Keep the most attended tokens."""

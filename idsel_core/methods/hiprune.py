@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import check_flag, check_share, cut, picked, ranked
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.ragged import argsort_by, to_mask, truncate
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class HiPrune(Method):
     """
 
     name: ClassVar[str] = "hiprune"
+    label: ClassVar[str] = "HiPrune"
 
     _: KW_ONLY
     anchors: float = 0.1
@@ -48,7 +51,7 @@ class HiPrune(Method):
         check_flag("faithful", self.faithful)
 
     @property
-    def depths(self) -> tuple[float, ...]:
+    def tower_depths(self) -> tuple[float, ...]:
         """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
         return (self.depth,)
 
@@ -59,11 +62,11 @@ class HiPrune(Method):
         shallow = tokens.at_depth("received_attention", self.depth).float()
         deep = tokens.received_attention.float().masked_fill(~mask, -torch.inf)
         wanted = torch.round(counts * self.anchors / 5).long()
-        anchors = picked(cut(ranked((shallow,), mask), wanted), mask.shape[1])
+        anchors = to_mask(truncate(argsort_by((shallow,), mask), wanted), mask.shape[1])
         near = _by_index(anchors, tokens) if self.faithful else _on_grid(anchors, tokens.grid)
         tier = 2 * anchors.byte() + (near & ~anchors).byte()
-        order = ranked((tier, deep.where(~anchors, shallow)), mask)
-        return Selection.from_order(cut(order, counts), deep, self.budget)
+        order = argsort_by((tier, deep.where(~anchors, shallow)), mask)
+        return Selection.from_order(truncate(order, counts), deep, self.budget)
 
 
 def _on_grid(anchors: Tensor, grid: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.steps import check_flag, check_share, cut, picked, rank_within, ranked
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.ragged import argsort_by, rank_in_group, to_mask, truncate
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class HiRED(Attended):
     """
 
     name: ClassVar[str] = "hired"
+    label: ClassVar[str] = "HiRED"
 
     _: KW_ONLY
     thumbnail: float = 0.5
@@ -50,7 +53,7 @@ class HiRED(Attended):
         check_flag("faithful", self.faithful)
 
     @property
-    def depths(self) -> tuple[float, ...]:
+    def tower_depths(self) -> tuple[float, ...]:
         """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
         return (self.depth,)
 
@@ -62,7 +65,7 @@ class HiRED(Attended):
         if self.faithful and isinstance(self.budget, float):
             counts = (tokens.lengths.double() * self.budget).floor().long().clamp_min(1)
         if "crops" not in tokens.sources:
-            return Selection.from_order(cut(ranked((scores,), mask), counts), scores, self.budget)
+            return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
         crops = torch.where(mask[..., None], tokens.crops, -1)
         layout = crops.amax(1).clamp_min(0) + 1
         # 0 is the thumbnail.
@@ -70,15 +73,15 @@ class HiRED(Attended):
         marks, sizes = self._marks(tokens, part, layout), _tally(part, mask, int(part.max()) + 1)
         quotas = [self._quotas(*row) for row in zip(counts.tolist(), sizes.tolist(), marks.tolist(), strict=True)]
         quota = torch.tensor(quotas, device=mask.device)
-        keep = mask & (rank_within(part, scores, mask) < quota.gather(1, part))
-        return Selection.from_order(cut(ranked((keep, scores), mask), keep.sum(1)), scores, self.budget)
+        keep = mask & (rank_in_group(part, scores, mask) < quota.gather(1, part))
+        return Selection.from_order(truncate(argsort_by((keep, scores), mask), keep.sum(1)), scores, self.budget)
 
     def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor) -> Tensor:
         """Count the thumbnail's most attended tokens that lie in each part, (B, P); none in part 0."""
         base = tokens.mask & (part == 0)
         size = base.sum(1, keepdim=True)
         wanted = (size * (1 - self.thumbnail)).floor().long()[:, 0]
-        marked = picked(cut(ranked((self.row(tokens, self.depth),), base), wanted), part.shape[1])
+        marked = to_mask(truncate(argsort_by((self.row(tokens, self.depth),), base), wanted), part.shape[1])
         rows, columns = layout[:, :1], layout[:, 1:]
         if self.faithful:
             cell = (base.cumsum(1) - 1) * rows * columns // size.clamp_min(1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from idsel_core.methods.greedy import Greedy
-from idsel_core.methods.scored import Scored
-from idsel_core.selection import Selection
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.methods._shared.by_suppression import Greedy
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class IDSelection(Greedy, Scored):
     """
 
     name: ClassVar[str] = "idselection"
+    label: ClassVar[str] = "ID-Selection"
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""

@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.coverage import cover
-from idsel_core.methods.steps import check_above_zero, check_share, cosines, cut, unit
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_above_zero, check_share
+from idsel_core.methods._shared.coverage import cover
+from idsel_core.methods._shared.ragged import cosines, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class MMTok(Method):
     """
 
     name: ClassVar[str] = "mmtok"
+    label: ClassVar[str] = "MMTok"
 
     _: KW_ONLY
     alpha: float = 0.5
@@ -52,10 +55,10 @@ class MMTok(Method):
         real = words.amax(2) > -torch.inf
         # A softmax of nothing but -inf is NaN.
         words = (words.where(real[..., None], 0) / self.word_temperature).softmax(2) * real[..., None]
-        x = unit(tokens.encoder_features, mask)
+        x = unit_vectors(tokens.encoder_features, mask)
         patches = cosines(x, x).masked_fill_(~mask[:, None], -torch.inf).div_(self.patch_temperature).softmax(2)
         words /= real.sum(1)[:, None, None]
         patches *= self.alpha * mask[..., None] / tokens.lengths[:, None, None]
         table = torch.cat([words, patches], 1)
         order, gains = cover(table, torch.ones_like(table[:, 0]), mask, int(counts.max()))
-        return Selection.from_order(cut(order, counts), gains, self.budget)
+        return Selection.from_order(truncate(order, counts), gains, self.budget)

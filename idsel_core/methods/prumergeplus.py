@@ -9,22 +9,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import (
-    check_count,
-    check_flag,
-    compact,
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_count, check_flag
+from idsel_core.methods._shared.ragged import (
+    argsort_by,
     cosines,
-    cut,
-    distinct,
-    picked,
-    ranked,
-    take,
-    unit,
-    with_states,
+    drop_repeats,
+    gather_tokens,
+    move_padding_last,
+    to_mask,
+    truncate,
+    unit_vectors,
+    with_merged_features,
 )
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 LAST_LAYER = 1.0
 
@@ -52,6 +52,7 @@ class PruMergePlus(Method):
     """
 
     name: ClassVar[str] = "prumergeplus"
+    label: ClassVar[str] = "PruMerge+"
 
     _: KW_ONLY
     neighbours: int = 32
@@ -63,7 +64,7 @@ class PruMergePlus(Method):
         check_flag("faithful", self.faithful)
 
     @property
-    def depths(self) -> tuple[float, ...]:
+    def tower_depths(self) -> tuple[float, ...]:
         """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
         return (LAST_LAYER,)
 
@@ -79,31 +80,31 @@ class PruMergePlus(Method):
         mask, size = tokens.mask, tokens.mask.shape[1]
         attention = tokens.at_depth("wide_cls_attention", LAST_LAYER).float()
         scores, weights = attention.masked_fill(~mask, -torch.inf), attention.masked_fill(~mask, 0)
-        ranking = ranked((scores,), mask)
+        ranking = argsort_by((scores,), mask)
         centres = self._as_published(ranking, tokens.lengths) if self.faithful else self._centres(ranking, mask)
         counts = (centres >= 0).sum(1) + 1
-        others = mask & ~picked(centres, size)
-        unnamed = cut(ranked((others, scores), mask), others.sum(1))
-        order = cut(compact(torch.cat([distinct(centres), unnamed], 1)), counts)
-        keys = unit(tokens.at_depth("keys", LAST_LAYER).flatten(2), mask)
-        likeness = cosines(take(keys, centres), keys).masked_fill_(~mask[:, None], -torch.inf)
+        others = mask & ~to_mask(centres, size)
+        unnamed = truncate(argsort_by((others, scores), mask), others.sum(1))
+        order = truncate(move_padding_last(torch.cat([drop_repeats(centres), unnamed], 1)), counts)
+        keys = unit_vectors(tokens.at_depth("keys", LAST_LAYER).flatten(2), mask)
+        likeness = cosines(gather_tokens(keys, centres), keys).masked_fill_(~mask[:, None], -torch.inf)
         likeness.scatter_(2, centres.clamp_min(0)[..., None], -torch.inf)
         near = torch.cat([_highest(likeness, min(self.neighbours, size)), others[:, None]], 1)
         states = tokens.encoder_features.float()
         sums = _weighted_sums(states, weights, near)
-        merged = torch.nn.functional.pad(take(states, centres), (0, 0, 0, 1)) + sums
+        merged = torch.nn.functional.pad(gather_tokens(states, centres), (0, 0, 0, 1)) + sums
         merged[torch.arange(len(mask), device=mask.device), counts - 1] = sums[:, -1]
-        return with_states(Selection.from_order(order, scores, self.budget), tokens, merged)
+        return with_merged_features(Selection.from_order(order, scores, self.budget), tokens, merged)
 
     def _centres(self, ranking: Tensor, mask: Tensor) -> Tensor:
         """Return attended, then spaced tokens, one fewer than the budget, (B, C)."""
         counts = resolve_budget(self.budget, mask.sum(1))
-        attended, spaced = cut(ranking, counts // 2), (counts - 1) // 2
-        rest = mask & ~picked(attended, mask.shape[1])
+        attended, spaced = truncate(ranking, counts // 2), (counts - 1) // 2
+        rest = mask & ~to_mask(attended, mask.shape[1])
         nth = torch.arange(int(spaced.max()), device=mask.device)
         ranks = (2 * nth + 1) * rest.sum(1, keepdim=True) // (2 * spaced.clamp_min(1))[:, None]
-        places = ranked((rest,), mask).gather(1, ranks.clamp_max(mask.shape[1] - 1))
-        return compact(torch.cat([attended, cut(places, spaced)], 1))
+        places = argsort_by((rest,), mask).gather(1, ranks.clamp_max(mask.shape[1] - 1))
+        return move_padding_last(torch.cat([attended, truncate(places, spaced)], 1))
 
     def _as_published(self, ranking: Tensor, lengths: Tensor) -> Tensor:
         """Return attended, then spaced tokens, some of them again, as many of each as the budget, (B, C)."""
@@ -120,7 +121,7 @@ class PruMergePlus(Method):
                     f"a budget of {self.budget} gives {len(spaced[-1])} and {attended} of {length} tokens"
                 )
         places = torch.nn.utils.rnn.pad_sequence(spaced, batch_first=True, padding_value=-1)
-        return compact(torch.cat([cut(ranking, (places >= 0).sum(1)), places], 1))
+        return move_padding_last(torch.cat([truncate(ranking, (places >= 0).sum(1)), places], 1))
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

@@ -7,16 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from idsel_core.methods.in_llm import (
-    Choice,
-    InLLM,
-    LayerTokens,
-    Positions,
-    Reads,
-    check_layers,
-    most_attended,
-    places_of,
-)
+from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
+from idsel_core.methods._shared.in_llm import AttentionFrom, Choice, InLLM, LayerTokens, Positions, most_attended
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,9 @@ class PyramidDrop(InLLM):
     """
 
     name: ClassVar[str] = "pyramiddrop"
+    label: ClassVar[str] = "PyramidDrop"
     positions: ClassVar[Positions] = "compact"
-    reads: ClassVar[Reads] = "after"
+    attention_from: ClassVar[AttentionFrom] = "after"
 
     _: KW_ONLY
     layers: tuple[int | float, ...] = (8 / 32, 16 / 32, 24 / 32)
@@ -45,9 +38,9 @@ class PyramidDrop(InLLM):
         super().__post_init__()
         check_layers("layers", self.layers)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the layers before which tokens are dropped."""
-        return places_of(self.layers, depth)
+        return resolve_layers(self.layers, num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Keep the most attended tokens."""

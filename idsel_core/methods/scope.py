@@ -7,11 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.coverage import cover
-from idsel_core.methods.steps import check_above_zero, cosines, cut, unit
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.methods._shared.checks import check_above_zero
+from idsel_core.methods._shared.coverage import cover
+from idsel_core.methods._shared.ragged import cosines, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class SCOPE(Attended):
     """
 
     name: ClassVar[str] = "scope"
+    label: ClassVar[str] = "SCOPE"
 
     _: KW_ONLY
     alpha: float = 1.0
@@ -42,7 +45,7 @@ class SCOPE(Attended):
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
-        x = unit(tokens.encoder_features, tokens.mask)
+        x = unit_vectors(tokens.encoder_features, tokens.mask)
         weights = self.row(tokens).relu().pow(self.alpha)
         order, gains = cover(cosines(x, x), weights, tokens.mask, int(counts.max()))
-        return Selection.from_order(cut(order, counts), gains, self.budget)
+        return Selection.from_order(truncate(order, counts), gains, self.budget)

@@ -10,9 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.in_llm import Choice, InLLM, LayerTokens, Positions, check_layers, places_of
-from idsel_core.methods.steps import ascending, check_flag, check_share, cosines, cut, picked, ranked, take
-from idsel_core.selection import resolve_budget
+from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
+from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
+from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, sort_indices, to_mask, truncate
+from idsel_core.selection.budget import resolve_budget
 
 AUTHORS_COUNTS: Mapping[int, tuple[int, ...]] = {
     192: (300, 200, 110),
@@ -51,6 +53,7 @@ class SparseVLM(InLLM):
     """
 
     name: ClassVar[str] = "sparsevlm"
+    label: ClassVar[str] = "SparseVLM"
     positions: ClassVar[Positions] = "compact"
 
     _: KW_ONLY
@@ -64,9 +67,9 @@ class SparseVLM(InLLM):
         check_share("recycle", self.recycle)
         check_flag("faithful", self.faithful)
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the layers before which tokens are dropped."""
-        return places_of(self.layers, depth, after=True)
+        return resolve_layers(self.layers, num_layers, after=True)
 
     def recycled(self, dropped: int) -> int:
         """Return how many of a number of dropped tokens are clustered."""
@@ -91,7 +94,7 @@ class SparseVLM(InLLM):
         """
         if not self.faithful:
             return super().counts(full, entering, depth)
-        budgets, drops = resolve_budget(self.budget, full), len(self.places(depth))
+        budgets, drops = resolve_budget(self.budget, full), len(self.drop_layers(depth))
         given = torch.stack([budgets, full, entering], 1).tolist()
         if drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given):
             raise ValueError(
@@ -107,7 +110,7 @@ class SparseVLM(InLLM):
             rows.append(left[1:])
         return torch.tensor(rows, device=entering.device)
 
-    def asking(self, prompt: LayerTokens) -> Tensor:
+    def query_tokens(self, prompt: LayerTokens) -> Tensor:
         """Return the words that rate, bool (I, L).
 
         Raises
@@ -118,14 +121,14 @@ class SparseVLM(InLLM):
         words = prompt.text.sum(1)
         if bool((words == 0).any()):
             raise ValueError(f"sparsevlm needs words that rate, but no text follows image {int(words.argmin())}")
-        places = cut(ranked((prompt.text,), torch.ones_like(prompt.text)), words)
+        places = truncate(argsort_by((prompt.text,), torch.ones_like(prompt.text)), words)
         present = places >= 0
-        products = cosines(prompt.visual(prompt.states).float(), take(prompt.states, places).float())
+        products = cosines(prompt.visual(prompt.states).float(), gather_tokens(prompt.states, places).float())
         spread = products.masked_fill(~present[:, None], -torch.inf).softmax(-1)
         share = spread.masked_fill(~prompt.mask[..., None], 0).sum(1) / prompt.lengths[:, None]
         rating = present & (share > 1 / words[:, None])
         rating = torch.where(rating.any(1, keepdim=True), rating, present)
-        return picked(places.masked_fill(~rating, -1), prompt.text.shape[1])
+        return to_mask(places.masked_fill(~rating, -1), prompt.text.shape[1])
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Keep the best rated tokens, and merge some of the others."""
@@ -133,16 +136,16 @@ class SparseVLM(InLLM):
         scores = tokens.attention.masked_fill(~mask, -torch.inf)
         pairs = list(zip(tokens.lengths.tolist(), counts.tolist(), strict=True))
         kept = counts.new_tensor([self.kept(length, count) for length, count in pairs])
-        ranking = ranked((scores,), mask)
+        ranking = argsort_by((scores,), mask)
         merged_counts = counts - kept
         if not bool(merged_counts.any()):
-            return Choice(cut(ranking, kept), scores)
+            return Choice(truncate(ranking, kept), scores)
         recycled = counts.new_tensor([self.recycled(n) for n in (tokens.lengths - kept).tolist()])
         rank = torch.arange(mask.shape[1], device=mask.device)
         again = (rank >= kept[:, None]) & (rank < (kept + recycled)[:, None])
-        again = cut(ascending(ranking.masked_fill(~again, -1), mask.shape[1]), recycled)
-        merged = density_peaks(take(tokens.visual(tokens.states), again), again >= 0, merged_counts)
-        return Choice(cut(ranking, kept), scores, merged, merged_counts)
+        again = truncate(sort_indices(ranking.masked_fill(~again, -1), mask.shape[1]), recycled)
+        merged = density_peaks(gather_tokens(tokens.visual(tokens.states), again), again >= 0, merged_counts)
+        return Choice(truncate(ranking, kept), scores, merged, merged_counts)
 
     def kept(self, length: int, count: int) -> int:
         """Return how many tokens are kept, beside the merged ones, if `count` are left of `length`."""
@@ -178,8 +181,8 @@ def density_peaks(states: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
     denser = mask[:, None] & ((spread[:, None] < spread[..., None]) | (equal & first))
     widest = distance.masked_fill(~(mask[:, None] & mask[..., None]), 0).amax((1, 2))
     gap = distance.masked_fill(~denser, torch.inf).amin(2).minimum(widest[:, None])
-    centres = cut(ranked(((-spread).exp() * gap,), mask), counts)
-    owner = take(distance, centres).masked_fill((centres < 0)[..., None], torch.inf).argmin(1)
+    centres = truncate(argsort_by(((-spread).exp() * gap,), mask), counts)
+    owner = gather_tokens(distance, centres).masked_fill((centres < 0)[..., None], torch.inf).argmin(1)
     image, cluster = (centres >= 0).nonzero(as_tuple=True)
     owner[image, centres[image, cluster]] = cluster
     member = torch.nn.functional.one_hot(owner, centres.shape[1]).masked_fill(~mask[..., None], 0).to(x)

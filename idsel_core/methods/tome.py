@@ -8,10 +8,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import ascending, check_flag, compact, cosines, pooled, ranked, take, unit, with_states
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.ragged import (
+    argsort_by,
+    cosines,
+    gather_tokens,
+    move_padding_last,
+    sort_indices,
+    sum_by_group,
+    unit_vectors,
+    with_merged_features,
+)
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class ToMe(Method):
     """
 
     name: ClassVar[str] = "tome"
+    label: ClassVar[str] = "ToMe"
 
     _: KW_ONLY
     faithful: bool = False
@@ -57,11 +69,11 @@ class ToMe(Method):
             gone = torch.minimum(sizes - counts, sizes // 2)
             sizes = sizes - gone
             order, group = _matched(order, group, keys, gone)
-            order = (compact(order) if self.faithful else ascending(order, size))[:, : max(left)]
-        sums, numbers = pooled(tokens.encoder_features.float(), group, size)
-        states = take(sums / numbers.clamp_min(1)[..., None], order)
+            order = (move_padding_last(order) if self.faithful else sort_indices(order, size))[:, : max(left)]
+        sums, numbers = sum_by_group(tokens.encoder_features.float(), group, size)
+        states = gather_tokens(sums / numbers.clamp_min(1)[..., None], order)
         all_alike = mask.float().log()
-        return with_states(Selection.from_order(order, all_alike, self.budget), tokens, states)
+        return with_merged_features(Selection.from_order(order, all_alike, self.budget), tokens, states)
 
 
 def _matched(order: Tensor, group: Tensor, keys: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +83,13 @@ def _matched(order: Tensor, group: Tensor, keys: Tensor, gone: Tensor) -> tuple[
     Returns both as they are afterwards, the order with -1 where a token was merged.
     """
     size = group.shape[1]
-    sums, _ = pooled(keys, group, size)
-    x = unit(take(sums, order), order >= 0)
+    sums, _ = sum_by_group(keys, group, size)
+    x = unit_vectors(gather_tokens(sums, order), order >= 0)
     even, odd = order[:, ::2], order[:, 1::2]
     alike = cosines(x[:, ::2], x[:, 1::2]).masked_fill_((odd < 0)[:, None], -torch.inf)
     nearest, partner = alike.max(dim=2)
     first = torch.arange(even.shape[1], device=order.device) < gone[:, None]
-    merges = torch.zeros_like(first).scatter(1, ranked((nearest,), even >= 0), first)
+    merges = torch.zeros_like(first).scatter(1, argsort_by((nearest,), even >= 0), first)
     lowest = odd.scatter_reduce(1, partner, even.where(merges, size), "amin")
     before = torch.cat([odd, even.masked_fill(~merges, -1)], 1)
     after = torch.cat([lowest, lowest.gather(1, partner)], 1)

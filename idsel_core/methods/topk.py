@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from idsel_core.methods.base import take_best
-from idsel_core.methods.scored import Scored
-from idsel_core.selection import Selection
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import take_best
+from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class TopK(Scored):
     """Keep the tokens of highest importance; the limit of ID-Selection without suppression."""
 
     name: ClassVar[str] = "topk"
+    label: ClassVar[str] = "top-K importance"
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""

@@ -7,10 +7,19 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.base import Method
-from idsel_core.methods.steps import ascending, check_flag, cut, picked, ranked, take, with_states
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.ragged import (
+    argsort_by,
+    gather_tokens,
+    sort_indices,
+    to_mask,
+    truncate,
+    with_merged_features,
+)
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class TRIM(Method):
     """
 
     name: ClassVar[str] = "trim"
+    label: ClassVar[str] = "TRIM"
 
     _: KW_ONLY
     negated: bool = False
@@ -53,11 +63,11 @@ class TRIM(Method):
             counts = (counts + 1).minimum(tokens.lengths)
         scores = (tokens.relevance_product if self.faithful else tokens.relevance).float()
         scores = (-scores if self.negated else scores).masked_fill(~mask, -torch.inf)
-        order = cut(ranked((scores,), mask), counts)
+        order = truncate(argsort_by((scores,), mask), counts)
         kept = order.masked_fill(torch.arange(order.shape[1], device=order.device) == counts[:, None] - 1, -1)
-        others = mask & ~picked(kept, mask.shape[1])
+        others = mask & ~to_mask(kept, mask.shape[1])
         states = tokens.encoder_features.float().masked_fill(~mask[..., None], 0)
         mean = (states * others[..., None]).sum(1) / others.sum(1)[:, None]
-        states = take(states, ascending(kept, mask.shape[1]))
+        states = gather_tokens(states, sort_indices(kept, mask.shape[1]))
         states[torch.arange(len(states), device=states.device), counts - 1] = mean
-        return with_states(Selection.from_order(order, scores, self.budget), tokens, states)
+        return with_merged_features(Selection.from_order(order, scores, self.budget), tokens, states)

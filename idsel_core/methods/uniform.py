@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from idsel_core.methods.base import Method, take_best
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.base import Method, take_best
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class UniformGrid(Method):
     """
 
     name: ClassVar[str] = "uniform"
+    label: ClassVar[str] = "uniform grid"
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Choose tokens of each image."""

@@ -7,21 +7,21 @@ from typing import ClassVar
 
 import torch
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.steps import (
-    absorbed,
-    check_flag,
-    check_share,
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.ragged import (
+    argsort_by,
     cosines,
-    cut,
-    picked,
-    ranked,
-    take,
-    unit,
-    with_states,
+    gather_tokens,
+    merge_into_nearest,
+    to_mask,
+    truncate,
+    unit_vectors,
+    with_merged_features,
 )
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class VisionZip(Attended):
     """
 
     name: ClassVar[str] = "visionzip"
+    label: ClassVar[str] = "VisionZip"
 
     _: KW_ONLY
     dominant: float = 54 / 64
@@ -66,17 +67,17 @@ class VisionZip(Attended):
         dominant = (counts.double() * self.dominant + 0.5).floor().long()
         merged = counts - dominant
         with_cls = (dominant > 0) & (self.attention == "cls")
-        kept = picked(cut(ranked((scores,), mask), dominant - with_cls.long()), mask.shape[1])
+        kept = to_mask(truncate(argsort_by((scores,), mask), dominant - with_cls.long()), mask.shape[1])
         rest = mask & ~kept
         rank, step = rest.cumsum(1) - 1, (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
         target = rest & (rank % step == 0) & (rank // step < merged[:, None])
-        targets = cut(ranked((target,), mask), merged.clamp_min(1))
+        targets = truncate(argsort_by((target,), mask), merged.clamp_min(1))
         filled = torch.arange(targets.shape[1], device=mask.device) < merged[:, None]
-        keys = unit(tokens.keys.float().mean(2), mask)
-        likeness = cosines(keys, take(keys, targets)).masked_fill(~filled[:, None], -torch.inf)
+        keys = unit_vectors(tokens.keys.float().mean(2), mask)
+        likeness = cosines(keys, gather_tokens(keys, targets)).masked_fill(~filled[:, None], -torch.inf)
         states = tokens.encoder_features.float()
-        sums, numbers = absorbed(states, rest & ~target, likeness)
-        joined = take(states, targets)
+        sums, numbers = merge_into_nearest(states, rest & ~target, likeness)
+        joined = gather_tokens(states, targets)
         if self.faithful:
             joined = joined + sums / numbers.clamp_min(1)[..., None]
         else:
@@ -85,6 +86,6 @@ class VisionZip(Attended):
         if self.attention == "cls":
             parts, read = [tokens.cls_features.float()[:, None], *parts], [with_cls[:, None], *read]
         reading = torch.cat(read, 1)
-        states = take(torch.cat(parts, 1), cut(ranked((reading,), torch.ones_like(reading)), counts))
-        order = cut(ranked((2 * kept.byte() + target.byte(), scores.where(~target, 0)), mask), counts)
-        return with_states(Selection.from_order(order, scores, self.budget), tokens, states)
+        states = gather_tokens(torch.cat(parts, 1), truncate(argsort_by((reading,), torch.ones_like(reading)), counts))
+        order = truncate(argsort_by((2 * kept.byte() + target.byte(), scores.where(~target, 0)), mask), counts)
+        return with_merged_features(Selection.from_order(order, scores, self.budget), tokens, states)

@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.steps import check_flag, check_share, cosines, cut, picked, ranked, take, unit
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import VisualTokens
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, to_mask, truncate, unit_vectors
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
 
 REMOVED_AT_ONCE = 8
 
@@ -35,6 +37,7 @@ class VisPruner(Attended):
     """
 
     name: ClassVar[str] = "vispruner"
+    label: ClassVar[str] = "VisPruner"
 
     _: KW_ONLY
     important: float = 0.5
@@ -55,7 +58,7 @@ class VisPruner(Attended):
             If `faithful` and the list of an image begins with an odd number of tokens.
         """
         scores, counts = self.row(tokens), resolve_budget(self.budget, tokens.lengths)
-        ranking = ranked((scores,), tokens.mask)
+        ranking = argsort_by((scores,), tokens.mask)
         first = (counts.double() * self.important).floor().long()
         sizes = tokens.lengths - first
         if self.faithful and bool((sizes % 2).any()):
@@ -63,11 +66,13 @@ class VisPruner(Attended):
                 f"VisPruner's code pairs the tokens that are not kept for their attention, so their number must be "
                 f"even; got {sizes.tolist()}"
             )
-        x = take(unit(tokens.encoder_features, tokens.mask), ranking)
+        x = gather_tokens(unit_vectors(tokens.encoder_features, tokens.mask), ranking)
         ranks = torch.arange(ranking.shape[1], device=ranking.device)
-        rest = cut(ranks + first[:, None], sizes)
-        keep = (ranks < first[:, None]) | picked(_thinned(cosines(x, x), rest, sizes, counts - first), len(ranks))
-        return Selection.from_order(cut(ranking.gather(1, ranked((keep,), tokens.mask)), counts), scores, self.budget)
+        rest = truncate(ranks + first[:, None], sizes)
+        keep = (ranks < first[:, None]) | to_mask(_thinned(cosines(x, x), rest, sizes, counts - first), len(ranks))
+        return Selection.from_order(
+            truncate(ranking.gather(1, argsort_by((keep,), tokens.mask)), counts), scores, self.budget
+        )
 
 
 def _thinned(similarity: Tensor, listed: Tensor, sizes: Tensor, goals: Tensor) -> Tensor:
@@ -83,9 +88,9 @@ def _thinned(similarity: Tensor, listed: Tensor, sizes: Tensor, goals: Tensor) -
         alike = similarity[rows, even[:, :, None], odd[:, None, :]].masked_fill((odd < 0)[:, None, :], -torch.inf)
         # A list of one has no odd place.
         nearest = torch.nn.functional.pad(alike, (0, 1), value=-torch.inf).amax(2)
-        falling = even.gather(1, ranked((nearest,), even >= 0))
+        falling = even.gather(1, argsort_by((nearest,), even >= 0))
         rank = torch.arange(even.shape[1], device=listed.device)
         listed = torch.cat([falling.masked_fill(rank < gone[:, None], -1), odd], 1)
-        stays = ranked((listed >= 0,), torch.ones_like(listed, dtype=torch.bool))
+        stays = argsort_by((listed >= 0,), torch.ones_like(listed, dtype=torch.bool))
         listed = listed.gather(1, stays)[:, : max(left)]
     return listed

@@ -8,33 +8,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods.attended import Attended
-from idsel_core.methods.in_llm import (
-    Choice,
-    InLLM,
-    LayerTokens,
-    Positions,
-    Reads,
-    check_layer,
-    most_attended,
-    places_of,
-)
-from idsel_core.methods.steps import (
-    absorbed,
-    check_above_zero,
-    check_count,
-    check_flag,
-    check_share,
+from idsel_core.methods._shared.by_tower_attention import Attended
+from idsel_core.methods._shared.checks import check_above_zero, check_count, check_flag, check_share
+from idsel_core.methods._shared.drop_plan import check_layer, resolve_layers
+from idsel_core.methods._shared.in_llm import AttentionFrom, Choice, InLLM, LayerTokens, Positions, most_attended
+from idsel_core.methods._shared.ragged import (
+    argsort_by,
     cosines,
-    cut,
-    picked,
-    rank_within,
-    ranked,
-    take,
-    unit,
+    gather_tokens,
+    merge_into_nearest,
+    rank_in_group,
+    to_mask,
+    truncate,
+    unit_vectors,
 )
-from idsel_core.selection import Selection, resolve_budget
-from idsel_core.tokens import Unavailable, VisualTokens
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,9 @@ class VScan(Attended, InLLM):
     """
 
     name: ClassVar[str] = "vscan"
+    label: ClassVar[str] = "VScan"
     positions: ClassVar[Positions] = "compact"
-    reads: ClassVar[Reads] = "after"
+    attention_from: ClassVar[AttentionFrom] = "after"
 
     _: KW_ONLY
     local: float = 0.5
@@ -96,9 +87,9 @@ class VScan(Attended, InLLM):
         """Whether tokens are dropped inside the language model at all."""
         return self.layer is not None
 
-    def places(self, depth: int) -> tuple[int, ...]:
+    def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the layer before which tokens are dropped, if any."""
-        return () if self.layer is None else places_of((self.layer,), depth)
+        return () if self.layer is None else resolve_layers((self.layer,), num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Keep the most attended tokens."""
@@ -132,7 +123,7 @@ class VScan(Attended, InLLM):
         elif depth is None:
             raise Unavailable("decoder_layers", "a budget that is an average over layers needs their number")
         else:
-            (before,) = self.places(depth)
+            (before,) = self.drop_layers(depth)
             behind = depth - before
             times = depth / (before + behind * self.left)
             most = full.minimum((budgets * depth - behind) // before)
@@ -144,7 +135,7 @@ class VScan(Attended, InLLM):
         return super().counts(full, planned, depth).minimum(entering[:, None])
 
     @property
-    def depths(self) -> tuple[float, ...]:
+    def tower_depths(self) -> tuple[float, ...]:
         """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
         return (self.depth,)
 
@@ -165,7 +156,7 @@ class VScan(Attended, InLLM):
         mask, deep, shallow = tokens.mask, self.row(tokens), self.row(tokens, self.depth)
         counts = self.entering(tokens.lengths, tokens.decoder_layers)
         local = (counts.double() * self.local).floor().long()
-        rank = rank_within(self._window(tokens.grid), shallow, mask)
+        rank = rank_in_group(self._window(tokens.grid), shallow, mask)
         if self.faithful:
             share = local // self.windows**2
             if bool((share == 0).any()):
@@ -175,9 +166,9 @@ class VScan(Attended, InLLM):
             near = mask & (rank < share[:, None]) & (tokens.grid[..., 0] >= 0)
             counts = (counts - local + near.sum(1)).minimum(tokens.lengths)
         else:
-            near = picked(cut(ranked((-rank, shallow), mask), local), mask.shape[1])
-        order = ranked((near, (-rank).where(near, 0), shallow.where(near, deep)), mask)
-        return Selection.from_order(cut(order, counts), deep, self.budget)
+            near = to_mask(truncate(argsort_by((-rank, shallow), mask), local), mask.shape[1])
+        order = argsort_by((near, (-rank).where(near, 0), shallow.where(near, deep)), mask)
+        return Selection.from_order(truncate(order, counts), deep, self.budget)
 
     def _window(self, grid: Tensor) -> Tensor:
         """Return the window of each token (B, N); those off the grid have one of their own."""
@@ -190,9 +181,9 @@ class VScan(Attended, InLLM):
 def merged(selection: Selection, tokens: VisualTokens) -> Selection:
     """Make each kept token the mean of itself and of the others that are more like it than like any other kept one."""
     places, mask = selection.indices, tokens.mask
-    x = unit(tokens.features, mask)
-    likeness = cosines(x, take(x, places)).masked_fill_((places < 0)[:, None], -torch.inf)
+    x = unit_vectors(tokens.features, mask)
+    likeness = cosines(x, gather_tokens(x, places)).masked_fill_((places < 0)[:, None], -torch.inf)
     features = tokens.features.float()
-    sums, numbers = absorbed(features, mask & ~picked(places, mask.shape[1]), likeness)
-    features = (take(features, places) + sums) / (numbers + 1)[..., None]
+    sums, numbers = merge_into_nearest(features, mask & ~to_mask(places, mask.shape[1]), likeness)
+    features = (gather_tokens(features, places) + sums) / (numbers + 1)[..., None]
     return replace(selection, features=features.to(tokens.features.dtype))

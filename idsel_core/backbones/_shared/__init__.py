@@ -1,0 +1,1 @@
+"""What the files of the model families are built from."""

@@ -1,0 +1,512 @@
+"""What a model family has to say, and what all families share."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from idsel_core.backbones._shared.encoded import Encoded, constant_view
+from idsel_core.backbones._shared.prompts import (
+    Slots,
+    drop_columns,
+    kept_columns,
+    locate_images,
+    of_images,
+    of_prompts,
+    text_after,
+)
+from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones.relevance.companion import Relevance
+from idsel_core.methods import Method
+from idsel_core.scores import attention_rows, cosine_rows
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Unavailable, VisualTokens, Which
+
+POSITIONS = ("compact", "keep")
+
+
+_WHY_NO_VIEW = {
+    "cls_attention": "this vision tower has no [CLS] token",
+    "received_attention": "no attention layer feeds the projector",
+    "wide_cls_attention": "this vision tower has no [CLS] token",
+    "cls_features": "this vision tower has no [CLS] token",
+    "keys": "no attention layer feeds the projector",
+    "image_key": "the pixels were not seen",
+}
+
+
+class Backbone(ABC):
+    """One model family: where its visual tokens come from, and how its prompts are shortened.
+
+    The order of use is `encode` (a tower pass, once an image), `visual_tokens` (once a question), a method's
+    ``select``, `shorten` (once a call of the model).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With ``generate``, of this family.
+    relevance : Relevance, optional
+        Shared image-text space for the view ``relevance``.
+
+    Raises
+    ------
+    TypeError
+        If `relevance` lacks ``project`` or ``embed_text``.
+    """
+
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """Arguments of the model that belong to the image and are consumed by `encode`."""
+    pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """Those of them that hold pixels, or what stands for them."""
+    features_input: ClassVar[str] = "mm_encoder_outputs"
+    """Argument of the model without which this transformers is too old for the family."""
+    position_axes: ClassVar[int] = 1
+    """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    joined_kinds: ClassVar[tuple[str, ...]] = ()
+    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
+    prompt_windows: ClassVar[bool] = True
+    """Whether layers of the language model that attend within a window do so while the prompt is read."""
+    why_one_image_size: ClassVar[str] = "images of this model family are encoded as they are"
+    """Why no smaller images can be had."""
+    why_no_view: ClassVar[Mapping[str, str]] = {}
+    """Why this family lacks views, where it is not for the usual reason."""
+
+    def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
+        if relevance is not None and not isinstance(relevance, Relevance):
+            raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
+        self.model = model
+        self.relevance = relevance
+
+    @property
+    def core(self) -> Any:
+        """The model without its language-model head."""
+        return self.model.base_model
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder that reads the embeddings."""
+        return self.core.language_model
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of the language model."""
+        return int(self.language_model.config.num_hidden_layers)
+
+    def window(self, layer: int) -> int | None:
+        """Return how many columns a layer of the language model attends to, itself and those before; None: all."""
+        config = self.language_model.config
+        kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+        return None if window is None or (kinds and kinds[layer] != "sliding_attention") else int(window)
+
+    @property
+    def image_token_id(self) -> int:
+        """Token id of the image placeholder."""
+        return int(self.model.config.image_token_id)
+
+    @property
+    def video_token_id(self) -> int | None:
+        """Token id of the video placeholder, None where the family reads no videos."""
+        return None
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        """Mark the placeholders of images and videos, bool (B, L)."""
+        marks = input_ids == self.image_token_id
+        return marks if self.video_token_id is None else marks | (input_ids == self.video_token_id)
+
+    def locate(
+        self, input_ids: Tensor, placeholders: Tensor, video: Tensor | None, attention_mask: Tensor | None = None
+    ) -> Slots:
+        """Find the placeholders of each image and video; each kind fills its own in reading order.
+
+        Parameters
+        ----------
+        input_ids : Tensor
+            Prompts, int64 (B, L).
+        placeholders : Tensor
+            Placeholders that each image fills, int64 (I,).
+        video : Tensor, optional
+            True at rows that are videos, bool (I,).
+        attention_mask : Tensor, optional
+            1 at tokens, 0 at padding, (B, L).
+
+        Raises
+        ------
+        ValueError
+            As of `locate_images`.
+        """
+        if video is None or self.video_token_id is None:
+            return locate_images(input_ids, self.image_token_id, placeholders, attention_mask)
+        placeholders, video = placeholders.to(input_ids.device), video.to(input_ids.device)
+        rows = torch.zeros_like(placeholders)
+        columns = placeholders.new_full((len(placeholders), int(placeholders.max())), -1)
+        for token_id, which in ((self.image_token_id, ~video), (self.video_token_id, video)):
+            if bool(which.any()):
+                slots = locate_images(input_ids, token_id, placeholders[which], attention_mask)
+                rows[which] = slots.rows
+                columns[which, : slots.columns.shape[1]] = slots.columns
+        return Slots(rows, columns)
+
+    def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `encode` in a call of the model.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        return {name: inputs[name] for name in self.image_inputs if inputs.get(name) is not None}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
+
+        def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
+            for kind in self.joined_kinds:
+                kept = getattr(outputs.get(kind), "pooler_output", None)
+                if isinstance(kept, list):
+                    joined: Any = BaseModelOutputWithPooling
+                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
+            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
+
+        with ExitStack() as stack:
+            if self.joined_kinds:
+                stack.callback(self.core.register_forward_pre_hook(join, with_kwargs=True).remove)
+            yield
+
+    def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
+        """Return the grid of tokens that a method wants of images, None for the one that they have.
+
+        Parameters
+        ----------
+        method : Method
+            Of any kind.
+        image_inputs
+            Some of `image_inputs`.
+
+        Raises
+        ------
+        Unavailable
+            If the method acts on pixels, and this family's images cannot be made smaller.
+        """
+        if type(method).target_grid is Method.target_grid:
+            return None
+        raise Unavailable("a smaller image", self.why_one_image_size)
+
+    @abstractmethod
+    def encode(
+        self,
+        pixel_values: Tensor,
+        grid: tuple[int, int] | None = None,
+        tower_depths: Iterable[float] = (),
+        **image_inputs: Any,
+    ) -> Encoded:
+        """Run the vision tower once.
+
+        Parameters
+        ----------
+        pixel_values : Tensor
+            Images as the family's processor gives them.
+        grid : tuple[int, int], optional
+            Rows and columns of tokens to get, by resizing the images; as they are by default. A method's
+            ``target_grid`` tells.
+        tower_depths : Iterable[float]
+            Further depths of the tower, 0 to 1, at which views are wanted. A method's ``tower_depths`` tells.
+        image_inputs
+            Others of `image_inputs`.
+        """
+
+    @abstractmethod
+    def project(self, encoder_features: Tensor) -> Tensor:
+        """Apply the projector, (I, N, Dv) to (I, N, D)."""
+
+    def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
+        """Wrap the kept features in the form of the model's ``mm_encoder_outputs``, new for one call."""
+        output: Any = BaseModelOutputWithPooling
+        kept = _kept_features(tokens, selection)
+        video = [False] * len(tokens) if tokens.video is None else tokens.video.tolist()
+        return {
+            kind: output(
+                pooler_output=[features for features, is_video in zip(kept, video, strict=True) if is_video is own]
+            )
+            for kind, own in (("image", False), ("video", True))
+            if own in video
+        }
+
+    def visual_tokens(
+        self,
+        encoded: Encoded,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> VisualTokens:
+        """Join encodings with the prompts that ask of them.
+
+        Parameters
+        ----------
+        encoded : Encoded
+            I images, in the order in which the prompts name them.
+        input_ids, attention_mask : Tensor
+            Full prompts with all placeholders, (B, L).
+        position_ids : Tensor, optional
+            Of the full prompts; the model's own by default.
+
+        Returns
+        -------
+        VisualTokens
+            I rows, one an image.
+
+        Raises
+        ------
+        ValueError
+            If images and placeholders do not agree.
+        """
+        features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
+        slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        question = text_after(slots, real & ~self.placeholders(input_ids))
+        sources: dict[str, Callable[..., Tensor]] = {
+            "encoder_features": constant_view(encoded.encoder_features),
+            "projector": self.project,
+            "word_similarity": self._words(features, slots, input_ids, question),
+            **encoded.views,
+        }
+        reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
+        reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
+        reasons |= self.why_no_view
+        if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
+            sources["instruction_attention"] = self._instruction(
+                encoded, features, slots, input_ids, attention_mask, position_ids, question
+            )
+        else:
+            reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"
+        if self.relevance is not None:
+            sources |= self._relevance(self.relevance, encoded, slots, input_ids, question)
+        else:
+            why = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
+            reasons |= {"relevance": why, "relevance_product": why}
+        return VisualTokens(
+            features,
+            encoded.mask,
+            encoded.grid,
+            sources,
+            reasons,
+            placeholders=encoded.placeholders,
+            video=encoded.video,
+            decoder_layers=self.decoder_layers,
+        )
+
+    def shorten(
+        self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str | None = None
+    ) -> dict[str, Any]:
+        """Cut the tokens that were not selected out of a call of the model.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        tokens : VisualTokens
+            Of the call's images.
+        selection : Selection
+            What a method chose from `tokens`.
+        positions : {"compact", "keep"}, optional
+            Number the remaining tokens anew, or leave gaps where tokens were. By default anew, where positions have
+            one axis.
+
+        Returns
+        -------
+        dict[str, Any]
+            Shortened arguments with the kept features as ``mm_encoder_outputs``, good for one call.
+
+        Raises
+        ------
+        ValueError
+            If `positions` is unknown, or images, selection and placeholders do not agree.
+        """
+        positions = self.positions_of(positions)
+        if len(selection) != len(tokens):
+            raise ValueError(f"the selection has {len(selection)} rows for {len(tokens)} images")
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if positions == "keep" and inputs.get("position_ids") is None:
+            inputs["position_ids"] = self.full_positions(inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs}
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
+        slots = self.locate(input_ids, placeholders, tokens.video, mask)
+        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+        keep = kept_columns(slots, real, tokens.lengths, selection)
+        if positions == "compact" and inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] - (real & ~keep).cumsum(1)
+        pad_token_id = getattr(self.model.generation_config, "pad_token_id", None) or 0
+        short = drop_columns(inputs, keep, real, pad_token_id)
+        short["mm_encoder_outputs"] = self.encoder_outputs(tokens, selection)
+        return short
+
+    def positions_of(self, positions: str | None) -> str:
+        """Return how the remaining tokens are numbered, "compact" or "keep", given what was asked for, if anything.
+
+        Raises
+        ------
+        ValueError
+            If the choice is unknown, or not one of this family.
+        """
+        if positions is None:
+            return "compact" if self.position_axes == 1 else "keep"
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {positions!r}")
+        if positions == "compact" and self.position_axes > 1:
+            raise ValueError(
+                f'positions="compact" cannot be had: positions of this model have {self.position_axes} axes, and '
+                f"tokens keep theirs"
+            )
+        return positions
+
+    def full_positions(self, inputs: Mapping[str, Any], generating: bool = True) -> Tensor:
+        """Return position ids of the full prompts, as ``generate``, or else ``forward``, gives them.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        generating : bool
+            Of ``generate``.
+        """
+        input_ids: Tensor = inputs["input_ids"]
+        if not generating:
+            return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        positions: Tensor = self.model._prepare_position_ids_for_generation(input_ids, dict(inputs))
+        return positions
+
+    def _encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return position ids of full prompts around these images."""
+        return self.full_positions({"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def _instruction(
+        self,
+        encoded: Encoded,
+        features: Tensor,
+        slots: Slots,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        question: Tensor,
+    ) -> Callable[[int, Which], Tensor]:
+        tokens = slots.columns >= 0
+
+        @functools.cache
+        @torch.no_grad()
+        def attend(layer: int, which: Which) -> tuple[Tensor, Tensor, float, float | None]:
+            layers: list[nn.Module] = attention_modules(self.language_model)
+            if layer >= len(layers):
+                raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
+            embeddings = self.core.get_input_embeddings()(input_ids)
+            places = slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens]
+            places = (places[0].to(embeddings.device), places[1].to(embeddings.device))
+            embeddings = embeddings.index_put(places, features[encoded.mask].to(embeddings))
+            positions = position_ids
+            if positions is None:
+                positions = self._encoded_positions(encoded, input_ids, attention_mask)
+            asked = question if which == "mean" else attention_rows.last_token(question)
+            with watch(layers[layer], of_prompts(asked, slots.rows, len(input_ids))) as seen:
+                self.language_model(
+                    inputs_embeds=embeddings,
+                    attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
+                    position_ids=positions,
+                    use_cache=False,
+                    **self._beside_embeddings(encoded, input_ids, places),
+                )
+            query, key, scale = seen.tensors()
+            return of_images(query, slots.rows), of_images(key, slots.rows), scale, seen.softcap
+
+        def view(layer: int, which: Which) -> Tensor:
+            silent = (~question.any(1)).nonzero()[:, 0].tolist()
+            if silent:
+                raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
+            query, key, scale, softcap = attend(layer, which)
+            window = self.window(layer) if self.prompt_windows else None
+            ends = (question * torch.arange(question.shape[1], device=question.device)).amax(1)
+            reach = ends - slots.columns[:, 0]
+            if window is not None and bool((reach >= window).any()):
+                image = int((reach >= window).int().argmax())
+                raise Unavailable(
+                    "instruction_attention",
+                    f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
+                    f"the last word; choose a layer that attends to all",
+                )
+            query_tokens, columns = question.to(query.device), slots.columns.to(query.device)
+            row = attention_rows.instruction_row(query, key, scale, query_tokens, columns, which, softcap)
+            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1])).to(encoded.mask.device)
+
+        return view
+
+    def _decoder_mask(
+        self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
+    ) -> Any:
+        """Return what the language model takes as mask of full prompts."""
+        types = self._token_types(input_ids)
+        if types is None:
+            return attention_mask
+        # Without a cache, by position, because its name differs between versions.
+        return self.model.create_masks_for_generate(
+            self.model.config, embeddings, attention_mask, None, position_ids, token_type_ids=types
+        )
+
+    def _token_types(self, input_ids: Tensor) -> Tensor | None:
+        """Return the ``token_type_ids`` of full prompts that decide which tokens attend to later ones, if any do."""
+        return None
+
+    def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""
+        return {}
+
+    def _words(self, features: Tensor, slots: Slots, input_ids: Tensor, question: Tensor) -> Callable[[], Tensor]:
+        @torch.no_grad()
+        def view() -> Tensor:
+            ids, mask = _questions("word_similarity", slots, input_ids, question)
+            words = self.core.get_input_embeddings()(ids)
+            return cosine_rows.word_cosines(features, words.to(features.device), mask.to(features.device))
+
+        return view
+
+    def _relevance(
+        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
+    ) -> dict[str, Callable[[], Tensor]]:
+        @functools.cache
+        @torch.no_grad()
+        def embedded() -> tuple[Tensor, Tensor]:
+            ids, mask = _questions("relevance", slots, input_ids, question)
+            device = encoded.mask.device
+            text = source.embed_text(ids * mask, mask.long())
+            return source.project(encoded.encoder_features).to(device), text.to(device)
+
+        return {
+            "relevance": lambda: cosine_rows.relevance_row(*embedded()),
+            "relevance_product": lambda: cosine_rows.relevance_product(*embedded()),
+        }
+
+
+def _questions(view: str, slots: Slots, input_ids: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
+    """Return token ids of the text that asks of each image, (I, T), and where they are no padding."""
+    silent = (~question.any(1)).nonzero()[:, 0].tolist()
+    if silent:
+        raise Unavailable(view, f"no text follows image {silent[0]}")
+    width = int(question.sum(1).max())
+    order = question.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    return input_ids[slots.rows].gather(1, order), question.gather(1, order)
+
+
+def _kept_features(tokens: VisualTokens, selection: Selection) -> list[Tensor]:
+    kept = []
+    for row, (picks, count) in enumerate(zip(selection.indices, selection.counts.tolist(), strict=True)):
+        if selection.features is None:
+            kept.append(tokens.features[row, picks[:count].to(tokens.features.device)])
+        else:
+            kept.append(selection.features[row, :count].to(tokens.features.dtype))
+    return kept

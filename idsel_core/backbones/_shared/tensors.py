@@ -1,0 +1,38 @@
+"""Small tensor operations that several model families need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def pixel_key(pixels: Tensor) -> Tensor:
+    """Return a number for each image, (I, ...) to int64 (I,), from its pixels' bits: the same on any device."""
+    bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
+    return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
+
+
+def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
+    """Return rows that stand one behind the other, (sum of lengths, ...), as (I, N, ...), filled up.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Tokens of all images.
+    fill : float
+        What stands behind the last token of an image.
+    lengths : Tensor
+        Tokens of each image, int64 (I,).
+    """
+    mask = torch.arange(int(lengths.max()), device=rows.device) < lengths[:, None]
+    filled = rows.new_full((*mask.shape, *rows.shape[1:]), fill)
+    return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
+
+
+def as_weights(features: Tensor, module: nn.Module) -> Tensor:
+    """Bring features to the dtype and device in which a module reads them.
+
+    Integers of quantised weights do not count, nor does the device of weights that are brought back when it runs.
+    """
+    weight = next(weight for weight in module.parameters() if weight.is_floating_point())
+    return features.to(weight.dtype) if weight.is_meta else features.to(weight)

@@ -1,0 +1,1 @@
+"""Visual tokens that leave between the layers of the language model."""

@@ -1,0 +1,141 @@
+"""Hooks that let visual tokens leave between layers of the language model, and later steps go on without them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
+from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, DecodeStep, Span
+from idsel_core.backbones.in_llm.passage import Passage, Plan
+from idsel_core.backbones.in_llm.prefill import PromptPass
+from idsel_core.methods import Method
+from idsel_core.methods._shared.in_llm import drops_inside
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
+
+
+@contextmanager
+def dropping(
+    backbone: Backbone, method: Method, tokens: VisualTokens, selection: Selection, prompts: Mapping[str, Any]
+) -> Iterator[Passage]:
+    """Let a method drop visual tokens inside the language model in the one call of the model that follows.
+
+    The call may be ``generate`` or ``forward``, on prompts from `Backbone.shorten`. Methods that choose before the
+    language model alone pass through untouched.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model.
+    method : Method
+        Of any kind; only an `InLLM` acts.
+    tokens : VisualTokens
+        Of the call's images.
+    selection : Selection
+        What the method selected from `tokens`.
+    prompts : Mapping[str, Any]
+        The arguments of the call, with ``input_ids``.
+
+    Yields
+    ------
+    Passage
+        Filled while the prompt is read.
+
+    Raises
+    ------
+    ValueError
+        If the budget cannot be reached, or the language model or its cache is of a kind that does not allow it.
+    """
+    passage = Passage(selection, backbone.decoder_layers)
+    if not drops_inside(method):
+        yield passage
+        return
+    check_decoder(backbone.language_model)
+    plan = Plan(
+        method=method,
+        slots=backbone.locate(prompts["input_ids"], selection.counts, tokens.video, prompts.get("attention_mask")),
+        placeholder=backbone.placeholders(prompts["input_ids"]),
+        places=method.drop_layers(passage.depth),
+        counts=method.counts(tokens.lengths, selection.counts, passage.depth),
+        passage=passage,
+    )
+    with _hooks(backbone.language_model, plan):
+        yield passage
+
+
+@contextmanager
+def following(backbone: Backbone, cache: Any) -> Iterator[None]:
+    """Let calls of the model go on from a cache that was filled under `dropping`; other caches are not touched."""
+    if not getattr(cache, SPANS_ATTRIBUTE, ()):
+        yield
+        return
+    with _hooks(backbone.language_model, None):
+        yield
+
+
+@contextmanager
+def _hooks(decoder: Any, plan: Plan | None) -> Iterator[None]:
+    with ExitStack() as stack:
+        hooks = _Hooks(decoder, plan, stack)
+        handles = [decoder.register_forward_pre_hook(hooks.before_decoder, with_kwargs=True)]
+        for index, layer in enumerate(decoder.layers):
+            before_layer = functools.partial(hooks.before_layer, index)
+            handles.append(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+class _Hooks:
+    """Before each pass through the decoder, find out what kind it is; before each layer, give it its share."""
+
+    def __init__(self, decoder: Any, plan: Plan | None, stack: ExitStack) -> None:
+        self.decoder, self.plan, self.stack = decoder, plan, stack
+        self.began = False
+        self.reading: PromptPass | None = None
+        self.step: DecodeStep | None = None
+
+    def before_decoder(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.reading = self.step = None
+        cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
+        if cache is not None and cache.get_seq_length():
+            spans: tuple[Span, ...] = getattr(cache, SPANS_ATTRIBUTE, ())
+            if spans:
+                self.step = DecodeStep(self.decoder, spans, mask)
+            return
+        if cache is not None:
+            vars(cache).pop(SPANS_ATTRIBUTE, None)
+        if self.plan is not None and not self.began:
+            if cache is not None:
+                check_cache(cache)
+            planes = len(kwargs.get("deepstack_visual_embeds") or ())
+            if planes > self.plan.places[0]:
+                raise ValueError(
+                    f"{self.plan.method.name} cannot drop tokens before layer {self.plan.places[0]}, because planes of "
+                    f"them enter the first {planes} layers of this language model; choose layers from {planes} on"
+                )
+            self.began = True
+            self.reading = PromptPass(self.decoder, self.plan, kwargs["inputs_embeds"], mask, self.stack)
+            self.reading.several_axes(kwargs.get("position_ids"))
+        elif self.plan is not None and cache is None:
+            raise ValueError(
+                f"{self.plan.method.name} drops tokens while the prompt is read once: generate() needs use_cache=True"
+            )
+
+    def before_layer(
+        self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        now = self.reading or self.step
+        if now is None:
+            return None
+        hidden, changes = now.before_layer(index, args[0] if args else kwargs["hidden_states"], kwargs)
+        if not args:
+            return args, {**kwargs, **changes, "hidden_states": hidden}
+        return (hidden, *args[1:]), {**kwargs, **changes}

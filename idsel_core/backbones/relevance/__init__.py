@@ -1,0 +1,1 @@
+"""Shared image-text spaces, which tell how well visual tokens fit the question."""

@@ -1,0 +1,6 @@
+"""Models with their processors: from a hub or a folder, or of full size with random weights."""
+
+from idsel_core.loading.hub import load
+from idsel_core.loading.random_models import build_random, list_architectures
+
+__all__ = ["build_random", "list_architectures", "load"]

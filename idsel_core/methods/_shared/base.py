@@ -1,0 +1,89 @@
+"""What every selection method is."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import VisualTokens
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to choose visual tokens: a value with typed knobs, to be printed, hashed and compared.
+
+    Parameters
+    ----------
+    budget : int or float
+        Tokens to keep of each image, or share of them, as in `resolve_budget`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a knob has a value that is not allowed.
+    """
+
+    name: ClassVar[str]
+    """The name in the registry and in stored rows."""
+    label: ClassVar[str]
+    """What figures and tables call the method; its name by default."""
+
+    budget: int | float
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" in cls.__dict__ and "label" not in cls.__dict__:
+            cls.label = cls.name
+
+    def __post_init__(self) -> None:
+        resolve_budget(self.budget, torch.tensor([sys.maxsize]))
+
+    @property
+    def tower_depths(self) -> tuple[float, ...]:
+        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        return ()
+
+    def target_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the token grid that the method wants of an image: the one it has, unless it acts on pixels."""
+        return rows, columns
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens) -> Selection:
+        """Choose tokens of each image.
+
+        Parameters
+        ----------
+        tokens : VisualTokens
+            B rows.
+
+        Returns
+        -------
+        Selection
+            B rows.
+        """
+
+
+def take_best(scores: Tensor, tokens: VisualTokens, budget: int | float) -> Selection:
+    """Keep the tokens of highest score, ties to the lowest index.
+
+    Parameters
+    ----------
+    scores : Tensor
+        (B, N), any float dtype; padding may hold anything.
+    tokens : VisualTokens
+        B rows.
+    budget : int or float
+        As in `resolve_budget`.
+    """
+    counts = resolve_budget(budget, tokens.lengths)
+    scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
+    ranking = scores.sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    beyond = torch.arange(ranking.shape[1], device=ranking.device) >= counts[:, None]
+    return Selection.from_order(ranking.masked_fill(beyond, -1), scores, budget)

@@ -1,0 +1,48 @@
+"""What methods share that pick by ID-Selection's greedy."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from idsel_core.methods._shared.base import Method
+from idsel_core.selection.greedy import id_select
+from idsel_core.selection.result import Selection
+from idsel_core.selection.suppression import Update
+from idsel_core.visual_tokens import VisualTokens
+
+FEATURES = ("projector", "encoder")
+
+
+@dataclass(frozen=True)
+class Greedy(Method):
+    """A method that picks token after token, each pick suppressing its likes.
+
+    Parameters
+    ----------
+    gamma : float
+        Sharpness of the suppression, as in `id_select`.
+    update : {"subtract", "multiply"}
+        How a pick lowers the other scores.
+    features : {"projector", "encoder"}
+        Tokens are alike by what the language model reads, or by what enters the projector.
+    """
+
+    _: KW_ONLY
+    gamma: float = 20.0
+    update: Update = "subtract"
+    features: str = "projector"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.features not in FEATURES:
+            raise ValueError(f"features must be one of {', '.join(FEATURES)}, not {self.features!r}")
+        # id_select knows what gamma and update may be.
+        id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update)
+
+    def pick(self, tokens: VisualTokens, scores: Tensor) -> Selection:
+        """Run the greedy on scores (B, N)."""
+        alike = tokens.features if self.features == "projector" else tokens.encoder_features
+        return id_select(alike, scores, self.budget, self.gamma, self.update, tokens.mask)

@@ -1,0 +1,58 @@
+"""Arguments of ``generate`` and ``forward``, read as transformers reads them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones._shared.caches import cache_in
+
+
+def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call by name."""
+    signature = inspect.signature(function)
+    arguments = signature.bind(*args, **kwargs).arguments
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(parameter.name, {})
+    return arguments
+
+
+def setting_of(model: Any, inputs: dict[str, Any], name: str) -> Any:
+    """Return a generation setting from where ``generate`` takes it: argument, given config, the model's config."""
+    for value in (inputs.get(name), getattr(inputs.get("generation_config"), name, None)):
+        if value is not None:
+            return value
+    return getattr(model.generation_config, name, None)
+
+
+def moved_limits(model: Any, inputs: dict[str, Any], cut: int) -> dict[str, int]:
+    """Return the limits that count the prompt, lowered by what was cut out of it."""
+    limits = {}
+    for limit, of_new_tokens in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        value = setting_of(model, inputs, limit)
+        if value and setting_of(model, inputs, of_new_tokens) is None:
+            limits[limit] = max(value - cut, 0)
+    return limits
+
+
+def inferred_mask(model: Any, inputs: dict[str, Any]) -> Tensor | None:
+    """Return the mask that ``generate`` would infer from padding in the prompts, None where it infers none."""
+    pad, ends = setting_of(model, inputs, "pad_token_id"), setting_of(model, inputs, "eos_token_id")
+    if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+        return None
+    mask: Tensor = inputs["input_ids"] != pad
+    return None if bool(mask.all()) else mask.long()
+
+
+def cached_tokens(inputs: dict[str, Any]) -> int:
+    cache = cache_in(inputs)
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def with_full_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}

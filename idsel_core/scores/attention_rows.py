@@ -1,0 +1,181 @@
+"""Attention that visual tokens receive, from queries and keys."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Return the attention of the first token ([CLS]) to all tokens, mean over heads.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, T, d), any float dtype; only the first of the T is used.
+    key : Tensor
+        (B, H', N, d) with H a multiple of H' (grouped queries), [CLS] among them.
+    scale : float
+        Factor of the products before the softmax.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1.
+    """
+    return _attend(query[:, :, :1], key, scale)[:, 0]
+
+
+def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tensor:
+    """Return the attention that each token receives, mean over queries and heads.
+
+    Parameters
+    ----------
+    query, key, scale
+        As in `cls_row`; all T queries are used.
+    chunk : int
+        Queries taken at a time, which bounds the memory to B x H x chunk x N numbers.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1.
+    """
+    key = key.float().contiguous()  # once, not for each part
+    parts = [_shares(part, key, scale).sum(dim=(1, 2, 3)) for part in torch.split(query, chunk, dim=2)]
+    return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
+
+
+def last_token(real: Tensor) -> Tensor:
+    """Mark the last token of each row, bool (B, L), given the columns that are no padding, one at least."""
+    place = torch.arange(real.shape[1], device=real.device)
+    return place == (place * real).amax(1, keepdim=True)
+
+
+def instruction_row(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    question: Tensor,
+    columns: Tensor,
+    which: Literal["last", "mean"] = "last",
+    softcap: float | None = None,
+) -> Tensor:
+    """Return the attention of the instruction to the visual tokens, softmax over these alone, mean over heads.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+    key : Tensor
+        (B, H', L, d) with H a multiple of H' (grouped queries).
+    scale : float
+        Factor of the products before the softmax.
+    question : Tensor
+        bool (B, L); true on the instruction's tokens.
+    columns : Tensor
+        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+    which : {"last", "mean"}
+        The query: the instruction's last token, or each of its tokens, averaged afterwards.
+    softcap : float, optional
+        Bound of the products, c in c tanh(x / c), where the layer has one.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N); rows sum to 1, padding is 0.
+
+    Raises
+    ------
+    ValueError
+        If `which` is unknown, or a row has no instruction or no visual token.
+    """
+    if which not in ("last", "mean"):
+        raise ValueError(f"which must be 'last' or 'mean', not {which!r}")
+    visual = columns >= 0
+    for name, present in (("question", question.any(dim=1)), ("columns", visual.any(dim=1))):
+        if not bool(present.all()):
+            raise ValueError(f"{name} must name a token in every row; row {int(present.int().argmin())} has none")
+    if which == "last":
+        question = last_token(question)
+    counts = question.sum(dim=1, keepdim=True)
+    places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None], softcap)
+    share = question.gather(1, places) / counts
+    return (rows * share[..., None]).sum(dim=1)
+
+
+def causal_row(query: Tensor, key: Tensor, scale: float, query_tokens: Tensor, real: Tensor, columns: Tensor) -> Tensor:
+    """Return the attention of some tokens to the visual tokens, mean over heads, then over the tokens that ask.
+
+    The softmax is over all tokens that the query_tokens one may see: those up to itself. Only the rows of the query_tokens tokens
+    are computed.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+    key : Tensor
+        (B, H', L, d) with H a multiple of H' (grouped queries).
+    scale : float
+        Factor of the products before the softmax.
+    query_tokens, real : Tensor
+        bool (B, L); true on the tokens that ask; false at padding.
+    columns : Tensor
+        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+
+    Returns
+    -------
+    Tensor
+        float32 (B, N), padding is 0.
+
+    Raises
+    ------
+    ValueError
+        If no token of a row asks.
+    """
+    counts = query_tokens.sum(dim=1, keepdim=True)
+    if bool((counts == 0).any()):
+        raise ValueError(f"a token of every row must ask; none of row {int((counts[:, 0] == 0).int().argmax())} does")
+    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    visible = real[:, None] & (torch.arange(real.shape[1], device=real.device) <= places[..., None])
+    rows = _attend(_take(query, places), key, scale, visible)
+    # Places beyond a row's own are padding, which may see nothing.
+    mean = rows.masked_fill(~query_tokens.gather(1, places)[..., None], 0).sum(dim=1) / counts
+    return mean.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
+
+
+def _take(states: Tensor, places: Tensor) -> Tensor:
+    """Return states (B, H, L, d) at places (B, T), as (B, H, T, d)."""
+    heads, width = states.shape[1], states.shape[3]
+    return states.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
+
+
+def _attend(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads.
+
+    Keys are left out where `mask` (B, T or 1, N) is false; `softcap` bounds the products.
+    """
+    rows: Tensor = _shares(query, key, scale, mask, softcap).mean(dim=(1, 2))
+    return rows
+
+
+def _shares(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Return the attention (B, H', H / H', T, N) of every head."""
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
+    batch, heads, length, width = query.shape
+    grouped = query.float().mul(scale).reshape(batch, key.shape[1], heads // key.shape[1], length, width)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = grouped @ key.float()[:, :, None].mT
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
+    return logits.softmax(dim=-1)

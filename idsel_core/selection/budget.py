@@ -1,0 +1,43 @@
+"""How many tokens a budget stands for."""
+
+from __future__ import annotations
+
+import numbers
+
+from torch import Tensor
+
+
+def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
+    """Turn a budget into the number of tokens that each row keeps.
+
+    Parameters
+    ----------
+    budget : int or float
+        int: tokens, and a row that has fewer keeps all it has. float in (0, 1]: share of each row's own
+        length, rounded half up, at least one token.
+    lengths : Tensor
+        Long (B,); tokens of each row.
+
+    Returns
+    -------
+    Tensor
+        Long (B,).
+
+    Raises
+    ------
+    TypeError
+        If the budget is not a number.
+    ValueError
+        If the budget is not in its range, or is more tokens than the longest row has.
+    """
+    allowed = "a number of tokens (int, 1 or more) or a share of them (float, above 0 and up to 1)"
+    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
+        raise TypeError(f"budget must be {allowed}, not {budget!r}")
+    if isinstance(budget, numbers.Integral):
+        longest = int(lengths.max())
+        if not 1 <= budget <= longest:
+            raise ValueError(f"budget must be {allowed}; got {budget!r} tokens, and the longest row has {longest}")
+        return lengths.clamp_max(int(budget))
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget must be {allowed}, not {budget!r}")
+    return (lengths.double() * float(budget) + 0.5).floor().long().clamp_min(1)

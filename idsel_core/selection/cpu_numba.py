@@ -1,0 +1,203 @@
+"""The greedy of id_select on a CPU, compiled by numba: similarities are computed when a pick depends on them.
+
+Scores never rise. So the tokens stand in a heap by their scores when they were last brought up to date. The first is
+picked if that was after the last pick; else it is brought up to date, and sinks, and so do others that stand high.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from idsel_core.selection.suppression import Update, finite_exponent, rounding
+
+GROUP = 4
+"""Tokens that are brought up to date together, so that the features of picks are read once for all of them."""
+HIGH = 31
+"""Places of the heap, from its top, that they are taken from."""
+STRETCH = 2048
+"""Products that are added in the features' dtype before their sum goes into float64, which bounds the rounding."""
+Features: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Longs: TypeAlias = npt.NDArray[np.int64]
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function when it is first called, and keep the result for later processes where there is a place."""
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # no folder can be written to
+            return numba.njit(nogil=True, **options)(function)
+
+    return compile_
+
+
+# Sums may be taken in any order, but infinities and NaN stay what they are.
+_in_any_order = compiled(fastmath={"reassoc", "contract", "nsz"})
+
+
+@_in_any_order
+def _product(a: Features, b: Features) -> float:
+    total: Any = 0.0
+    for start in range(0, len(a), STRETCH):
+        part = a.dtype.type(0)
+        for i in range(start, min(start + STRETCH, len(a))):
+            part += a[i] * b[i]
+        total += part
+    return total
+
+
+@_in_any_order
+def _four_by_three(x: Features, tokens: Longs, picks: Longs, out: Floats) -> None:
+    """Write products (4, 3), read from x once for each of the seven and kept in registers."""
+    out[:] = 0.0
+    a, b, c, d = x[tokens[0]], x[tokens[1]], x[tokens[2]], x[tokens[3]]
+    p, q, r = x[picks[0]], x[picks[1]], x[picks[2]]
+    for start in range(0, len(a), STRETCH):
+        ap = aq = ar = bp = bq = br = cp = cq = cr = dp = dq = dr = a.dtype.type(0)
+        for i in range(start, min(start + STRETCH, len(a))):
+            ap, aq, ar = ap + a[i] * p[i], aq + a[i] * q[i], ar + a[i] * r[i]
+            bp, bq, br = bp + b[i] * p[i], bq + b[i] * q[i], br + b[i] * r[i]
+            cp, cq, cr = cp + c[i] * p[i], cq + c[i] * q[i], cr + c[i] * r[i]
+            dp, dq, dr = dp + d[i] * p[i], dq + d[i] * q[i], dr + d[i] * r[i]
+        for column, sums in enumerate(((ap, bp, cp, dp), (aq, bq, cq, dq), (ar, br, cr, dr))):
+            for row in range(GROUP):
+                out[row, column] += sums[row]
+
+
+@compiled()
+def _products(x: Features, tokens: Longs, picks: Longs) -> Floats:
+    out = np.empty((len(tokens), len(picks)))
+    whole = len(picks) - len(picks) % 3 if len(tokens) == GROUP else 0
+    for pick in range(0, whole, 3):
+        _four_by_three(x, tokens, picks[pick : pick + 3], out[:, pick : pick + 3])
+    for row, token in enumerate(tokens):
+        for pick in range(whole, len(picks)):
+            out[row, pick] = _product(x[token], x[picks[pick]])
+    return out
+
+
+@compiled()
+def _before(scores: Floats, a: int, b: int) -> bool:
+    return scores[a] > scores[b] or (scores[a] == scores[b] and a < b)
+
+
+@compiled()
+def _sink(heap: Longs, size: int, scores: Floats, place: int) -> None:
+    token, below = heap[place], 2 * place + 1
+    while below < size:
+        if below + 1 < size and _before(scores, heap[below + 1], heap[below]):
+            below += 1
+        if not _before(scores, heap[below], token):
+            break
+        heap[place] = heap[below]
+        place, below = below, 2 * below + 1
+    heap[place] = token
+
+
+@compiled()
+def _greedy(
+    x: Features,
+    inverse: Features,
+    scores: Floats,
+    heap: Longs,
+    order: Longs,
+    exponent: float,
+    least: float,
+    multiply: bool,
+) -> None:
+    """Fill `order` with picks among the tokens of `heap`; scores (N,) end as they were when last up to date."""
+    size = len(heap)
+    values = np.empty(len(order))
+    effective = 0  # the first picks, which had scores above 0 and so lower others
+    known = np.zeros(len(scores), np.int64)  # how many of them each score reckons with
+    group, places = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)
+    for place in range(size // 2 - 1, -1, -1):
+        _sink(heap, size, scores, place)
+    picked = 0
+    while picked < len(order):
+        first = heap[0]
+        if known[first] == effective:
+            order[picked] = first
+            picked += 1
+            if scores[first] > 0:
+                values[effective] = scores[first]
+                effective += 1
+            size -= 1
+            heap[0] = heap[size]
+            _sink(heap, size, scores, 0)
+            continue
+        start, members, place = known[first], 0, 0
+        while place < min(HIGH, size) and members < GROUP:
+            if known[heap[place]] == start:
+                group[members], places[members] = heap[place], place
+                members += 1
+            place += 1
+        if members < GROUP:
+            members = 1
+        products = _products(x, group[:members], order[start:effective])
+        for member, token in enumerate(group[:members]):
+            for step in range(start, effective):
+                cosine = products[member, step - start] * inverse[token] * inverse[order[step]]
+                distance = 1.0 - cosine
+                power = exponent * distance * distance if distance > least else 0.0
+                if multiply:
+                    scores[token] *= -math.expm1(power)
+                else:
+                    scores[token] -= values[step] * math.exp(power)
+            known[token] = effective
+        for member in range(members - 1, -1, -1):
+            _sink(heap, size, scores, places[member])
+
+
+def numba_greedy(
+    x: Tensor, inverse: Tensor, scores: Tensor, dead: Tensor, counts: Tensor, gamma: float, update: Update
+) -> Tensor:
+    """Pick the tokens that `suppression.greedy` picks.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32 or float64 (B, N, D) on the CPU; dead tokens may hold anything.
+    inverse : Tensor
+        (B, N); 1 / |x|, 0 for zero vectors.
+    scores : Tensor
+        float64 (B, N).
+    dead : Tensor
+        bool (B, N); tokens that cannot be picked.
+    counts : Tensor
+        Long (B,); tokens to pick of each image, at most those not dead.
+    gamma, update
+        As of `id_select`.
+
+    Returns
+    -------
+    Tensor
+        Long (B, K); the picks in order, -1 after the last one of a shorter row.
+    """
+    order = np.full((len(x), int(counts.max())), -1)
+    features, factors, now = x.contiguous().numpy(), inverse.contiguous().numpy(), scores.clone().numpy()
+    rest = finite_exponent(gamma, torch.float64), rounding(x.dtype), update == "multiply"
+
+    def fill(image: int) -> None:
+        alive = (~dead[image]).nonzero()[:, 0].numpy()
+        _greedy(features[image], factors[image], now[image], alive, order[image, : counts[image]], *rest)
+
+    threads = min(torch.get_num_threads(), len(x))
+    if threads == 1:
+        for image in range(len(x)):
+            fill(image)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(len(x))))
+    return torch.from_numpy(order)

@@ -1,0 +1,121 @@
+"""The greedy of id_select on a GPU: one matrix product, then one kernel that runs all rounds of all images.
+
+A program runs the rounds of one image with its scores in registers. A round reads one row of the similarities, so that
+its time hardly depends on the number of tokens, and none waits for the host.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from idsel_core.selection.suppression import Update, finite_exponent, rounding
+
+WORKSPACE = 2**30
+"""Bytes that tables of similarities may take at once; images take turns beyond it, though each has its own whole."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rounds(
+    similarity: tl.tensor,
+    inverse: tl.tensor,
+    scores: tl.tensor,
+    counts: tl.tensor,
+    exponent: tl.tensor,
+    order: tl.tensor,
+    n: tl.tensor,
+    most: tl.tensor,
+    LEAST: tl.constexpr,
+    MULTIPLY: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    image = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, BLOCK)
+    inside = token < n
+    now = tl.load(scores + image * n + token, mask=inside, other=float("-inf"))
+    own = tl.load(inverse + image * n + token, mask=inside, other=0.0)
+    table = similarity + image * n * n
+    count = tl.load(counts + image)
+    factor = tl.load(exponent)
+    for step in range(count):
+        value, pick = tl.max(now, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(order + image * most + step, pick.to(tl.int64))
+        row = tl.load(table + pick.to(tl.int64) * n + token, mask=inside, other=0.0)
+        # In the dtype of the similarities, because most GPUs have few units for float64, and only one multiprocessor
+        # works on an image.
+        distance = 1.0 - row * tl.load(inverse + image * n + pick) * own
+        distance = tl.where(distance > LEAST, distance, 0.0)
+        power = distance * distance * factor
+        weight = tl.exp(power)
+        if MULTIPLY:
+            # 1 - w from its logarithm, by Kahan, where the difference would lose digits that w has.
+            near = weight > 0.5
+            below = near & (weight < 1.0)
+            rest = tl.where(below, (1.0 - weight) * power / tl.log(tl.where(below, weight, 0.5)), -power)
+            lowered = now * tl.where(near, rest.to(now.dtype), 1.0 - weight.to(now.dtype))
+        else:
+            lowered = now - weight.to(now.dtype) * tl.maximum(value, 0.0)
+        now = tl.where((token == pick) | (now == float("-inf")), float("-inf"), lowered)
+
+
+def triton_greedy(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamma: float, update: Update) -> Tensor:
+    """Pick the tokens that `suppression.greedy` picks.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, N, D), any float dtype; padding may hold anything.
+    inverse : Tensor
+        float32 or float64 (B, N); 1 / |x|, 0 for zero vectors.
+    scores : Tensor
+        float64 (B, N), -inf on padding.
+    counts : Tensor
+        Long (B,), on any device; tokens to pick of each image, at most those that are not padding.
+    gamma, update
+        As of `id_select`.
+
+    Returns
+    -------
+    Tensor
+        Long (B, K); the picks in order, -1 after the last one of a shorter row.
+    """
+    images, n = scores.shape
+    most = int(counts.max())
+    order = torch.full((images, most), -1, dtype=torch.long, device=x.device)
+    counts = counts.to(x.device, non_blocking=True)
+    # A plain number would reach the kernel in float32.
+    exponent = torch.full_like(inverse[0, :1], finite_exponent(gamma, inverse.dtype))
+    block = triton.next_power_of_2(n)
+    at_once = max(1, WORKSPACE // (n * n * inverse.element_size()))
+    for start in range(0, images, at_once):
+        part = slice(start, start + at_once)
+        table, factors = _similarities(x[part], inverse[part])
+        _rounds[(len(table),)](
+            table,
+            factors,
+            scores[part].contiguous(),
+            counts[part],
+            exponent,
+            order[part],
+            n,
+            most,
+            LEAST=rounding(inverse.dtype),
+            MULTIPLY=update == "multiply",
+            BLOCK=block,
+            num_warps=min(32, max(4, block // 256)),
+        )
+    return order
+
+
+def _similarities(x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return products (B, N, N) in float32 or float64, and the factors (B, N) that make cosines of them."""
+    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and hasattr(torch.ops.aten.bmm, "dtype"):
+        # Products of halves are exact in float32, in which tensor cores add them. In bfloat16 they may be too large or
+        # too small for it, so that powers of two, which it multiplies exactly, bring all norms near 1.
+        scale = torch.ones_like(inverse) if x.dtype == torch.float16 else inverse.log2().floor().exp2()
+        scaled = x if x.dtype == torch.float16 else x * scale[..., None].to(x.dtype)
+        return torch.bmm(scaled, scaled.mT, out_dtype=torch.float32), (inverse / scale).nan_to_num_(nan=0.0)
+    unit = x.to(inverse.dtype) * inverse[..., None]
+    return unit @ unit.mT, torch.ones_like(inverse)

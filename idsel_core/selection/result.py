@@ -1,0 +1,78 @@
+"""The tokens that a method keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The tokens that a method keeps of each image of a batch.
+
+    Attributes
+    ----------
+    indices : Tensor
+        Long (B, K); kept tokens in raster (ascending) order, -1 after the last one of a shorter row.
+    order : Tensor
+        Long (B, K); the same tokens in the order in which they were picked, padded alike.
+    scores : Tensor
+        float32 (B, N); the scores that the choice started from, -inf on padding.
+    counts : Tensor
+        Long (B,); tokens kept per row.
+    requested : int or float
+        The budget as it was asked for: tokens, or a share of each row.
+    features : Tensor or None
+        (B, K, D); new features of the kept tokens, aligned with `indices`, for methods that merge.
+    trace : Tensor or None
+        float32 (B, K, N); the scores before each pick, -inf on padding and on tokens picked before.
+    """
+
+    indices: Tensor
+    order: Tensor
+    scores: Tensor
+    counts: Tensor
+    requested: int | float
+    features: Tensor | None = None
+    trace: Tensor | None = None
+
+    @classmethod
+    def from_order(
+        cls, order: Tensor, scores: Tensor, requested: int | float, trace: Tensor | None = None
+    ) -> Selection:
+        """Build the selection that picks tokens in the given order.
+
+        Parameters
+        ----------
+        order : Tensor
+            Long (B, K); picks of each row, -1 after the last one of a shorter row.
+        scores, requested, trace
+            As the attributes of the same name.
+        """
+        behind_all = scores.shape[1]
+        indices = order.masked_fill(order < 0, behind_all).sort(dim=1).values
+        indices = indices.masked_fill(indices == behind_all, -1)
+        return cls(indices, order, scores.float(), (order >= 0).sum(dim=1), requested, trace=trace)
+
+    def __len__(self) -> int:
+        """Return the number of rows (images)."""
+        return self.indices.shape[0]
+
+    def keep_mask(self, n: int) -> Tensor:
+        """Return a bool (B, n) mask that is true on the kept tokens of rows of n tokens.
+
+        Raises
+        ------
+        ValueError
+            If a kept index is n or more.
+        """
+        if n <= (last := int(self.indices.max())):
+            raise ValueError(f"n must be above the highest kept index {last}, not {n}")
+        mask = self.indices.new_zeros((len(self), n + 1), dtype=torch.bool)
+        return mask.scatter(1, self.indices.where(self.indices >= 0, n), True)[:, :n]
+
+    def rows(self) -> list[Tensor]:
+        """Return the kept indices of each row in raster order, without padding."""
+        return [row[:count] for row, count in zip(self.indices, self.counts.tolist(), strict=True)]

@@ -1,0 +1,1 @@
+"""Everything that measures: data sets, evaluation, times, costs, results, figures and sweeps."""

@@ -1,0 +1,53 @@
+"""What a model costs with fewer visual tokens: FLOPs in three named columns, and memory of the cache.
+
+flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual tokens in the language model, no more
+flops_analytic  true to the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
+flops_counted   what torch's counter sees when the model runs
+
+One prompt with one image, or one clip of Qwen2-Audio, is counted; videos are not. Attention in sliding windows counts
+as eager and masked attention do it: all pairs in a prefill, and in a decoding step what the cache still holds.
+
+Print a table from the command line, for a published model by name, a model folder or a configuration file:
+
+    python -m idsel_core.study.cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
+    python -m idsel_core.study.cost --model smolvlm2-2.2b --image-size 1152 1536
+    python -m idsel_core.study.cost --model qwen2-audio-7b --image-size 1000
+"""
+
+from idsel_core.study.cost.analytic import (
+    Attention,
+    equal_flops_budget,
+    flops_analytic,
+    flops_analytic_step,
+    flops_paper,
+    flops_prefill,
+    full_budget,
+    kv_cache_bytes,
+)
+from idsel_core.study.cost.counted import flops_counted, flops_counted_step
+from idsel_core.study.cost.models import LANGUAGE_MODELS, MODELS
+from idsel_core.study.cost.selecting import METHODS, profile_by
+from idsel_core.study.cost.shapes import Flops
+from idsel_core.study.cost.table import cost_table, read_config
+from idsel_core.study.cost.towers import TOWERS
+
+__all__ = [
+    "LANGUAGE_MODELS",
+    "METHODS",
+    "MODELS",
+    "TOWERS",
+    "Attention",
+    "Flops",
+    "cost_table",
+    "equal_flops_budget",
+    "flops_analytic",
+    "flops_analytic_step",
+    "flops_counted",
+    "flops_counted_step",
+    "flops_paper",
+    "flops_prefill",
+    "full_budget",
+    "kv_cache_bytes",
+    "profile_by",
+    "read_config",
+]

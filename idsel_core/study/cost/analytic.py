@@ -1,0 +1,249 @@
+"""FLOPs and bytes by formula: the literature's, and those that are true to a configuration."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import PreTrainedConfig
+
+from idsel_core.methods import Method
+from idsel_core.study.cost.models import decoder_of, tower_of
+from idsel_core.study.cost.selecting import flops_of_selection
+from idsel_core.study.cost.shapes import Decoder, Flops, Size, added, count, profile_of
+
+Attention = Literal["full", "causal"]
+Logits = Literal["last", "all"]
+
+
+def check_choice(name: str, value: str, allowed: Any) -> None:
+    """Raise ValueError unless a value is one of a Literal's."""
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}")
+
+
+def full_budget(config: PreTrainedConfig, image_size: Size | None = None) -> int:
+    """Return the visual tokens of an image, or those of a clip, before any is dropped.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model, see `idsel_core.study.cost.MODELS`.
+    image_size : int or tuple[int, int], optional
+        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
+        the clip. By default the tower's own, where images have one size, or the longest clip.
+    """
+    return tower_of(config, image_size).visual
+
+
+def flops_paper(config: PreTrainedConfig, visual_tokens: int | Sequence[int]) -> int:
+    """Return what the literature calls FLOPs of a prefill: 4 n d^2 + 2 n^2 d + 3 n d m, summed over layers.
+
+    These are multiply-adds, of visual tokens alone: without text, vision tower, projector, selection and LM head, and
+    with as many key heads as query heads. For comparison with published tables, such as that of VScan (arXiv
+    2505.22654): 3,817, 1,253, 833 and 415 G for 576, 192, 128 and 64 tokens of LLaVA-1.5-7B.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model: hidden size d, MLP size m.
+    visual_tokens : int or sequence of int
+        n, in all layers or in each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model type is not counted, or the tokens are negative or not one number for each layer.
+    """
+    model = decoder_of(config)
+    d, m = model.hidden, model.intermediate
+    return sum(4 * n * d**2 + 2 * n**2 * d + 3 * n * d * m for n in profile_of(visual_tokens, model.layers))
+
+
+def flops_prefill(
+    config: PreTrainedConfig,
+    visual_tokens: int | Sequence[int],
+    text_tokens: int,
+    *,
+    attention: Attention = "full",
+    logits: Logits = "last",
+) -> Flops:
+    """Return the FLOPs of a prefill of one prompt in the language model alone.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model.
+    visual_tokens, text_tokens, attention, logits
+        As for `flops_analytic`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flops_paper`.
+    """
+    check_choice("attention", attention, Attention)
+    check_choice("logits", logits, Logits)
+    model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
+    return _prefill(model, profile_of(visual_tokens, model.layers), text_tokens, attention, logits)
+
+
+def _prefill(model: Decoder, profile: Sequence[int], text_tokens: int, attention: str, logits: str) -> Flops:
+    lengths = [tokens + text_tokens for tokens in profile]
+    head = model.head(lengths[-1] if logits == "all" or model.every_logit else min(1, lengths[-1]))
+    pairs = [model.pairs(layer, tokens, text_tokens, attention) for layer, tokens in enumerate(profile)]
+    return added([*map(model.layer, lengths, pairs), head])
+
+
+def flops_analytic(
+    config: PreTrainedConfig,
+    visual_tokens: int | Sequence[int],
+    text_tokens: int,
+    *,
+    image_size: Size | None = None,
+    attention: Attention = "full",
+    logits: Logits = "last",
+    method: Method | None = None,
+) -> Flops:
+    """Return the FLOPs of a prefill of one prompt with one image or clip, true to the configuration.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model, see `idsel_core.study.cost.MODELS`, `LANGUAGE_MODELS` and `TOWERS`.
+    visual_tokens : int or sequence of int
+        Visual tokens that the language model reads, in all layers or in each.
+    text_tokens : int
+        All others in the prompt.
+    image_size : int or tuple[int, int], optional
+        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
+        the clip. By default the tower's own, where images have one size, or the longest clip.
+    attention : {"full", "causal"}
+        What the language model multiplies: all pairs of positions, also outside of sliding windows, as eager and
+        masked attention do and as torch counts, or only those that a token may see, as kernels do that skip the others.
+        A token may see later ones of its image in Gemma 3, and the whole prompt in PaliGemma.
+    logits : {"last", "all"}
+        Positions that the LM head reads: the last, as in ``generate``, or all, as in ``forward``. Qwen2-Audio reads all
+        of a prefill in both.
+    method : Method, optional
+        What selects; `visual_tokens` must be what it leaves to each layer, see `profile_by`. Nothing by default. The
+        greedy is counted as K rounds over all N tokens, which is what runs on a GPU; on a CPU a shortlist needs fewer.
+        Instruction attention is counted with the whole prompt's query, key and value projections, and the mean over
+        the instruction as if all text followed the image.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model or method is not counted, or the tokens are negative, more than the tower gives, or not one
+        number for each layer.
+    """
+    check_choice("attention", attention, Attention)
+    check_choice("logits", logits, Logits)
+    model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
+    tower = tower_of(config, image_size)
+    profile = profile_of(visual_tokens, model.layers, tower.visual)
+    parts = [tower.flops(), _prefill(model, profile, text_tokens, attention, logits)]
+    if method is not None:
+        parts.append(flops_of_selection(method, model, tower, profile, text_tokens, attention))
+    return added(parts)
+
+
+def flops_analytic_step(config: PreTrainedConfig, visual_tokens: int | Sequence[int], text_tokens: int) -> Flops:
+    """Return the FLOPs of one decoding step: one new token, which reads a cache, in a sliding window its end.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model.
+    visual_tokens : int or sequence of int
+        Visual tokens in the cache, in all layers or in each.
+    text_tokens : int
+        All other tokens in the cache, those decoded before among them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flops_paper`.
+    """
+    model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
+    profile = profile_of(visual_tokens, model.layers)
+    held = [model.held(layer, tokens + text_tokens) for layer, tokens in enumerate(profile)]
+    return added([*(model.layer(1, tokens + 1) for tokens in held), model.head(1)])
+
+
+def equal_flops_budget(
+    config: PreTrainedConfig,
+    text_tokens: int,
+    per_layer_counts: Sequence[int],
+    attention: Attention = "full",
+) -> int:
+    """Return the budget before the language model whose prefill costs as much as dropping tokens inside of it.
+
+    Compared are the analytic FLOPs of the language model, text tokens included; scores and ranking are not.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model.
+    text_tokens : int
+        Tokens of the prompt that are not visual.
+    per_layer_counts : sequence of int
+        Visual tokens that each layer reads.
+    attention : {"full", "causal"}
+        As for `flops_analytic`.
+
+    Returns
+    -------
+    int
+        The number of visual tokens, the same in all layers, whose cost is nearest; the lower one of two as near.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flops_paper`.
+    """
+    check_choice("attention", attention, Attention)
+    model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
+    profile = profile_of(per_layer_counts, model.layers)
+
+    def cost(counts: Sequence[int]) -> int:
+        return _prefill(model, counts, text_tokens, attention, "last").total
+
+    def cost_of(budget: int) -> int:
+        return cost([budget] * model.layers)
+
+    wanted = cost(profile)
+    above = bisect.bisect_left(range(max(profile) + 1), wanted, key=cost_of)
+    return min(max(above - 1, 0), above, key=lambda budget: abs(cost_of(budget) - wanted))
+
+
+def kv_cache_bytes(
+    config: PreTrainedConfig,
+    visual_tokens: int | Sequence[int],
+    text_tokens: int,
+    dtype: torch.dtype = torch.float16,
+) -> int:
+    """Return the bytes of keys and values after the prefill of one prompt.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model.
+    visual_tokens : int or sequence of int
+        Visual tokens that are kept in the cache, in all layers or in each.
+    text_tokens : int
+        All others.
+    dtype : torch.dtype
+        Of keys and values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `flops_paper`.
+    """
+    model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
+    profile = profile_of(visual_tokens, model.layers)
+    held = [model.held(layer, tokens + text_tokens) for layer, tokens in enumerate(profile)]
+    return 2 * model.key * dtype.itemsize * sum(held)

@@ -1,0 +1,82 @@
+"""What configurations say of the sizes of models."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
+
+from idsel_core.study.cost.shapes import Decoder, Size, Tower, check_type, pair
+from idsel_core.study.cost.towers import FAMILIES
+
+LANGUAGE_MODELS = (
+    "gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3",
+    "qwen3_vl_text",
+)  # fmt: skip
+MODELS = tuple(FAMILIES)
+"""Model types that are counted, of language models and of whole models."""
+
+_ONE_SIZE = ("gemma3", "internvl", "llava", "paligemma", "video_llava")
+_LATER: dict[str, Literal["image", "prompt"]] = {"gemma3": "image", "paligemma": "prompt"}
+
+
+def decoder_of(config: Any) -> Decoder:
+    """Return the sizes of a language model, from its configuration or a whole model's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no configuration, or of a type that is not counted.
+    """
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(f"config must be a transformers configuration, not {type(config).__name__}")
+    if _sensed(config) is not None:
+        check_type("model", config.model_type, MODELS)
+    text: Any = config.get_text_config()
+    check_type("language model", text.model_type, LANGUAGE_MODELS)
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    window = getattr(text, "sliding_window", None)
+    return Decoder(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        query=text.num_attention_heads * head,
+        key=text.num_key_value_heads * head,
+        vocabulary=text.vocab_size,
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        later=_LATER.get(str(config.model_type), "none"),
+        every_logit=config.model_type == "qwen2_audio",
+    )
+
+
+def tower_of(config: Any, image_size: Size | None = None) -> Tower:
+    """Return the sizes of a tower at work on an image or clip.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model, see `MODELS`.
+    image_size : int or tuple[int, int], optional
+        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
+        the clip. By default the tower's own, where images have one size, or the longest clip.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model is not counted, or has no images of this size.
+    """
+    decoder = decoder_of(config)
+    if _sensed(config) is None:
+        raise ValueError(f"a configuration of type {config.model_type!r} has no vision tower; give a whole model's")
+    return FAMILIES[config.model_type](config, decoder.hidden, None if image_size is None else pair(image_size))
+
+
+def has_one_size(config: Any) -> bool:
+    """Tell whether all images of a model have the tower's size unless another is asked for."""
+    return config.model_type in _ONE_SIZE
+
+
+def _sensed(config: Any) -> Any:
+    """Return the configuration of the tower, None if there is none."""
+    return getattr(config, "vision_config", None) or getattr(config, "audio_config", None)

@@ -1,0 +1,142 @@
+"""FLOPs of choosing tokens, before the language model and between its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from idsel_core.methods import (
+    DART,
+    DiversityOnly,
+    FastV,
+    IDSelection,
+    InLLM,
+    Method,
+    PyramidDrop,
+    Random,
+    SparseVLM,
+    TopK,
+    UniformGrid,
+)
+from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.methods._shared.by_suppression import Greedy
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.study.cost.shapes import Decoder, Flops, Tower, added
+
+METHODS: tuple[type[Method], ...] = (
+    IDSelection, TopK, DiversityOnly, Random, UniformGrid, FastV, PyramidDrop, SparseVLM, DART,
+)  # fmt: skip
+"""Methods whose selection is counted."""
+
+IMPORTANCE = ("saliency", "instruction", "unified", "unified-product", "unified-geometric")
+
+
+def profile_by(method: Method, visual: int, layers: int) -> list[int]:
+    """Return the visual tokens that each layer reads under a method.
+
+    Parameters
+    ----------
+    method : Method
+        Of any kind.
+    visual : int
+        Tokens of the image.
+    layers : int
+        Of the language model.
+
+    Raises
+    ------
+    ValueError
+        If the budget cannot be reached.
+    """
+    full = torch.tensor([visual])
+    if not isinstance(method, InLLM):
+        return [int(resolve_budget(method.budget, full))] * layers
+    places = method.drop_layers(layers)
+    counts = [visual, *method.counts(full, full, layers)[0].tolist()]
+    spans = [after - before for before, after in pairwise((0, *places, layers))]
+    return [tokens for tokens, span in zip(counts, spans, strict=True) for _ in range(span)]
+
+
+def flops_of_selection(
+    method: Method, model: Decoder, tower: Tower, profile: Sequence[int], text_tokens: int, attention: str
+) -> Flops:
+    """Return the FLOPs of scores and of picking.
+
+    Parameters
+    ----------
+    method : Method
+        One of `METHODS`.
+    model, tower : Decoder, Tower
+        What it chooses from.
+    profile : sequence of int
+        Visual tokens that each layer reads.
+    text_tokens : int
+        All others in the prompt; counted as if all of them followed the image.
+    attention : {"full", "causal"}
+        Which pairs are multiplied.
+
+    Raises
+    ------
+    ValueError
+        If the method or its importance is not counted, or it keeps another number of tokens.
+    """
+    if type(method) not in METHODS:
+        known = ", ".join(kind.name for kind in METHODS)
+        raise ValueError(f"the analytic cost of method {method.name!r} is not known; known: {known}")
+    wanted = profile_by(method, tower.visual, model.layers)
+    if wanted != list(profile):
+        keeps, given = (", ".join(map(str, dict.fromkeys(counts))) for counts in (wanted, profile))
+        raise ValueError(f"{method!r} keeps {keeps} of {tower.visual} tokens, but visual_tokens says {given}")
+    if isinstance(method, InLLM):
+        return _inside(method, model, profile, text_tokens)
+    scores = greedy = 0
+    if isinstance(method, Scored):
+        scores = _scores(method, model, tower, text_tokens, attention)
+    if isinstance(method, Greedy):
+        width = model.hidden if method.features == "projector" else tower.features
+        greedy = 2 * profile[0] * tower.visual * (width + (method.update == "subtract"))
+    return Flops(scores=scores, greedy=greedy)
+
+
+def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, attention: str) -> int:
+    if method.importance not in IMPORTANCE:
+        raise ValueError(
+            f"the analytic cost of importance {method.importance!r} is not known; known: {', '.join(IMPORTANCE)}"
+        )
+    scores = 0 if method.importance == "instruction" else 2 * tower.rows * tower.query
+    if method.importance == "saliency":
+        return scores
+    length, depth = tower.visual + text_tokens, method.instruction_layer
+    if depth >= model.layers:
+        raise ValueError(f"instruction layer {depth} does not exist; the language model has {model.layers}")
+    queries = 1 if method.instruction_tokens == "last" else text_tokens
+    for layer in range(depth):
+        scores += model.layer(length, model.pairs(layer, tower.visual, text_tokens, attention)).total
+    return scores + model.reading(length, queries) + 2 * queries * tower.visual * model.query
+
+
+def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: int) -> Flops:
+    """Return the FLOPs of all drops of one image; words that rate for SparseVLM are counted as all words."""
+    parts = []
+    if isinstance(method, SparseVLM):
+        parts.append(Flops(scores=2 * profile[0] * text_tokens * model.hidden))
+    for place in method.drop_layers(model.layers):
+        before, after = profile[place - 1], profile[place]
+        if after >= before:
+            continue
+        length = before + text_tokens
+        queries = text_tokens if isinstance(method, SparseVLM) else 1
+        scores = 0 if isinstance(method, DART) else 2 * queries * length * model.query
+        if method.attention_from == "after":
+            scores += model.reading(length, queries)
+        greedy = 0
+        if isinstance(method, DART):
+            pivots = min(method.image_pivots, after) + min(method.text_pivots, text_tokens)
+            greedy = 2 * pivots * before * model.hidden
+        elif isinstance(method, SparseVLM):
+            kept = method.kept(before, after)
+            greedy = 2 * (after - kept) * method.recycled(before - kept) * model.hidden
+        parts.append(Flops(scores=scores, greedy=greedy))
+    return added(parts)

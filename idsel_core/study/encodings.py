@@ -1,0 +1,81 @@
+"""Encode the images of a data set once, and keep the encodings on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from idsel_core.backbones import Backbone, Encoded
+from idsel_core.study.dataset import Split
+from idsel_core.study.paths import MODEL
+from idsel_core.study.store.files import replace as replace_file
+from idsel_core.study.store.provenance import sha256
+
+_VIEWS = ("cls_attention", "received_attention", "image_key")
+
+
+def image_pixels(processor: Any, pictures: Sequence[Image.Image], device: torch.device) -> Tensor:
+    """Return the pixel values of images, (I, 3, height, width)."""
+    pixels: Tensor = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+    return pixels.to(device)
+
+
+@torch.no_grad()
+def encode_split(
+    backbone: Backbone, processor: Any, split: Split, batch: int = 8, tower_depths: Sequence[float] | None = None
+) -> Encoded:
+    """Run the vision tower once on each image of a split, with a progress bar.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The model.
+    processor : Any
+        Its processor.
+    split : Split
+        Whose images to encode.
+    batch : int
+        Images at a time.
+    tower_depths : sequence of float, optional
+        Keep all views of the tower, also at these depths of it; by default the few small ones that most methods read.
+    """
+    pieces: list[dict[str, Tensor]] = []
+    names = list(split.images.index)
+    for start in tqdm(range(0, len(names), batch), desc=f"encode {split.name}", unit="batch"):
+        pictures = [split.picture(name) for name in names[start : start + batch]]
+        encoded = backbone.encode(
+            image_pixels(processor, pictures, backbone.model.device), tower_depths=tower_depths or ()
+        )
+        pieces.append(encoded.tensors(None if tower_depths is not None else [v for v in _VIEWS if v in encoded.views]))
+    return Encoded.from_tensors({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
+
+
+def fingerprint(split: Split, folder: Path = MODEL) -> dict[str, str]:
+    """Return what an encoding depends on: hashes of the images and of the weights."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return {"images": sha256(split.files[1]), **{path.name: sha256(path) for path in weights}}
+
+
+def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> None:
+    """Write an encoding with what it was made from, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, save(encoded.tensors(), metadata=made_from))
+
+
+def read_encoding(path: Path, made_from: dict[str, str]) -> Encoded | None:
+    """Read a stored encoding; None where there is none, or one of other images or weights, or a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            if file.metadata() != made_from:
+                return None
+        return Encoded.from_tensors(load_file(path))
+    except (OSError, SafetensorError):
+        return None

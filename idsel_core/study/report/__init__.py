@@ -1,0 +1,1 @@
+"""Statistics, figures, tables and sentences, drawn from stored results."""

@@ -1,0 +1,121 @@
+"""Sentences about results, made from the numbers so that they are true of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from idsel_core.study.report.ablations import named_importance
+from idsel_core.study.report.bootstrap import Interval, mean_scores, paired_difference, paired_scores, share_of_full
+from idsel_core.study.report.theme import label
+
+
+def points(interval: Interval) -> str:
+    """Say a difference of accuracies in percentage points, with its interval."""
+    return f"{100 * interval.mean:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def verdict(interval: Interval) -> str:
+    """Say which way a difference points: its interval decides."""
+    if interval.low > 0:
+        return "above"
+    return "below" if interval.high < 0 else "not told apart from"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _percent(row: dict[str, Any], value: str = "mean") -> str:
+    return f"{100 * row[value]:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def about_gamma(rows: pd.DataFrame, default: float = 20.0, resamples: int = 2000) -> str:
+    """Say, for each budget, which gamma and update did best and how the default compares with it and with top-K."""
+    swept = rows[rows["method"] == "idselection"]
+    lines = []
+    for budget in sorted(swept["budget"].unique(), reverse=True):
+        part = swept[swept["budget"] == budget]
+        scores = paired_scores(part, ["update", "gamma"])
+        means = mean_scores(part, ["update", "gamma"], resamples=resamples)
+        best = max(_records(means), key=lambda row: row["mean"])
+        top = paired_scores(rows[(rows["method"] == "topk") & (rows["budget"] == budget)], ["budget"]).iloc[:, 0]
+        said = [
+            f"- **{budget:g} tokens**: best is *{best['update']}* with gamma {best['gamma']:g}, {_percent(best)} "
+            f"(the best of {len(means)} settings on these very questions, so a little flattered)."
+        ]
+        for update in sorted(part["update"].unique()):
+            if (update, default) in scores:
+                gain = paired_difference(scores[update, default], top.loc[scores.index], resamples=resamples)
+                said.append(f"*{update}* with gamma {default:g} is {verdict(gain)} top-K importance: {points(gain)}.")
+        if {("subtract", default), ("multiply", default)} <= set(scores):
+            gap = paired_difference(scores["multiply", default], scores["subtract", default], resamples=resamples)
+            said.append(f"*Multiply* is {verdict(gap)} *subtract* there: {points(gap)}.")
+        lines.append(" ".join(said))
+    return "\n".join(lines)
+
+
+def about_importance(rows: pd.DataFrame, resamples: int = 2000) -> str:
+    """Say, for each budget, how the importance scores rank, and what normalisation and feature space change."""
+    swept = named_importance(rows[rows["method"] == "idselection"])
+    lines = []
+    for budget in sorted(swept["budget"].unique(), reverse=True):
+        part = swept[swept["budget"] == budget]
+        plain = part[(part["normalise"] == "minmax") & (part["features"] == "projector")]
+        means = sorted(_records(mean_scores(plain, ["score"], resamples=resamples)), key=lambda row: -row["mean"])
+        best, worst = means[0], means[-1]
+        scores = paired_scores(plain, ["score"])
+        gap = paired_difference(scores[best["score"]], scores[worst["score"]], resamples=resamples)
+        said = [
+            f"- **{budget:g} tokens** (min-max, projector features): from *{best['score']}*, {_percent(best)}, "
+            f"down to *{worst['score']}*, {_percent(worst)}; {points(gap)} between them."
+        ]
+        for knob, one, other in (("features", "encoder", "projector"), ("normalise", "raw", "minmax")):
+            if {one, other} <= set(part[knob]):
+                both = paired_scores(part, [knob])
+                change = paired_difference(both[one], both[other], resamples=resamples)
+                said.append(f"Over all scores, *{one}* is {verdict(change)} *{other}*: {points(change)}.")
+        lines.append(" ".join(said))
+    return "\n".join(lines)
+
+
+def about_budget(rows: pd.DataFrame, method: str = "idselection", resamples: int = 2000) -> str:
+    """Say what share of full performance a method keeps, and which controls it beats, ties with or loses to."""
+    shares = _records(share_of_full(rows, ["method", "budget"], resamples=resamples))
+    blind = next(row for row in shares if row["method"] == "no-image")
+    chance, right = rows["chance"].mean(), rows.loc[rows["method"] == "no-image", "correct"].mean()
+    lines = [
+        f"With no image the model gets {100 * right:.1f} % of the questions right, where chance is {100 * chance:.1f} "
+        f"%: that is {100 * blind['share']:.1f} % of its full score."
+    ]
+    for row in sorted(shares, key=lambda row: -row["budget"]):
+        if row["method"] != method:
+            continue
+        here = rows[rows["budget"] == row["budget"]]
+        scores = paired_scores(here[~here["method"].isin(["full", "no-image"])], ["method"])
+        verdicts: dict[str, list[str]] = {"above": [], "not told apart from": [], "below": []}
+        for other in scores.columns.drop(method):
+            gap = paired_difference(scores[method], scores[other], resamples=resamples)
+            verdicts[verdict(gap)].append(f"{label(other)} ({points(gap)})")
+        said = "; ".join(f"{word} {', '.join(others)}" for word, others in verdicts.items() if others)
+        lines.append(
+            f"- **{row['budget']:g} tokens**: {label(method)} keeps {_percent(row, 'share')} of full performance. "
+            f"By accuracy it is {said}."
+        )
+    return "\n".join(lines)
+
+
+def about_positions(rows: pd.DataFrame, resamples: int = 2000) -> str:
+    """Say what keeping the original positions of the kept tokens changes."""
+    lines = []
+    settings = rows[["method", "budget"]].drop_duplicates().itertuples(index=False, name=None)
+    for method, budget in settings:
+        scores = paired_scores(rows[(rows["method"] == method) & (rows["budget"] == budget)], ["positions"])
+        if {"keep", "compact"} <= set(scores):
+            gap = paired_difference(scores["keep"], scores["compact"], resamples=resamples)
+            lines.append(
+                f"- {label(method)}, {budget:g} tokens: original positions are {verdict(gap)} compact ones, "
+                f"{points(gap)}."
+            )
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""Tables of accuracies, and how tables and texts are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from idsel_core.study.report.bootstrap import share_of_full
+from idsel_core.study.report.theme import label
+
+
+def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
+    """Return accuracy by question type and share of full performance with its interval, for the budgets named.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        As for `budget_figure`.
+    budgets : sequence of float
+        Which budgets to list, beside "full" and "no-image".
+    resamples : int
+        Bootstrap resamples of the interval.
+    """
+    listed = rows[rows["budget"].isin(budgets) | rows["method"].isin(["full", "no-image"])]
+    wide = listed.pivot_table(index=["method", "budget"], columns="question_type", values="correct", sort=False)
+    wide = wide.mul(100).round(1)
+    shares = share_of_full(listed, ["method", "budget"], resamples=resamples).set_index(["method", "budget"])
+    percent = shares[["share", "low", "high"]].mul(100).round(1).astype(str)
+    said = percent["share"] + " [" + percent["low"] + ", " + percent["high"] + "]"
+    wide["share of full"] = said.loc[wide.index]
+    wide = wide.reset_index().sort_values("budget", ascending=False, kind="stable")
+    wide["budget"] = wide["budget"].astype(int)
+    return wide.assign(method=wide["method"].map(label))
+
+
+def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy in percent of each split, method and budget, in all and by question type, and the level of chance.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of the store, of any splits, methods and budgets.
+    """
+    by = ["split", "method", "budget"]
+    chance = rows.drop_duplicates(["split", "question_id"])
+    chance = chance.assign(method="chance", budget=0.0, correct=chance["chance"])
+    rows = pd.concat([rows, chance], ignore_index=True)
+    wide = rows.pivot_table(index=by, columns="question_type", values="correct", sort=False)
+    wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
+    wide = wide.mul(100).round(1).sort_index(level="split", sort_remaining=False, ascending=False).reset_index()
+    return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
+
+
+def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> str:
+    """Write a table as Markdown and return its text."""
+    return save_text(table.to_markdown(index=False), folder, name)
+
+
+def save_text(text: str, folder: Path | str, name: str) -> str:
+    """Write Markdown beside the tables and return it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text + "\n")
+    return text

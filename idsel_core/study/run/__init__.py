@@ -1,0 +1,1 @@
+"""Run notebooks and sweeps of them."""

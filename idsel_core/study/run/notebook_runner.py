@@ -1,0 +1,233 @@
+"""Run a notebook through papermill: unknown or mistyped parameters are refused before anything is written."""
+
+import argparse
+import ast
+import difflib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import nbformat
+import papermill
+import yaml
+
+_STARTS: Final = 3
+_START_SECONDS: Final = 600
+
+
+def project_path(path: str | Path) -> Path:
+    """Resolve a path against the project, so that a notebook finds it from Jupyter, papermill and Snakemake alike.
+
+    Parameters
+    ----------
+    path : str or Path
+        A path relative to the project, or an absolute one.
+
+    Returns
+    -------
+    Path
+        The absolute path. The project is the nearest folder with a pyproject.toml, from the working folder upwards;
+        without one it is the working folder.
+    """
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
+    return root / path
+
+
+def load_parameters(path: str | Path) -> dict[str, Any]:
+    """Read notebook parameters from a YAML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file with one mapping of names to values; an empty one means no parameters.
+
+    Returns
+    -------
+    dict
+        The parameters.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not YAML, or holds something else than a mapping.
+    """
+    try:
+        parameters = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(parameters, dict | None):
+        raise ValueError(f"{path} must hold a mapping of parameters, got {type(parameters).__name__}")
+    return parameters or {}
+
+
+def defaults(notebook: str | Path) -> dict[str, Any]:
+    """Return the parameters of a notebook and their default values.
+
+    Parameters
+    ----------
+    notebook : str or Path
+        An .ipynb file whose parameters stand in a cell tagged `parameters`.
+
+    Returns
+    -------
+    dict
+        Default by name; Ellipsis where the default is no plain literal.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such notebook; names those in its folder.
+    """
+    notebook = Path(notebook)
+    if not notebook.is_file():
+        there = sorted(path.name for path in notebook.parent.glob("*.ipynb"))
+        raise FileNotFoundError(f"no notebook {notebook}; its folder has {there}")
+    found = papermill.inspect_notebook(notebook)
+    return {name: _literal(parameter["default"]) for name, parameter in found.items()}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return ...
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if default is None or default is ...:
+        return True
+    allowed = {float: (float, int), tuple: (tuple, list)}.get(type(default), (type(default),))
+    return isinstance(value, allowed) and isinstance(value, bool) == isinstance(default, bool)
+
+
+def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that a notebook does not have or whose type differs from the default's.
+
+    Parameters
+    ----------
+    notebook : str or Path
+        See `defaults`.
+    parameters : Mapping
+        What it is to be run with.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or a value has the wrong type; names the known ones.
+    """
+    known = defaults(notebook)
+    for name, value in parameters.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{notebook} has no parameter {name!r}{hint} Known are {sorted(known)}")
+        if not _fits(value, known[name]):
+            raise ValueError(
+                f"parameter {name!r} of {notebook} is {value!r} ({type(value).__name__}); "
+                f"allowed is {type(known[name]).__name__}, e.g. {known[name]!r}"
+            )
+
+
+class _Prefixed:
+    """A text stream that puts a name before each line, for jobs that share a terminal."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            if line.strip():
+                print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """Run a notebook and keep the executed copy, also of one that fails.
+
+    Parameters
+    ----------
+    notebook : str or Path
+        The notebook.
+    output : str or Path
+        Where the executed copy goes; saved after each cell.
+    parameters : Mapping
+        Values for its parameters; the others keep their defaults.
+
+    Returns
+    -------
+    NotebookNode
+        The executed notebook.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `check_parameters`, before anything is written.
+    papermill.PapermillExecutionError
+        If a cell raises.
+    RuntimeError
+        If the kernel dies.
+    """
+    check_parameters(notebook, parameters)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    stream = _Prefixed(Path(notebook).stem)
+    progress = {"file": stream, "bar_format": "cell {n_fmt} of {total_fmt}, {elapsed}"}
+    starts = 0
+    while True:
+        starts += 1
+        try:
+            return papermill.execute_notebook(
+                notebook,
+                output,
+                dict(parameters),
+                kernel_name="python3",
+                start_timeout=_START_SECONDS,
+                progress_bar=progress,
+                stdout_file=stream,
+                stderr_file=stream,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+        except RuntimeError as error:
+            # Kernels get ports that are free but not yet taken, so that one started beside another may lose its own.
+            if "before replying" not in str(error) or starts == _STARTS:
+                raise
+            print(f"{notebook}: the kernel could not start; once more", file=sys.stderr)
+
+
+def _given(files: Iterable[str], pairs: Iterable[Sequence[str]]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for file in files:
+        parameters |= load_parameters(file)
+    return parameters | {name: yaml.safe_load(value) for name, value in pairs}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a notebook from the command line; returns 0, 1 if a cell failed, 2 if the call was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m idsel_core.study.run.notebook_runner", description=__doc__)
+    parser.add_argument("notebook", help="the .ipynb file")
+    parser.add_argument("output", help="where the executed copy goes")
+    parser.add_argument("-f", dest="files", metavar="FILE", action="append", default=[], help="YAML file of parameters")
+    parser.add_argument("-p", dest="pairs", metavar=("NAME", "VALUE"), nargs=2, action="append", default=[])
+    given = parser.parse_args(arguments)
+    try:
+        run(given.notebook, given.output, _given(given.files, given.pairs))
+    except papermill.PapermillExecutionError as error:
+        print(f"{given.notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
+        print(f"The executed notebook with the traceback is {given.output}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        print(f"{given.notebook}: {error} (where memory ran out, or something killed it)", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Answer several questions about one image from one prefill of what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idsel_core.backbones._shared.caches import cache_in, with_cache
+
+
+def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **options: Any) -> Tensor:
+    """Generate from prompts of which several begin with the same image; each such beginning is prefilled once.
+
+    The tokens are those of ``model.generate`` up to the rounding of sums. It pays where questions outnumber images;
+    where prompts do not begin with equally long texts and images, ``model.generate`` is called as it is.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With ``generate`` and ``mm_encoder_outputs``.
+    inputs : Mapping[str, Any]
+        ``input_ids`` and ``attention_mask`` (B, L), padded on the left, and ``mm_encoder_outputs`` of one image a row.
+    owner : Tensor
+        Rows of one number have the same beginning, up to the last image token, and the same visual tokens; int64 (B,).
+    options
+        Of ``generate``.
+
+    Returns
+    -------
+    Tensor
+        New tokens alone, int64 (B, T).
+    """
+    input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    first, owner = _first_rows(owner)
+    images = input_ids == model.config.image_token_id
+    after = images.shape[1] - images.flip(1).byte().argmax(1)
+    starts = images.shape[1] - mask.sum(1)
+    lengths = (after - starts).tolist()
+    alike = len(set(lengths)) == 1 and bool(images.any(1).all()) and bool(mask[:, -1].all())
+    if len(first) == len(owner) or not alike or "position_ids" in inputs:
+        output = model.generate(**inputs, **options)
+        return output[:, input_ids.shape[1] :]
+    columns = torch.arange(lengths[0], device=input_ids.device)
+    beginnings = input_ids.gather(1, starts[:, None] + columns)
+    encoded = inputs["mm_encoder_outputs"]["image"]
+    features = [encoded.pooler_output[row] for row in first.tolist()]
+    output = model(
+        input_ids=beginnings[first],
+        mm_encoder_outputs={"image": type(encoded)(pooler_output=features)},
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = cache_in(output)
+    cache.batch_select_indices(owner)
+    # What is left of each prompt, its padding still on its left: between the beginning and the question.
+    rest = int(after.min())
+    real = torch.arange(rest, input_ids.shape[1], device=input_ids.device) >= after[:, None]
+    whole = torch.cat([beginnings, input_ids[:, rest:].masked_fill(~real, 0)], 1)
+    output = model.generate(
+        input_ids=whole,
+        attention_mask=torch.cat([torch.ones_like(beginnings), real.long()], 1),
+        **with_cache(model, cache),
+        **options,
+    )
+    return output[:, whole.shape[1] :]
+
+
+def _first_rows(owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first row of each number, and which of those each row follows."""
+    _, first, place = np.unique(owner.cpu().numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(first).to(owner), torch.from_numpy(place).to(owner)

@@ -1,0 +1,1 @@
+"""Results on disk: rows, times, where they came from, and runs that resume after a kill."""

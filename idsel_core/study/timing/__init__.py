@@ -1,0 +1,1 @@
+"""Wall times of encoding, selection, prefill and decoding."""

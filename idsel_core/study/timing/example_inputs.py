@@ -1,0 +1,62 @@
+"""Prompts of random words around images of noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from idsel_core.study.cost.models import tower_of
+from idsel_core.study.cost.shapes import Size
+
+
+def example_inputs(
+    config: PreTrainedConfig, text_tokens: int, image_size: Size | None = None, batch: int = 1, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return prompts of random words, each around one image, or clip, of noise.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a model that `idsel_core.study.cost` knows.
+    text_tokens : int
+        Words of a prompt, 2 or more: one before the image, the others behind it. Tiles have no words between them.
+    image_size : int or tuple[int, int], optional
+        Height and width, pixels, or mel frames; by default the tower's own, where images have one size, or the longest
+        clip.
+    batch : int
+        Prompts.
+    seed : int
+        Of words and noise.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model is not counted, has no images of this size, or a number is too small.
+    """
+    check_int("text_tokens", text_tokens, 2)
+    check_int("batch", batch, 1)
+    model: Any = config
+    tower, sound = tower_of(config, image_size), getattr(model, "audio_token_id", None)
+    image = int(model.image_token_id if sound is None else sound)
+    generator = torch.Generator().manual_seed(seed)
+    marks = {image, int(getattr(model, "video_token_id", None) or image)}
+    words = torch.randint(model.get_text_config().vocab_size - len(marks), (batch, text_tokens), generator=generator)
+    for mark in sorted(marks):
+        words += (words >= mark).long()
+    ids = torch.cat([words[:, :1], torch.full((batch, tower.visual), image), words[:, 1:]], 1)
+    pixels = torch.randn(batch * tower.pixels[0], *tower.pixels[1:], generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), tower.name: pixels}
+    inputs |= {name: torch.tensor(rows).repeat(batch, 1) for name, rows in tower.beside.items()}
+    if "image_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (ids == image).int()
+    if model.model_type in ("gemma3", "paligemma"):
+        inputs["token_type_ids"] = (ids == image).long() * (model.model_type == "gemma3")
+    return inputs
+
+
+def check_int(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")

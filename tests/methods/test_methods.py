@@ -1,0 +1,289 @@
+"""What all methods promise, and what each one does."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+import idsel_core
+from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
+from idsel_core.methods import METHODS, Downsample, InLLM, Method
+from idsel_core.scores.registry import IMPORTANCE
+from tests.support.images import SIDE, batch, image
+
+# One row a method; knobs that a test of its own covers are left alone.
+MATRIX = [
+    IDSelection(budget=1),
+    IDSelection(budget=1, features="encoder", importance="unified-product", update="multiply"),
+    TopK(budget=1),
+    METHODS["diversity"](budget=1),
+    Random(budget=1),
+    UniformGrid(budget=1),
+    METHODS["fastervlm"](budget=1),
+    METHODS["vispruner"](budget=1),
+    METHODS["hired"](budget=1),
+    METHODS["hiprune"](budget=1),
+    METHODS["divprune"](budget=1),
+    METHODS["cdpruner"](budget=1),
+    METHODS["scope"](budget=1),
+    METHODS["mmtok"](budget=1),
+    METHODS["trim"](budget=1),
+    METHODS["visionzip"](budget=1),
+    METHODS["prumergeplus"](budget=1),
+    METHODS["tome"](budget=1),
+    METHODS["vscan"](budget=1, layer=None),
+    METHODS["evs"](budget=1),
+]
+# Methods that choose inside the language model; tests of their own cover what they choose there.
+INSIDE = [
+    METHODS["fastv"](budget=1),
+    METHODS["sparsevlm"](budget=1),
+    METHODS["pyramiddrop"](budget=1),
+    METHODS["dart"](budget=1),
+]
+
+
+def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
+    return [row.tolist() for row in method.select(batch(*images)).rows()]
+
+
+def test_every_method_is_in_the_matrix():
+    assert {type(method) for method in MATRIX + INSIDE} | {Downsample} == set(METHODS.values())
+    assert {type(method) for method in INSIDE} <= {method for method in METHODS.values() if issubclass(method, InLLM)}
+
+
+@pytest.mark.parametrize("method", INSIDE, ids=repr)
+@pytest.mark.parametrize("budget", [1, 36, 0.1, 1.0])
+def test_all_tokens_enter_where_the_language_model_drops_them(method, budget):
+    tokens = batch(image(0), image(1, 4, 6))
+    picks = dataclasses.replace(method, budget=budget).select(tokens)
+    assert [row.tolist() for row in picks.rows()] == [list(range(36)), list(range(24))]
+    assert torch.equal(picks.order, picks.indices) and picks.requested == budget and tokens.computed == set()
+    assert torch.equal(picks.scores, torch.zeros(2, 36).masked_fill(~tokens.mask, -math.inf))
+
+
+@pytest.mark.parametrize("method", MATRIX, ids=repr)
+@pytest.mark.parametrize("budget", [1, 7, 24, 36, 0.1, 0.5, 1.0])
+def test_budgets_are_kept_exactly(method, budget):
+    tokens = batch(image(0), image(1, 4, 6), image(2))
+    picks = dataclasses.replace(method, budget=budget).select(tokens)
+    wanted = [min(budget, n) if isinstance(budget, int) else max(1, math.floor(budget * n + 0.5)) for n in (36, 24, 36)]
+    assert picks.counts.tolist() == wanted == [len(row) for row in picks.rows()]
+    assert picks.requested == budget
+    assert picks.scores.shape == tokens.mask.shape and bool((picks.scores[~tokens.mask] == -math.inf).all())
+    for row, order, count, length in zip(picks.rows(), picks.order, wanted, (36, 24, 36), strict=True):
+        assert row.tolist() == sorted(set(row.tolist())) == sorted(order[:count].tolist())
+        assert row.min() >= 0 and row.max() < length
+        assert (order[count:] == -1).all()
+
+
+@pytest.mark.parametrize("method", MATRIX, ids=repr)
+def test_a_batch_chooses_as_its_images_alone(method):
+    images = [image(0), image(1, 4, 6), image(2, 6, 5), image(3)]
+    method = dataclasses.replace(method, budget=9)
+    together = method.select(batch(*images))
+    for row, one in enumerate(images):
+        assert method.select(batch(one)).order[0].tolist() == together.order[row].tolist()
+
+
+@pytest.mark.parametrize("method", MATRIX + INSIDE, ids=repr)
+def test_too_many_tokens_are_refused(method):
+    with pytest.raises(ValueError, match="got 37 tokens, and the longest row has 36"):
+        dataclasses.replace(method, budget=37).select(batch(image(0)))
+
+
+@pytest.mark.parametrize(
+    ("method", "reads"),
+    [
+        (IDSelection(budget=2), {"cls_attention", "instruction_attention"}),
+        (IDSelection(budget=2, importance="saliency"), {"cls_attention"}),
+        (IDSelection(budget=2, importance="relevance", features="encoder"), {"relevance", "encoder_features"}),
+        (TopK(budget=2, importance="instruction"), {"instruction_attention"}),
+        (METHODS["diversity"](budget=2), set()),
+        (Random(budget=2), {"image_key"}),
+        (UniformGrid(budget=2), set()),
+        (METHODS["fastervlm"](budget=2), {"cls_attention"}),
+        (METHODS["vispruner"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["hired"](budget=2), {"cls_attention"}),
+        (METHODS["hiprune"](budget=2), {"received_attention", "received_attention@0.375"}),
+        (METHODS["divprune"](budget=2), set()),
+        (METHODS["cdpruner"](budget=2), {"relevance"}),
+        (METHODS["scope"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["mmtok"](budget=2), {"word_similarity", "encoder_features"}),
+        (METHODS["trim"](budget=2), {"relevance", "encoder_features"}),
+        (METHODS["visionzip"](budget=2), {"cls_attention", "keys", "encoder_features", "cls_features"}),
+        (METHODS["prumergeplus"](budget=2), {"wide_cls_attention@1", "keys@1", "encoder_features"}),
+        (METHODS["tome"](budget=2), {"keys", "encoder_features"}),
+        (METHODS["vscan"](budget=2, layer=None), {"cls_attention", "cls_attention@0.25"}),
+        (METHODS["vscan"](budget=2, budget_convention="final"), {"cls_attention", "cls_attention@0.25"}),
+        (METHODS["evs"](budget=2), {"frames"}),
+    ],
+    ids=repr,
+)
+def test_a_method_pays_for_what_it_reads(method, reads):
+    tokens = batch(image(0))
+    method.select(tokens)
+    assert tokens.computed == reads
+
+
+@pytest.mark.parametrize("normalise", ["minmax", "raw"])
+@pytest.mark.parametrize("importance", list(IMPORTANCE))
+def test_idselection_is_the_greedy_on_its_importance(importance, normalise):
+    tokens = batch(image(0), image(1, 4, 6))
+    scores = IMPORTANCE[importance](tokens, normalise=normalise)
+    method = IDSelection(budget=9, gamma=3.0, importance=importance, normalise=normalise)
+    wanted = id_select(tokens.features, scores, 9, gamma=3.0, mask=tokens.mask)
+    assert torch.equal(method.select(tokens).order, wanted.order)
+    multiply = dataclasses.replace(method, update="multiply", features="encoder").select(tokens)
+    wanted = id_select(tokens.encoder_features, scores, 9, gamma=3.0, update="multiply", mask=tokens.mask)
+    assert torch.equal(multiply.order, wanted.order)
+
+
+def test_instruction_attention_is_read_where_the_method_says():
+    asked = []
+    tokens = batch(image(0))
+    source = tokens.sources["instruction_attention"]
+    tokens = dataclasses.replace(
+        tokens, sources={**tokens.sources, "instruction_attention": lambda *where: asked.append(where) or source()}
+    )
+    for method in (TopK, IDSelection):
+        method(budget=2, importance="instruction", instruction_layer=3, instruction_tokens="mean").select(tokens)
+    assert asked == [(3, "mean")]
+
+
+def test_topk_takes_the_best_and_the_first_of_equals():
+    one = image(0)
+    assert kept(TopK(budget=5, importance="saliency"), one) == [sorted(one["cls_attention"].topk(5).indices.tolist())]
+    one["cls_attention"] = torch.tensor([0.5] * 30 + [0.9] + [0.5] * 5)
+    assert TopK(budget=4, importance="saliency").select(batch(one)).order.tolist() == [[30, 0, 1, 2]]
+
+
+def test_diversity_is_the_greedy_on_equal_scores():
+    tokens = batch(image(0))
+    wanted = id_select(tokens.features, torch.ones(1, 36), 12, gamma=20.0)
+    assert torch.equal(METHODS["diversity"](budget=12).select(tokens).order, wanted.order)
+
+
+def test_random_depends_on_seed_and_image_alone_and_budgets_nest():
+    one, other = image(0), image(1)
+    assert kept(Random(budget=6), one, other)[1] == kept(Random(budget=6), other)[0] != kept(Random(budget=6), one)[0]
+    assert kept(Random(budget=6, seed=1), one) != kept(Random(budget=6), one)
+    assert set(kept(Random(budget=6), one)[0]) < set(kept(Random(budget=20), one)[0])
+    draws = torch.zeros(36)
+    for seed in range(600):
+        draws[kept(Random(budget=6, seed=seed), one)[0]] += 1
+    # 100 of 600 are expected of each token, with a standard deviation of 9.
+    assert draws.min() > 60 and draws.max() < 140
+
+
+def test_uniform_is_even():
+    assert kept(UniformGrid(budget=4), image(0)) == [[7, 10, 25, 28]]
+    assert kept(UniformGrid(budget=9), image(0)) == [[7, 9, 11, 19, 21, 23, 31, 33, 35]]
+    assert kept(UniformGrid(budget=3), image(0, 1, 12)) == [[2, 6, 10]]
+    assert kept(UniformGrid(budget=3), image(0, 12, 1)) == [[2, 6, 10]]
+    for budget in range(1, 37):
+        (row,) = kept(UniformGrid(budget=budget), image(0))
+        halves = torch.tensor(row) // 18
+        assert len(row) == budget
+        assert abs(int((halves == 0).sum()) - int((halves == 1).sum())) < SIDE
+
+
+def test_uniform_takes_tokens_off_the_grid_last():
+    one = image(0)
+    one["grid"] = torch.cat([torch.tensor([[-1, -1]]), one["grid"][:35]])
+    assert 0 not in kept(UniformGrid(budget=34), one)[0]
+    assert len(kept(UniformGrid(budget=36), one)[0]) == 36
+    one["grid"] = torch.full_like(one["grid"], -1)
+    assert kept(UniformGrid(budget=3), one) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("budget", "grid", "wanted"),
+    [
+        (64, (24, 24), (8, 8)),
+        (192, (24, 24), (13, 13)),
+        (1, (24, 24), (1, 1)),
+        (576, (24, 24), (24, 24)),
+        (0.25, (24, 24), (12, 12)),
+        (32, (4, 16), (2, 11)),
+        (3, (1, 24), (1, 3)),
+        (50, (10, 5), (10, 5)),
+    ],
+)
+def test_downsample_asks_for_a_grid_within_the_budget(budget, grid, wanted):
+    assert Downsample(budget=budget).target_grid(*grid) == wanted
+
+
+def test_downsample_keeps_all_of_a_smaller_image_and_refuses_a_whole_one():
+    small = dataclasses.replace(batch(image(0, 2, 2), image(1, 1, 2)), placeholders=torch.tensor([36, 36]))
+    for budget in (5, 0.15):
+        picks = Downsample(budget=budget).select(small)
+        assert picks.indices.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1]]
+        assert picks.counts.tolist() == [4, 2] and picks.requested == budget
+        with pytest.raises(ValueError, match="downsample acts on the image: encode it on the grid"):
+            Downsample(budget=budget).select(batch(image(0)))
+
+
+def test_methods_are_values():
+    method = IDSelection(64, gamma=5.0)
+    assert method == get_method("idselection", budget=64, gamma=5.0) and len({method, IDSelection(64, gamma=5.0)}) == 1
+    assert "gamma=5.0" in repr(method)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.gamma = 1.0
+    assert [get_method(name, budget=3).name for name in list_methods()] == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"name": "idselect"}, r"unknown method 'idselect', did you mean 'idselection'\?; known: idselection, topk"),
+        ({"name": "xyz"}, "unknown method 'xyz'; known: "),
+        ({"name": "topk", "gama": 1}, "topk has no knob 'gama'; known: budget, importance"),
+        ({"name": "idselection", "gama": 1}, r"no knob 'gama', did you mean 'gamma'\?"),
+        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity, not -1.0"),
+        ({"gamma": math.nan}, "gamma must be .* not nan"),
+        ({"update": "divide"}, "update must be one of 'subtract', 'multiply', not 'divide'"),
+        ({"importance": "saliencey"}, "importance must be one of saliency, .*, not 'saliencey'"),
+        ({"normalise": "z"}, "normalise must be one of minmax, raw, not 'z'"),
+        ({"features": "pixels"}, "features must be one of projector, encoder, not 'pixels'"),
+        ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
+        ({"instruction_layer": True}, "instruction layer must be an int, 0 or more, not True"),
+        ({"instruction_tokens": "first"}, "instruction tokens must be one of last, mean, not 'first'"),
+        ({"name": "random", "seed": -1}, "seed must be an int, 0 or more, not -1"),
+        ({"name": "random", "seed": 0.5}, "seed must be an int, 0 or more, not 0.5"),
+    ],
+)
+def test_wrong_names_and_knobs_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        get_method(**{"name": "idselection", "budget": 4, **knobs})
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("budget", [0, -1, 0.0, 1.5, math.nan, math.inf, True, "8", None])
+def test_wrong_budgets_are_refused(name, budget):
+    with pytest.raises((ValueError, TypeError), match="budget must be a number of tokens"):
+        get_method(name, budget=budget)
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers_and_methods_no_transformers():
+    code = (
+        "import sys, idsel_core; assert not {'torch', 'transformers'} & set(sys.modules);"
+        "from idsel_core import IDSelection, id_select; import idsel_core.visual_tokens;"
+        "assert 'transformers' not in sys.modules;"
+        "from idsel_core import prune; assert 'transformers' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_exports_what_it_lists():
+    for name in idsel_core._MODULE_OF:
+        assert getattr(idsel_core, name).__name__ == name
+        assert name in dir(idsel_core)
+    with pytest.raises(AttributeError, match="no attribute 'IDSelect'"):
+        idsel_core.IDSelect  # noqa: B018

@@ -1,0 +1,140 @@
+"""Every notebook in notebooks/: its form, its parameters, and a run with the small settings of config/smoke/."""
+
+import functools
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from idsel_core.study.run.notebook_runner import check_parameters, load_parameters, run
+from idsel_core.study.store.provenance import read_origin
+from idsel_core.study.store.results import Results
+from idsel_core.study.store.times import Times
+from tests.support.project import PROJECT
+
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+WORKFLOW = yaml.safe_load((PROJECT / "config/workflow.yaml").read_text())
+DRAWING = WORKFLOW["drawing"]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_workflow_runs_all_notebooks_and_no_others():
+    assert [path.stem for path in NOTEBOOKS] == sorted(
+        [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"]]
+    )
+    assert {split for splits in WORKFLOW["jobs"].values() for split in splits} <= set(WORKFLOW["splits"])
+
+
+@each_notebook
+def test_form(path):
+    cells = code_cells(path)
+    assert cells[0].metadata.get("tags") == ["parameters"]
+    assert len(cells) <= 15
+    assert [cell.source for cell in cells if len(cell.source.splitlines()) > 25] == []
+    assert [cell.source for cell in cells if cell.outputs or cell.execution_count is not None] == []
+    assert nbformat.read(path, as_version=4).metadata.kernelspec.name == "python3"
+
+
+@each_notebook
+def test_each_parameter_is_explained(path):
+    parameters = papermill.inspect_notebook(path)
+    assert parameters
+    assert [name for name, parameter in parameters.items() if not parameter["help"]] == []
+
+
+@each_notebook
+def test_notebook_and_script_are_in_step(path):
+    def content(file: Path) -> list[tuple[str, str, list[str]]]:
+        return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in jupytext.read(file).cells]
+
+    assert content(path) == content(path.with_suffix(".py"))
+
+
+@each_notebook
+@pytest.mark.parametrize("folder", ["config", "config/smoke"])
+def test_configured_parameters_exist(path, folder):
+    check_parameters(path, load_parameters(PROJECT / folder / f"{path.stem}.yaml"))
+
+
+@each_notebook
+def test_an_unknown_parameter_is_refused_before_anything_is_written(path, tmp_path):
+    output = tmp_path / "executed" / "notebook.ipynb"
+    with pytest.raises(ValueError, match=r"has no parameter 'no_such'.*Known are .*'results_dir'"):
+        run(path, output, {"no_such": 1, "results_dir": str(tmp_path / "results")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Run a notebook with its small settings, after those it needs; returns the folder with its results and figures."""
+    folder = tmp_path_factory.mktemp("smoke")
+
+    @functools.cache
+    def run_one(name: str) -> Path:
+        if name == DRAWING["notebook"]:
+            for job in [*WORKFLOW["jobs"], *WORKFLOW["timed"]]:
+                run_one(job)
+        for job in WORKFLOW["timed"].get(name, []):
+            run_one(job)
+        notebook = PROJECT / f"notebooks/{name}.ipynb"
+        parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
+        # Whatever a notebook writes goes to the test's folder.
+        folders = [known for known in papermill.inspect_notebook(notebook) if known in FOLDERS]
+        parameters |= {known: str(folder / known.removesuffix("_dir")) for known in folders}
+        run(notebook, folder / f"{name}.ipynb", parameters)
+        return folder
+
+    return run_one
+
+
+FOLDERS = ("results_dir", "figures_dir", "tables_dir")
+
+
+@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"]])
+def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    results = Results(smoke(job) / "results")
+    rows = results.frame(job)
+    assert len(rows)
+    assert rows["question_id"].nunique() > 1 or job == "01_quickstart"
+    note = results.provenance(job)
+    assert note["files"]
+    assert note["seconds"] > 0
+    assert {"commit", "dirty", "packages", "device", "seed"} <= set(note)
+    smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
+    assert smoke_parameters.items() <= note["parameters"].items()
+
+
+@pytest.mark.parametrize("job", WORKFLOW["timed"])
+def test_a_small_run_stores_its_times(smoke, job, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    times = Times(smoke(job) / "results")
+    rows = times.frame(job)
+    assert {"full", "idselection", "uniform"} & set(rows["method"])
+    assert {"select", "prefill", "decode", "encode"} <= set(rows["phase"])
+    assert (rows[["median_ms", "runs", "batch", "threads"]] > 0).all(axis=None)
+    note = times.provenance(job)
+    assert note["files"] and {"commit", "dirty", "packages", "device"} <= set(note)
+    smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
+    smoke_parameters.pop("resamples", None)
+    assert smoke_parameters.items() <= note["parameters"].items()
+
+
+def test_figures_are_drawn_from_the_rows_alone(smoke, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    folder = smoke(DRAWING["notebook"])
+    executed = nbformat.read(folder / f"{DRAWING['notebook']}.ipynb", as_version=4)
+    assert "prune(" not in "".join(cell.source for cell in executed.cells)
+    for output in map(Path, DRAWING["outputs"]):
+        made = folder / output.parent.name / output.name
+        assert made.stat().st_size > 100, output
+        if made.suffix in (".png", ".pdf"):
+            assert read_origin(made).keys() & {"results", "files"}, output

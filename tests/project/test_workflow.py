@@ -1,0 +1,268 @@
+"""The workflow, on a small project with notebooks of its own: runs, resumes, and keeps what a failure leaves."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from idsel_core.study.store.results import Results
+from tests.support.project import PROJECT
+from tests.support.small import disk, write_notebook
+
+PARAMETERS = """
+results_dir = "results"  # the store
+budgets = [64.0, 16.0]   # tokens kept
+fail = False             # raise in mid-way
+wait_for = ""            # a file that must be there before rows are written
+"""
+
+ROWS = """
+import time
+from pathlib import Path
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
+from tests.support.rows import make_rows
+
+if fail:
+    raise RuntimeError("no luck with " + str(budgets))
+while wait_for and not Path(wait_for).exists():
+    time.sleep(0.05)
+Results(results_dir).write("{name}", make_rows(budgets=tuple(budgets)), provenance({{"budgets": budgets}}))
+print("wrote", len(budgets), "budgets")
+"""
+
+DRAWING = """
+import seaborn as sns
+from pathlib import Path
+from idsel_core.study.store.results import Results
+
+rows = Results(results_dir).frame()
+Path("figures").mkdir(exist_ok=True)
+sns.pointplot(rows, x="budget", y="correct", hue="job").figure.savefig("figures/budget.png")
+"""
+
+
+def configure(project: Path, name: str, **parameters: object) -> None:
+    (project / f"config/{name}.yaml").write_text(yaml.safe_dump(parameters))
+
+
+def environment() -> dict[str, str]:
+    # The small project's own copy of idsel_core comes first, being the working folder.
+    return os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+
+
+def figures(project: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "scripts/figures.py", "--cores", "2"],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def stamps(project: Path) -> dict[str, int]:
+    made = [*project.glob("results/*.parquet"), *project.glob("figures/*"), *project.glob("logs/*")]
+    return {path.name: path.stat().st_mtime_ns for path in made}
+
+
+def changed(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    project = tmp_path_factory.mktemp("workflow") / "fresh"
+    for folder in ("notebooks", "config", "data"):
+        (project / folder).mkdir(parents=True)
+    shutil.copy(PROJECT / "Snakefile", project)
+    for folder in ("idsel_core", "scripts"):
+        shutil.copytree(PROJECT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "config/workflow.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "jobs": {"a": [], "b": []},
+                "splits": [],
+                "model": [],
+                "encoder": [],
+                "after": ["notebooks"],
+                "drawing": {"notebook": "draw", "outputs": ["figures/budget.png"]},
+            }
+        )
+    )
+    for name in ("a", "b"):
+        write_notebook(project / f"notebooks/{name}.ipynb", PARAMETERS, ROWS.format(name=name))
+        configure(project, name)
+    write_notebook(project / "notebooks/draw.ipynb", PARAMETERS, DRAWING)
+    configure(project, "draw")
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished(fresh):
+    project = shutil.copytree(fresh, fresh.with_name("finished"))
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    return project, done
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "project")
+
+
+def test_a_run_makes_everything_and_says_where(finished):
+    project, done = finished
+    assert sorted(stamps(project)) == ["a.ipynb", "a.parquet", "b.ipynb", "b.parquet", "budget.png", "draw.ipynb"]
+    assert Results(project / "results").jobs() == ["a", "b"]
+    assert "figures/: budget.png" in done.stdout
+    assert "a: wrote 2 budgets" in done.stderr
+    assert "4 of 4 steps (100%) done" in done.stderr
+    timing = yaml.safe_load((project / "results/timing.json").read_text())
+    assert timing["cores"] == 2
+    assert f"Took {timing['seconds']} s" in done.stdout
+
+
+def test_a_second_run_redoes_only_what_changed(project):
+    before = stamps(project)
+    timing = (project / "results/timing.json").read_text()
+    os.utime(project / "notebooks/a.ipynb")
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert changed(before, stamps(project)) == []
+
+    configure(project, "b", budgets=[32.0])
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert changed(before, stamps(project)) == ["b.ipynb", "b.parquet", "budget.png", "draw.ipynb"]
+    assert Results(project / "results").frame("b")["budget"].unique().tolist() == [32.0]
+    assert (project / "results/timing.json").read_text() == timing
+
+
+def test_code_that_rows_depend_on_redoes_them_and_code_of_figures_does_not(project):
+    before = stamps(project)
+    with (project / "idsel_core/notebooks.py").open("a") as file:
+        file.write("# changed\n")
+    assert figures(project).returncode == 0
+    assert changed(before, stamps(project)) == ["budget.png", "draw.ipynb"]
+    with (project / "idsel_core/results.py").open("a") as file:
+        file.write("# changed\n")
+    assert figures(project).returncode == 0
+    assert changed(before, stamps(project)) == sorted(before)
+
+
+def test_a_failing_notebook_leaves_its_executed_copy_and_the_others_go_on(project):
+    configure(project, "a", fail=True)
+    configure(project, "b", budgets=[32.0])
+    done = figures(project)
+    assert done.returncode != 0
+    assert "a.ipynb failed in cell 3: RuntimeError: no luck with [64.0, 16.0]" in done.stderr
+    executed = nbformat.read(project / "logs/a.ipynb", as_version=4)
+    assert any(output.output_type == "error" for cell in executed.cells for output in cell.get("outputs", []))
+    assert Results(project / "results").jobs() == ["b"]
+
+    before = stamps(project)
+    configure(project, "a")
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert changed(before, stamps(project)) == ["a.ipynb", "a.parquet", "budget.png", "draw.ipynb"]
+
+
+def test_a_truncated_parquet_is_named_with_the_remedy_and_built_again(project, finished):
+    path = project / "results/b.parquet"
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:-100])
+    # As a crash leaves it, so that nothing looks newer than it is.
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = stamps(project)
+    done = figures(project)
+    assert done.returncode == 2
+    assert "error: results/b.parquet cannot be read" in done.stderr
+    assert "delete results/b.parquet and run `make figures`" in done.stderr
+    assert changed(before, stamps(project)) == []
+    path.unlink()
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert {"a.parquet", "a.ipynb"}.isdisjoint(changed(before, stamps(project)))
+    equal(project, finished[0])
+
+
+def test_a_full_disk_and_a_read_only_store_lose_nothing(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "full")
+    with disk(project / "results", "size=8k") as remount:
+        done = figures(project)
+        assert done.returncode != 0
+        assert "No space left on device" in done.stderr
+        remount("size=8m,ro")
+        done = figures(project)
+        assert done.returncode == 2
+        assert "rows could not be stored: the folder cannot be written to: 'results'" in done.stderr
+        remount("rw")
+        done = figures(project)
+        assert done.returncode == 0, done.stderr
+        equal(project, finished[0])
+
+
+def equal(project: Path, undisturbed: Path) -> None:
+    assert list(project.glob("results/.*")) == []
+    stores = [Results(folder / "results").frame() for folder in (project, undisturbed)]
+    pd.testing.assert_frame_equal(*stores, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"budget": [1.0]}, "has no parameter 'budget'; did you mean 'budgets'?"),
+        ({"budgets": 64.0}, "allowed is list"),
+    ],
+)
+def test_wrong_parameters_stop_the_run_before_anything_is_lost(project, wrong, message):
+    before = stamps(project)
+    configure(project, "b", **wrong)
+    done = figures(project)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert changed(before, stamps(project)) == []
+
+
+def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "killed")
+    configure(project, "b", wait_for="go")
+    run = subprocess.Popen(
+        [sys.executable, "scripts/figures.py", "--cores", "2"],
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while not ((project / "results/a.json").exists() and (project / "logs/b.ipynb").exists()):
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.1)
+        # Until Snakemake has noted that job a is complete.
+        time.sleep(3)
+        second = figures(project)
+        assert second.returncode == 2
+        assert "another `make figures` is at work" in second.stderr
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    assert Results(project / "results").jobs() == ["a"]
+
+    before = stamps(project)
+    (project / "go").touch()
+    done = figures(project)
+    assert done.returncode == 0, done.stderr
+    assert changed(before, stamps(project)) == ["b.ipynb", "b.parquet", "budget.png", "draw.ipynb"]
+    equal(project, finished[0])

@@ -1,0 +1,503 @@
+"""ID-Selection's greedy against a slow float64 reference, its properties and its errors."""
+
+import dataclasses
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from idsel_core.selection import greedy as selection
+from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.greedy import id_select
+from idsel_core.selection.precision import full_precision
+from idsel_core.selection.result import Selection
+from tests.support.project import PROJECT
+from tests.support.selections import (
+    FEATURES,
+    GAMMAS,
+    INF,
+    SCORES,
+    UPDATES,
+    cosine_table,
+    follow,
+    make_features,
+    make_scores,
+    problems,
+    resembles,
+)
+
+
+def small_cases(count, feature_kind, update):
+    """Yield random features, scores, budget and gamma, with every kind of scores and every gamma in turn."""
+    rng = np.random.default_rng([FEATURES.index(feature_kind), UPDATES.index(update)])
+    for _, (kind, gamma) in zip(range(count), itertools.cycle(itertools.product(SCORES, GAMMAS)), strict=False):
+        n = int(rng.integers(1, 17))
+        yield (
+            torch.tensor(make_features(feature_kind, n, int(rng.integers(2, 9)), rng)),
+            torch.tensor(make_scores(kind, n, rng)),
+            int(rng.integers(1, n + 1)),
+            gamma,
+        )
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("features", FEATURES)
+def test_float64_order_is_that_of_the_slow_reference(features, update):
+    for x, s, k, gamma in small_cases(300, features, update):
+        cosines = cosine_table(x.tolist())
+        for trace in (False, True):
+            order = id_select(x, s, k, gamma, update, trace=trace).order[0].tolist()
+            assert len(set(order)) == k
+            behind, _ = follow(cosines, s.tolist(), order, gamma, update)
+            # Duplicates of equal score are ties that products of equal vectors may round apart.
+            allowed = 1e-14 * float(s.max()) + math.ulp(0.0) if features == "duplicates" else 0.0
+            assert max(behind) <= allowed
+
+
+def test_float32_order_leaves_the_reference_only_at_ties_within_rounding():
+    cases = left = 0
+    for features, update in itertools.product(FEATURES, UPDATES):
+        for x, s, k, gamma in small_cases(120, features, update):
+            if (features, gamma) == ("tight", INF):
+                continue  # there everything hangs on which distances count as zero
+            order = id_select(x.float(), s.float(), k, gamma, update).order[0].tolist()
+            cosines = cosine_table(x.float().double().tolist())
+            behind, _ = follow(cosines, s.float().double().tolist(), order, gamma, update)
+            assert max(behind) <= 1e-6 * float(s.max())
+            cases, left = cases + 1, left + (max(behind) > 0)
+    assert cases > 1000 and left <= 0.01 * cases
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("features", ["gaussian", "clustered"])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 0.0), (torch.float32, 1e-7)])
+def test_long_images_and_large_budgets(features, update, dtype, allowed):
+    rng = np.random.default_rng(7)
+    n = 300
+    x = torch.tensor(make_features(features, n, 64, rng)).to(dtype)
+    unit = x.double() / x.double().norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T).tolist()
+    for kind in ("peaked", "flat", "uniform"):
+        s = torch.tensor(make_scores(kind, n, rng)).to(dtype)
+        orders = {k: id_select(x, s, k, 20.0, update).order[0] for k in (1, 9, 60, 200, n)}
+        behind, _ = follow(cosines, s.double().tolist(), orders[n].tolist(), 20.0, update)
+        assert max(behind) <= allowed * float(s.max())
+        assert sum(v > 0 for v in behind) <= 2
+        for k, order in orders.items():
+            assert torch.equal(order, orders[n][:k])
+
+
+@given(problems(torch.float32), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_keeps_exactly_the_budget_once_each_in_raster_order(problem, trace):
+    picks = id_select(**problem, trace=trace)
+    lengths = problem["mask"].sum(1)
+    asked = resolve_budget(problem["budget"], lengths)
+    assert picks.counts.tolist() == asked.tolist() == (picks.indices >= 0).sum(1).tolist()
+    assert picks.requested == problem["budget"] and len(picks) == len(lengths)
+    assert picks.indices.shape == picks.order.shape == (len(lengths), int(asked.max()))
+    assert torch.equal(picks.scores, problem["scores"].masked_fill(~problem["mask"], -INF))
+    kept = torch.zeros_like(problem["mask"])
+    for row, (indices, count) in enumerate(zip(picks.rows(), asked.tolist(), strict=True)):
+        assert (
+            picks.indices[row, count:].tolist()
+            == picks.order[row, count:].tolist()
+            == [-1] * (len(picks.indices[row]) - count)
+        )
+        assert indices.tolist() == sorted(set(picks.order[row, :count].tolist()))
+        assert problem["mask"][row, indices].all()
+        kept[row, indices] = True
+    assert torch.equal(picks.keep_mask(kept.shape[1]), kept)
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_rows_do_not_depend_on_each_other_nor_on_padding(problem):
+    mask = problem["mask"]
+    dirty = problem | {
+        "features": problem["features"].masked_fill(~mask[..., None], math.nan),
+        "scores": torch.where(
+            mask, problem["scores"], torch.tensor([-7.0, math.nan, INF]).double()[torch.arange(mask.shape[1]) % 3]
+        ),
+    }
+    together, traced = id_select(**dirty), id_select(**dirty, trace=True)
+    for row, count in enumerate(together.counts.tolist()):
+        places = mask[row].nonzero()[:, 0]
+        alone = {name: problem[name][row, places] for name in ("features", "scores")}
+        alone = id_select(**(problem | alone | {"mask": None, "budget": count}), trace=True)
+        for picks in (together, traced):
+            assert resembles(picks.order[row, :count], places[alone.order[0]], problem, row)
+        if torch.equal(traced.order[row, :count], places[alone.order[0]]):
+            torch.testing.assert_close(traced.trace[row, :count][:, places], alone.trace[0])
+        assert (traced.trace[row, :, ~mask[row]] == -INF).all() and (traced.trace[row, count:] == -INF).all()
+
+
+CONTINUOUS = {"scores": ("uniform", "peaked"), "features": ("gaussian", "clustered")}
+
+
+@given(problems(**CONTINUOUS), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_permuting_the_tokens_permutes_the_picks(problem, random):
+    n = problem["mask"].shape[1]
+    shuffle = torch.tensor(random.sample(range(n), n))
+    moved = {name: problem[name][:, shuffle] for name in ("features", "scores", "mask")}
+    # gamma 0 and the multiply rule leave nothing but zeros after the first pick: ties everywhere.
+    problem["gamma"] = problem["gamma"] or 1.0
+    a, b = id_select(**problem), id_select(**(problem | moved))
+    assert torch.equal(a.order, torch.where(b.order < 0, -1, shuffle[b.order]))
+
+
+@given(problems(torch.float32), st.integers(-20, 20))
+@settings(max_examples=60, deadline=None)
+def test_scaling_all_scores_changes_nothing(problem, power):
+    scaled = problem | {"scores": problem["scores"] * 2.0**power}
+    assert torch.equal(id_select(**problem).order, id_select(**scaled).order)
+
+
+@given(problems(gammas=(INF,), features=("gaussian",), scores=("uniform", "tied", "flat", "zero")))
+@settings(max_examples=40, deadline=None)
+def test_infinite_gamma_is_top_k_with_ties_to_the_lowest_index(problem):
+    picks = id_select(**problem)
+    ranking = picks.scores.sort(dim=1, descending=True, stable=True).indices
+    for row, count in enumerate(picks.counts.tolist()):
+        assert picks.order[row, :count].tolist() == ranking[row, :count].tolist()
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("gamma", [20.0, INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_scores_spread_over_what_differs_before_duplicates(dtype, gamma, update):
+    rng = np.random.default_rng(3)
+    kinds = rng.integers(12, size=80)
+    x = torch.tensor(rng.standard_normal((12, 40))[kinds] * rng.uniform(0.1, 9, (80, 1))).to(dtype)
+    order = id_select(x, torch.ones(80, dtype=dtype), 12, gamma, update).order[0]
+    assert order[0] == 0
+    assert sorted(kinds[order]) == sorted(set(kinds))
+
+
+@given(problems(torch.float32), st.sampled_from([torch.float16, torch.bfloat16]))
+@settings(max_examples=40, deadline=None)
+def test_half_precision_is_computed_in_float32(problem, dtype):
+    problem["scores"] = problem["scores"] / problem["scores"].max().clamp_min(1)
+    half = {name: problem[name].to(dtype) for name in ("features", "scores")}
+    full = {name: value.float() for name, value in half.items()}
+    a, b = id_select(**(problem | half)), id_select(**(problem | full))
+    assert torch.equal(a.order, b.order) and torch.equal(a.scores, b.scores)
+
+
+@given(problems(batch=2))
+@settings(max_examples=60, deadline=None)
+def test_trace_holds_the_scores_before_each_pick(problem):
+    picks = id_select(**problem, trace=True)
+    assert picks.trace.dtype == torch.float32 and id_select(**problem).trace is None
+    for row, count in enumerate(picks.counts.tolist()):
+        order, trace = picks.order[row, :count], picks.trace[row, :count]
+        places = problem["mask"][row].nonzero()[:, 0]
+        inside = torch.searchsorted(places, order)
+        _, wanted = follow(
+            cosine_table(problem["features"][row, places].tolist()),
+            problem["scores"][row, places].tolist(),
+            inside.tolist(),
+            problem["gamma"],
+            problem["update"],
+        )
+        scale = float(problem["scores"].max())
+        torch.testing.assert_close(trace[:, places], torch.tensor(wanted).float(), rtol=1e-5, atol=1e-6 * scale)
+        assert (trace.gather(1, order[:, None])[:, 0] == trace.amax(dim=1)).all()
+        assert (trace.diff(dim=0).nan_to_num(neginf=0) <= 0).all()
+
+
+def test_after_the_last_positive_score_the_least_suppressed_comes_next():
+    x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.7, 0.7], [0.0, 1.0]])
+    s = torch.tensor([1.0, 0.9, 0.4, 0.0])
+    picks = id_select(x, s, 4, gamma=2.0, trace=True)
+    assert picks.order.tolist() == [[0, 1, 3, 2]]
+    torch.testing.assert_close(picks.trace[0, -1, 2], torch.tensor(0.4 - math.exp(-2 * (1 - 0.5**0.5) ** 2)))
+    assert id_select(x, torch.zeros(4), 3).order.tolist() == [[0, 1, 2]]
+
+
+def test_zero_vectors_are_at_distance_one():
+    x, s = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 0.0]]), torch.tensor([1.0, 0.9, 0.8])
+    trace = id_select(x, s, 3, gamma=1.0, trace=True).trace[0]
+    torch.testing.assert_close(trace[1, 1:], s[1:] - math.exp(-1))
+
+
+def test_opposite_tokens_are_suppressed_less_than_orthogonal_ones():
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    assert id_select(x, torch.ones(3), 2, gamma=0.5).order.tolist() == [[0, 2]]
+
+
+def test_unbatched_is_a_batch_of_one():
+    x, s, mask = torch.randn(9, 5), torch.rand(9), torch.arange(9) < 7
+    assert torch.equal(id_select(x, s, 4, mask=mask).order, id_select(x[None], s[None], 4, mask=mask[None]).order)
+
+
+def test_inputs_are_left_alone_and_nothing_is_differentiated():
+    x, s = torch.randn(2, 30, 4, requires_grad=True), torch.rand(2, 30, requires_grad=True)
+    before = x.detach().clone(), s.detach().clone()
+    for trace in (False, True):
+        picks = id_select(x, s, 20, trace=trace)
+        assert not picks.scores.requires_grad and (picks.trace is None or not picks.trace.requires_grad)
+    assert torch.equal(x, before[0]) and torch.equal(s, before[1])
+    picks.scores.zero_()
+    assert torch.equal(s, before[1])
+
+
+def test_autocast_does_not_reach_the_similarities():
+    x, s = torch.randn(200, 64), torch.ones(200)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = [id_select(x, s, 150, trace=trace).order for trace in (False, True)]
+    assert torch.equal(inside[0], id_select(x, s, 150).order)
+    assert torch.equal(inside[1], id_select(x, s, 150, trace=True).order)
+
+
+def test_tensor_cores_are_given_back_as_they_were():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for setting in ("tf32", "ieee"):
+            matmul.fp32_precision = setting
+            with pytest.raises(KeyError), full_precision(torch.device("cuda")):
+                assert matmul.fp32_precision == "ieee"
+                raise KeyError
+            assert matmul.fp32_precision == setting
+    finally:
+        matmul.fp32_precision = before
+
+
+class Watch(TorchDispatchMode):
+    """Counts kernels and host syncs, and remembers the largest tensor."""
+
+    def __enter__(self):
+        self.kernels = self.syncs = self.largest = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.kernels += not func.is_view
+        self.syncs += func is torch.ops.aten._local_scalar_dense.default
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("scores", [torch.rand(3000), torch.ones(3000)])
+def test_no_table_of_all_pairs_is_built(scores, trace):
+    x = torch.randn(3000, 8)
+    with Watch() as seen:
+        id_select(x, scores, 10, trace=trace)
+    assert seen.largest <= 10 * 3000
+
+
+def test_rounds_serve_the_whole_batch_and_never_wait_for_the_device():
+    def cost(batch, budget):
+        x, s = torch.randn(batch, 50, 8), torch.rand(batch, 50)
+        with Watch() as seen:
+            id_select(x, s, budget, trace=True)
+        return seen
+
+    assert cost(1, 30).kernels == cost(8, 30).kernels
+    assert cost(8, 5).syncs == cost(8, 30).syncs
+    assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 20
+
+
+@pytest.mark.parametrize("backend", ["lazy", "numba"])
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 200)])
+def test_lazy_and_step_by_step_pick_alike(n, k, update, backend):
+    rng = np.random.default_rng(n + k)
+    for features, scores in itertools.product(("gaussian", "clustered", "common"), ("peaked", "uniform", "flat")):
+        x = make_features("clustered" if features == "common" else features, n, 64, rng)
+        x = torch.tensor(x + 1.5 * rng.standard_normal(64) * (features == "common"))
+        s = torch.tensor(make_scores(scores, n, rng))
+        problem = {"features": x[None], "scores": s[None], "gamma": 20.0, "update": update}
+        problem["mask"] = torch.ones(1, n, dtype=torch.bool)
+        ours, torched = (id_select(**problem, budget=k, backend=form).order[0] for form in (backend, "torch"))
+        assert resembles(ours, torched, problem, 0), (features, scores)
+
+
+@pytest.mark.parametrize("backend", ["lazy", "numba"])
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_lazy_is_step_by_step_on_ragged_batches(backend, problem):
+    ours, torched = (id_select(**problem, backend=form).order for form in (backend, "torch"))
+    for row, count in enumerate((torched >= 0).sum(1).tolist()):
+        assert resembles(ours[row, :count], torched[row, :count], problem, row)
+
+
+@pytest.mark.parametrize("backend", ["lazy", "numba", "torch"])
+def test_long_duplicates_count_as_duplicates(backend):
+    x = torch.cat([torch.full((3, 40_000), 0.1), torch.eye(3, 40_000)])
+    assert id_select(x, torch.tensor([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), 4, backend=backend).order.tolist() == [
+        [0, 3, 4, 5]
+    ]
+
+
+def test_images_of_a_batch_may_be_selected_by_several_threads():
+    x, s, mask = (
+        torch.randn(7, 90, 16),
+        torch.rand(7, 90),
+        torch.arange(90) < torch.tensor([90, 80, 7, 90, 1, 33, 60])[:, None],
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        ours = id_select(x, s, 0.4, mask=mask, backend="numba").order
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ours, id_select(x, s, 0.4, mask=mask, backend="torch").order)
+
+
+def test_what_numba_compiled_need_not_be_kept():
+    from idsel_core.selection.cpu_numba import compiled
+
+    code: dict = {}
+    exec("def double(x):\n    return 2 * x", code)  # in no file, so that there is nothing to keep it beside
+    assert compiled()(code["double"])(21) == 42
+
+
+def test_a_cpu_without_numba_selects_by_torch(monkeypatch):
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
+    seen = []
+    monkeypatch.setattr(selection, "lazy_greedy", lambda *given: seen.append(given) or [0, 1])
+    assert id_select(X, S, 2).order.tolist() == [[0, 1]] * 2
+    assert len(seen) == 2
+
+
+def test_nothing_imports_numba_before_it_is_needed():
+    code = """
+import sys, torch
+from idsel_core import id_select
+for backend in "lazy", "auto":
+    id_select(torch.eye(3), torch.ones(3), 2, backend=backend)
+    assert ("numba" in sys.modules) == (backend == "auto")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_the_environment_chooses_how_it_is_run(monkeypatch):
+    monkeypatch.setenv("IDSEL_BACKEND", "torch")
+    monkeypatch.setattr(selection, "lazy_greedy", None)
+    assert id_select(X, S, 2).counts.tolist() == [2, 2]
+    with pytest.raises(TypeError, match="not callable"):
+        id_select(X, S, 2, backend="lazy")
+    monkeypatch.setenv("IDSEL_BACKEND", "fast")
+    with pytest.raises(
+        ValueError, match="IDSEL_BACKEND must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'fast'"
+    ):
+        id_select(X, S, 2)
+
+
+def test_ways_that_cannot_be_had_are_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(
+        ValueError, match="backend must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'cuda'"
+    ):
+        id_select(X, S, 2, backend="cuda")
+    monkeypatch.setattr(selection, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"backend 'triton' needs tensors on a GPU or .*, not cpu tensors"):
+        id_select(X, S, 2, backend="triton")
+    for name in ("lazy", "numba"):
+        with pytest.raises(ValueError, match=f"backend '{name}' needs tensors on the CPU, not on meta"):
+            id_select(X.to("meta"), S.to("meta"), 2, backend=name)
+    monkeypatch.setattr(selection, "find_spec", lambda name: None)
+    for name in ("numba", "triton"):
+        with pytest.raises(ValueError, match=f"backend '{name}' needs the package {name}, which is not installed"):
+            id_select(X, S, 2, backend=name)
+
+
+X, S = torch.randn(2, 5, 3), torch.rand(2, 5)
+ROW = torch.tensor([[True] * 5, [False] * 5])
+
+
+def changed(tensor, value, *place):
+    tensor = tensor.clone()
+    tensor[place] = value
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"features": X.numpy()}, TypeError, "features must be a tensor of a float dtype, not ndarray"),
+        ({"features": X.long()}, TypeError, "features must be a tensor of a float dtype, not torch.int64"),
+        ({"scores": S > 0}, TypeError, "scores must be a tensor of a float dtype, not torch.bool"),
+        ({"features": X[0, 0]}, ValueError, r"features must be \(B, N, D\) or \(N, D\) .*, not \(3,\)"),
+        ({"features": X[:, :0]}, ValueError, r"without an empty axis, not \(2, 0, 3\)"),
+        ({"features": X[:0]}, ValueError, r"without an empty axis, not \(0, 5, 3\)"),
+        ({"scores": S[:, :4]}, ValueError, r"scores must be \(2, 5\), as features are, not \(2, 4\)"),
+        ({"scores": S[0]}, ValueError, r"scores must be \(2, 5\), as features are, not \(5,\)"),
+        ({"mask": S}, TypeError, "mask must be a bool tensor, not torch.float32"),
+        ({"mask": [True] * 5}, TypeError, "mask must be a bool tensor, not list"),
+        ({"mask": ROW[:, :4]}, ValueError, r"mask must be \(2, 5\), as features are, not \(2, 4\)"),
+        ({"mask": ROW}, ValueError, "mask must be true on a token of every row; row 1"),
+        ({"scores": S.to("meta")}, ValueError, "must be on one device, not cpu, meta"),
+        (
+            {"features": changed(X, math.nan, 1, 2, 0)},
+            ValueError,
+            "features must be finite, .*; row 1, token 2 has nan",
+        ),
+        ({"features": changed(X, -INF, 0, 4, 1)}, ValueError, "features must be finite, .*; row 0, token 4 has inf"),
+        ({"scores": changed(S, math.nan, 1, 3)}, ValueError, "scores must be finite; row 1, token 3 has nan"),
+        ({"scores": changed(S, INF, 0, 0)}, ValueError, "scores must be finite; row 0, token 0 has inf"),
+        ({"scores": changed(S, -0.5, 1, 1)}, ValueError, "scores must be 0 or more; row 1, token 1 has -0.5"),
+        ({"gamma": -1.0}, ValueError, "gamma must be a number from 0 to infinity, not -1.0"),
+        ({"gamma": math.nan}, ValueError, "gamma must be a number from 0 to infinity, not nan"),
+        ({"gamma": "20"}, ValueError, "gamma must be a number from 0 to infinity, not '20'"),
+        ({"gamma": True}, ValueError, "gamma must be a number from 0 to infinity, not True"),
+        ({"update": "divide"}, ValueError, "update must be one of 'subtract', 'multiply', not 'divide'"),
+        ({"budget": 6}, ValueError, "got 6 tokens, and the longest row has 5"),
+        ({"budget": 0}, ValueError, "got 0 tokens"),
+        ({"budget": 1.5}, ValueError, r"a share of them \(float, above 0 and up to 1\), not 1.5"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        id_select(**({"features": X, "scores": S, "budget": 2} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("budget", "lengths", "counts"),
+    [
+        (3, [2, 3, 9], [2, 3, 3]),
+        (np.int64(3), [9], [3]),
+        (9, [2, 9], [2, 9]),
+        (1.0, [1, 7], [1, 7]),
+        (0.5, [1, 3, 4, 5], [1, 2, 2, 3]),
+        (0.01, [1, 40, 60, 149, 150], [1, 1, 1, 1, 2]),
+        (np.float32(0.25), [8], [2]),
+    ],
+)
+def test_budgets(budget, lengths, counts):
+    assert resolve_budget(budget, torch.tensor(lengths)).tolist() == counts
+
+
+@pytest.mark.parametrize("budget", [True, "64", None, torch.tensor(4), 1j])
+def test_budgets_that_are_no_number(budget):
+    with pytest.raises(TypeError, match="budget must be a number of tokens"):
+        resolve_budget(budget, torch.tensor([5]))
+
+
+@pytest.mark.parametrize("budget", [0, -3, 6, 0.0, -0.1, 1.0001, math.nan, INF])
+def test_budgets_out_of_range(budget):
+    with pytest.raises(ValueError, match=f"budget must be .*{budget}"):
+        resolve_budget(budget, torch.tensor([5]))
+
+
+def test_selection_from_an_order():
+    picks = Selection.from_order(torch.tensor([[4, 0, 2], [1, -1, -1]]), torch.rand(2, 5).double(), 0.5)
+    assert picks.indices.tolist() == [[0, 2, 4], [1, -1, -1]] and picks.counts.tolist() == [3, 1]
+    assert [row.tolist() for row in picks.rows()] == [[0, 2, 4], [1]]
+    assert picks.scores.dtype == torch.float32
+    with pytest.raises(ValueError, match="n must be above the highest kept index 4, not 4"):
+        picks.keep_mask(4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        picks.requested = 3

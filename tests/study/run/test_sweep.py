@@ -1,0 +1,261 @@
+"""Sweeps: what a grid expands to, how its jobs run, and that no fault loses or changes a row."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.paths import CACHE, DATA, MODEL
+from idsel_core.study.run.notebook_runner import check_parameters
+from idsel_core.study.run.sweeps import NOTEBOOK, encodings, read_sweep
+from idsel_core.study.store.files import CorruptResult
+from idsel_core.study.store.results import Results
+from scripts.slurm import missing
+from scripts.sweep import check_slurm
+from tests.support.project import PROJECT
+from tests.support.small import environment, rows_of
+from tests.support.sweeps import same, stamps, sweep, waiting, write_grid
+
+
+def test_a_knob_goes_to_the_methods_that_have_it(tmp_path):
+    jobs = read_sweep(write_grid(tmp_path)).jobs
+    asked = [(job["method"], job["budgets"], job["knobs"]) for job in jobs.values()]
+    assert asked == [
+        ("full", [], {}),
+        ("topk", [64], {}),
+        ("topk", [32, 16], {}),
+        *[("random", budgets, {"seed": seed}) for seed in (0, 1) for budgets in ([64], [32, 16])],
+    ]
+    assert all(name == job["job"] for name, job in jobs.items())
+
+
+def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
+    small = read_sweep(write_grid(tmp_path)).jobs
+    large = read_sweep(write_grid(tmp_path, seed=[2, 0, 1], method=["topk", "random", "full", "uniform"])).jobs
+    assert small.items() <= large.items()
+    assert not small.keys() & read_sweep(write_grid(tmp_path, questions=8)).jobs.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": []}, r"names no method; known are \['full', 'no-image', 'idselection'"),
+        ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
+        ({"gama": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gama'\]"),
+        ({"budget": [0]}, "topk with budget 0 and {}: "),
+        ({"method": "idselection", "gamma": ["high"], "seed": None}, "idselection with budget 64"),
+    ],
+)
+def test_a_wrong_grid_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_sweep(write_grid(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "config/grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_here_fit_the_notebook(path):
+    for parameters in read_sweep(path).jobs.values():
+        check_parameters(PROJECT / NOTEBOOK, parameters)
+
+
+def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid.yaml"
+    grid = {"method": ["topk", "full"], "split": "hard", "data": str(PROJECT / DATA), "questions": 7}
+    path.write_text(yaml.safe_dump(grid))
+    encoding = encodings(MODEL, grid["data"]) / "hard.safetensors"
+    encoding.parent.mkdir(parents=True)
+    encoding.touch()
+
+    def finish(job: str, rows: int, seconds: float, **parameters: str) -> str:
+        file = tmp_path / f"results/{job}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note = {"rows": rows, "seconds": seconds, "device": "cpu", "parameters": parameters}
+        file.write_text(json.dumps(note))
+        return read_sweep(path).estimate(cores=2)
+
+    guess = "a guess for 2 jobs, as none with their backbone and device has finished"
+    assert guess in read_sweep(path).estimate()
+    assert guess in finish("other/1", 70, 4200.0, backbone="another")
+    assert guess in finish("other/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
+    # A minute an answer, by two jobs of 7 answers side by side.
+    found = finish("ablation", 70, 4200.0)
+    assert "2 to run: 14 answers, about 8 min on 2, " in found and found.endswith("; as measured in 1 finished jobs")
+    found = finish("other/3", 7, 6000.0, backbone=str(MODEL), method="topk")
+    # topk as topk, full as the mean of both.
+    assert "about 58 min on 2, " in found and found.endswith("; as measured in 2 finished jobs")
+
+
+def test_encodings_of_other_models_and_data_are_kept_apart():
+    folders = [encodings(*pair) for pair in [(MODEL, DATA), ("a/model", DATA), ("b/model", DATA), ("a/model", "data")]]
+    assert folders[0] == CACHE
+    assert len(set(folders)) == 4
+
+
+def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
+    project, done = finished
+    jobs = sorted(read_sweep(project / "grid.yaml").jobs)
+    assert Results(project / "results/grid").jobs() == jobs
+    assert sorted(path.stem for path in (project / "logs/grid").iterdir()) == jobs
+    assert "7 jobs, 0 of them stored, 7 to run: 70 answers, about 1 min on 2, " in done.stdout
+    assert "; a guess for 7 jobs, as none with their backbone and device has finished" in done.stdout
+    assert rows_of(project).groupby("method")["budget"].unique().map(sorted).to_dict() == {
+        "full": [576], "random": [16, 32, 64], "topk": [16, 32, 64],
+    }  # fmt: skip
+
+
+def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
+    before = stamps(project)
+    write_grid(project, seed=[0, 1, 2])
+    dry = sweep(project, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "9 jobs, 7 of them stored, 2 to run: 21 answers" in dry.stdout
+    # Those of the same method.
+    assert "; as measured in 4 finished jobs" in dry.stdout and "MiB of disk (" in dry.stdout
+    assert "guess" not in dry.stdout
+    assert stamps(project) == before
+    assert sweep(project).returncode == 0
+    after = stamps(project)
+    assert len(after) == 9 and before.items() <= after.items()
+
+
+def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "failing")
+    (project / "fail").touch()
+    done = sweep(project, "--retries", "0")
+    assert done.returncode != 0
+    assert "not all jobs ran; their notebooks with tracebacks are in logs/grid/" in done.stderr
+    failed = [path for path in (project / "logs/grid").iterdir() if '"ename": "RuntimeError"' in path.read_text()]
+    assert len(failed) == 2
+    before = stamps(project)
+    assert len(before) == 5
+    (project / "fail").unlink()
+    assert sweep(project).returncode == 0
+    assert before.items() <= stamps(project).items()
+    assert same(project, finished)
+
+
+def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "killed")
+    with waiting(project):
+        second = sweep(project)
+        assert second.returncode == 2
+        assert "another `make sweep` is at work on grid.yaml" in second.stderr
+    assert len(stamps(project)) < 7
+    (project / "wait").unlink()
+    done = sweep(project)
+    assert done.returncode == 0, done.stderr
+    assert same(project, finished)
+
+
+def test_a_truncated_parquet_is_named_and_built_again(project, finished):
+    path = next(project.glob("results/grid/topk-*.parquet"))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptResult, match=rf"{path.name} cannot be read"):
+        rows_of(project)
+    refused = sweep(project)
+    assert refused.returncode == 2 and f"delete {path.relative_to(project)} and run" in refused.stderr
+    path.unlink()
+    assert sweep(project).returncode == 0
+    assert same(project, finished)
+
+
+@pytest.mark.parametrize("fault", ["weights", "gpu", "split"])
+def test_what_is_missing_is_told_before_anything_is_lost(project, finished, fault):
+    before = stamps(project)
+    if fault == "weights":
+        (project / "model/model.safetensors").unlink()
+        message = "model holds no weights"
+    elif fault == "gpu":
+        write_grid(project, device="cuda")
+        message = "device 'cuda' was asked for, but torch sees no GPU"
+    else:
+        (project / "data/hard-images.parquet").unlink()
+        message = "no split 'hard' in data"
+    done = sweep(project, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert f"error: {message}" in done.stderr
+    assert stamps(project) == before
+    assert same(project, finished)
+
+
+def test_a_model_is_not_loaded_onto_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no GPU on this machine"):
+        open_backbone(device="cuda")
+
+
+def test_without_slurm_its_profile_says_what_is_missing(project):
+    done = sweep(project, "--profile", "workflow/profiles/slurm", PATH="nowhere")
+    assert done.returncode == 2
+    assert "error: workflow/profiles/slurm hands jobs to Slurm, but there is no sbatch here" in done.stderr
+
+
+def test_without_the_plugin_or_packages_the_remedy_is_told(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program, **where: None if where else program)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"needs Snakemake's Slurm plugin: .*pip install .*\[cluster\]"):
+        check_slurm(Path("workflow/profiles/slurm"))
+    assert missing() == (
+        "no munge, slurm-client, slurmctld, slurmd on this machine; on Debian and Ubuntu: "
+        "apt-get install --no-install-recommends munge slurm-client slurmctld slurmd"
+    )
+    assert "mariadb-server" in missing(accounting=True)
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_profiles_survive_kills_and_failures(profile):
+    settings = yaml.safe_load((PROJECT / f"workflow/profiles/{profile}/config.yaml").read_text())
+    assert settings["rerun-incomplete"] and settings["keep-going"] and settings["retries"]
+    assert profile == "local" or (settings["slurm-status-command"], settings["slurm-no-account"]) == ("squeue", True)
+
+
+HOLD = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+
+
+def hold(folder: Path, gpus: str, **more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "idsel_core.study.run.gpu_lease", sys.executable, "-c", HOLD],
+        env=environment(CUDA_VISIBLE_DEVICES=gpus, IDSEL_LEASES=str(folder), **more),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+
+
+def test_each_job_leases_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    holders = [hold(tmp_path, "2,5") for _ in range(2)]
+    assert sorted(holder.stdout.readline().strip() for holder in holders) == ["2", "5"]
+    third = hold(tmp_path, "2,5")
+    time.sleep(2)
+    holders[0].kill()
+    holders[0].wait()
+    freed = third.stdout.readline().strip()
+    holders[1].communicate()
+    third.communicate()
+    assert freed in ("2", "5")
+    assert not third.returncode
+
+
+@pytest.mark.parametrize(("gpus", "more"), [("1", {"SLURM_JOB_ID": "7"}), ("", {})])
+def test_where_slurm_gave_one_gpu_or_there_is_none_nothing_is_leased(tmp_path, gpus, more):
+    holder = hold(tmp_path, gpus, **more)
+    said, _ = holder.communicate()
+    assert said.strip() == gpus
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gpus_that_slurm_gave_are_leased_within_their_job(tmp_path):
+    holders = [hold(tmp_path, "0,1", SLURM_JOB_ID=job) for job in "7788"]
+    said = [holder.stdout.readline().strip() for holder in holders]
+    for holder in holders:
+        holder.communicate()
+    assert sorted(said[:2]) == sorted(said[2:]) == ["0", "1"]

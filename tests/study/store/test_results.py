@@ -1,0 +1,378 @@
+"""The result store: what goes in comes out, nothing half-written is ever seen, and faults are named."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from idsel_core.study.store.explain import main
+from idsel_core.study.store.files import CorruptResult
+from idsel_core.study.store.provenance import provenance, sha256
+from idsel_core.study.store.results import Results
+from idsel_core.study.store.rows import SCHEMA
+from tests.support.project import PROJECT
+from tests.support.rows import make_rows
+from tests.support.small import disk
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Results(tmp_path / "results")
+
+
+def test_rows_come_back_as_they_were(store):
+    rows = make_rows()
+    path = store.write("budget", rows, {"seed": 0})
+    assert path == store.root / "budget.parquet"
+    back = store.frame("budget")
+    assert list(back) == ["job", *SCHEMA.names]
+    for name in rows:
+        pd.testing.assert_series_equal(
+            back[name], rows[name].astype(back[name].dtype), check_names=False, obj=f"column {name}"
+        )
+    assert store.jobs() == ["budget"]
+    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+
+
+def test_a_run_id_stands_for_one_configuration_of_one_job(store):
+    store.write("budget", make_rows(), {})
+    store.write("gamma", make_rows(), {})
+    rows = store.frame()
+    assert rows.groupby("run_id")[["job", "budget"]].nunique().max().tolist() == [1, 1]
+    assert rows["run_id"].nunique() == 4
+    again = Results(store.root.parent / "again")
+    again.write("budget", make_rows().sample(frac=1, random_state=1), {})
+    assert set(again.frame()["run_id"]) == set(store.frame("budget")["run_id"])
+
+
+def test_provenance_is_beside_and_inside_the_rows(store, tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    note = provenance({"gamma": 20.0}, [weights], seed=3, started=time.perf_counter() - 2)
+    store.write("budget", make_rows(), note)
+    back = store.provenance("budget")
+    assert back["parameters"] == {"gamma": 20.0}
+    assert back["files"] == {"model.safetensors": sha256(weights)}
+    assert back["seed"] == 3
+    assert back["seconds"] >= 2
+    assert back["packages"]["torch"]
+    assert back["rows"] == 24
+    assert back == json.loads((store.root / "budget.json").read_text())
+
+
+def test_provenance_names_the_commit_it_was_made_from():
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=PROJECT)
+
+    head = git("rev-parse", "HEAD")
+    if head.returncode:
+        pytest.skip("not in a git checkout")
+    note = provenance({})
+    assert note["commit"] == head.stdout.strip()
+    assert isinstance(note["dirty"], bool)
+
+
+def test_filters(store):
+    store.write("budget", make_rows(), {})
+    store.write("random", make_rows(method="random"), {})
+    assert store.frame(method="random", budget=[16])["budget"].unique().tolist() == [16.0]
+    assert len(store.frame(budget=[16, 64])) == 48
+    with pytest.raises(ValueError, match=r"no rows with method = 'topk'; there are \['idselection', 'random'\]"):
+        store.frame(method="topk")
+    with pytest.raises(KeyError, match=r"unknown columns \['metod'\]"):
+        store.frame(metod="topk")
+    with pytest.raises(KeyError, match=r"no job 'gamma'.*\['budget', 'random'\]"):
+        store.frame("gamma")
+
+
+def test_an_empty_store_says_what_to_run(store):
+    assert store.jobs() == []
+    with pytest.raises(ValueError, match="make figures"):
+        store.frame()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.rename(columns={"answer": "note"}), r"missing columns \['answer'\], unknown columns \['note'\]"),
+        (lambda r: r.assign(gamma="high"), "column 'gamma'.*is not double"),
+        (lambda r: r.assign(tokens_kept=16.5), "column 'tokens_kept'.*is not int32"),
+        (lambda r: r.assign(prediction=2), "column 'prediction' .*holds int64, which is not string"),
+        (lambda r: r.assign(split=None), "column 'split'.*lacks a value in 24 rows"),
+        (lambda r: r.assign(correct=np.nan), "column 'correct'.*lacks a value in 24 rows"),
+        (lambda r: r.assign(correct=100.0), "column 'correct'.*holds 100.0; allowed is 0 to 1"),
+        (lambda r: r.assign(on_objects=-0.5), "column 'on_objects'.*holds -0.5; allowed is 0 to 1"),
+        (lambda r: r.assign(tokens_kept=600), "tokens_kept is 600; allowed is 0 to tokens_before = 576"),
+        (lambda r: pd.concat([r, r.head(1)]), "question 'q0000' twice in run"),
+        (lambda r: r.head(0), "has no rows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_lost(store, change, message):
+    store.write("budget", make_rows(), {})
+    before = {file: file.read_bytes() for file in store.root.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        store.write("budget", change(make_rows()), {})
+    assert {file: file.read_bytes() for file in store.root.iterdir()} == before
+
+
+def test_a_provenance_that_is_not_json_writes_nothing(store):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        store.write("budget", make_rows(), {"device": object()})
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("job", ["", "../budget", "a/b", ".hidden", "a b"])
+def test_a_job_name_that_could_leave_the_folder_is_refused(store, job):
+    with pytest.raises(ValueError, match="no name for a job"):
+        store.write(job, make_rows(), {})
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "flipped"])
+def test_a_corrupt_file_is_named_with_the_remedy(store, damage):
+    path = store.write("budget", make_rows(2000), {})
+    content = path.read_bytes()
+    middle = len(content) // 4
+    path.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "empty": b"",
+            "text": b"run_id,question_id\n",
+            "flipped": content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :],
+        }[damage]
+    )
+    with pytest.raises(CorruptResult, match=r"budget\.parquet cannot be read .*delete .*make figures"):
+        store.frame()
+
+
+def test_files_that_the_store_did_not_write_are_refused(store):
+    store.root.mkdir(parents=True)
+    pq.write_table(pa.table({"question_id": ["q"]}), store.root / "other.parquet")
+    with pytest.raises(CorruptResult, match="schema version none"):
+        store.frame()
+
+
+def test_the_same_rows_in_two_files_name_both(store):
+    path = store.write("budget", make_rows(), {})
+    (store.root / "copy.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"stored twice, in .*budget\.parquet and .*copy\.parquet"):
+        store.frame()
+
+
+def test_chosen_columns_of_the_rows_that_fit(store):
+    store.write("budget", make_rows(), {})
+    store.write("random", make_rows(method="random"), {})
+    some = store.select(["question_id", "method", "correct"], budget=16, method=["random", "topk"])
+    whole = store.frame(budget=16, method="random")
+    assert list(some) == ["question_id", "method", "correct"]
+    for name in some:
+        assert some[name].tolist() == whole[name].tolist()
+    assert isinstance(some["method"].dtype, pd.CategoricalDtype)
+    assert len(store.select(["budget"], "budget")) == 24
+    with pytest.raises(KeyError, match=r"unknown columns \['metod'\]"):
+        store.select(["metod"])
+    with pytest.raises(KeyError, match="no job 'gamma'"):
+        store.select(["method"], "gamma")
+    with pytest.raises(ValueError, match=r"no rows with \{'method': 'topk'\}"):
+        store.select(["method"], method="topk")
+    with pytest.raises(ValueError, match="no results in"):
+        Results(store.root / "none").select(["method"])
+
+
+def test_a_query_names_both_files_of_a_row_stored_twice_and_a_damaged_one(store):
+    path = store.write("budget", make_rows(), {})
+    (store.root / "copy.parquet").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"'q0000' is stored twice, in .*budget\.parquet and .*copy\.parquet"):
+        store.select(["correct"])
+    (store.root / "copy.parquet").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CorruptResult, match=r"copy\.parquet cannot be read"):
+        store.select(["correct"])
+
+
+@pytest.fixture
+def older(store):
+    """A store with a file of version 1, which had no methods inside the language model."""
+    path = store.write("old", make_rows(), {"seed": 0})
+    table = pq.read_table(path).drop_columns(["convention", "tokens_average", "prefill_gflops"])
+    note = json.dumps({"schema": 1, "rows": len(table), "seed": 0})
+    pq.write_table(table.replace_schema_metadata({"idsel_schema": "1", "idsel_provenance": note}), path)
+    store.write("new", make_rows(method="random"), {})
+    return store
+
+
+def test_version_1_is_read_and_migrated(older, capsys):
+    before = older.frame()
+    old = before[before["job"] == "old"]
+    assert old["tokens_average"].tolist() == old["tokens_kept"].tolist()
+    assert old[["convention", "prefill_gflops"]].isna().all(axis=None)
+    assert older.select(["tokens_average"], "old", budget=16)["tokens_average"].tolist() == [16.0] * 12
+    assert len(older.select(["tokens_average"])) == 48
+
+    assert main(["migrate", str(older.root)]) == 0
+    assert capsys.readouterr().out == f"{older.root}/old.parquet\n"
+    pd.testing.assert_frame_equal(older.frame(), before)
+    assert older.provenance("old") == {"schema": 2, "rows": 24, "seed": 0}
+    assert older.provenance("old") == json.loads((older.root / "old.json").read_text())
+    assert main(["migrate", str(older.root)]) == 0
+    assert capsys.readouterr().out == "nothing to migrate\n"
+
+
+def test_a_full_disk_leaves_what_was_stored(store, monkeypatch):
+    store.write("budget", make_rows(), {})
+    before = {file: file.read_bytes() for file in store.root.iterdir()}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(2000), {})
+    assert {file: file.read_bytes() for file in store.root.iterdir()} == before
+    store.write("budget", make_rows(2000), {})
+    assert len(store.frame()) == 4000
+
+
+def test_a_file_system_that_refuses_bytes_leaves_what_was_stored(store):
+    store.write("budget", make_rows(), {})
+    before = store.frame()
+    script = (
+        PREAMBLE
+        + """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+store.write("budget", make_rows(4000), {})
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(store.root)], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "what was stored before is untouched" in done.stderr
+    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+    pd.testing.assert_frame_equal(store.frame(), before)
+
+
+def test_a_full_disk_and_a_read_only_one(store):
+    with disk(store.root, "size=200k") as remount:
+        store.write("budget", make_rows(), {})
+        before = store.frame()
+        with pytest.raises(OSError, match=r"No space left on device; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(40000), {})
+        remount("size=20m,ro")
+        with pytest.raises(OSError, match=r"Read-only file system; what was stored before is untouched.*budget"):
+            store.write("budget", make_rows(40000), {})
+        with pytest.raises(PermissionError, match=r"rows could not be stored: the folder cannot be written to"):
+            store.check()
+        pd.testing.assert_frame_equal(store.frame(), before)
+        remount("rw")
+        store.write("budget", make_rows(40000), {})
+        assert len(store.frame()) == 80000
+        assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+
+
+def test_a_check_names_all_damaged_files(store):
+    for job in ("one", "two", "three"):
+        store.write(job, make_rows(), {})
+    store.check("one", "two", "not stored")
+    for job in ("one", "two"):
+        (store.root / f"{job}.parquet").write_bytes(b"PAR1")
+    store.check("three")
+    with pytest.raises(
+        CorruptResult, match=r"one\.parquet cannot be read .* all damaged files: \S+one\.parquet \S+two\.pa"
+    ):
+        store.check("one", "two", "three")
+
+
+PREAMBLE = """
+import os, sys
+from idsel_core.study.store.results import Results
+from tests.support.rows import make_rows
+
+store = Results(sys.argv[1])
+"""
+
+# Stops where the temporary file is on disk, but not yet renamed.
+STALLED = (
+    PREAMBLE
+    + """
+def stall(descriptor):
+    print("written", flush=True)
+    sys.stdin.read()
+
+os.fsync = stall
+store.write("budget", make_rows(4000), {"count": 4000})
+"""
+)
+
+REPLACING = (
+    PREAMBLE
+    + """
+tables = {count: make_rows(count) for count in (2000, 4000)}
+print("ready", flush=True)
+while True:
+    for count, rows in tables.items():
+        store.write("budget", rows, {"count": count})
+"""
+)
+
+
+def start(script: str, store: Results) -> subprocess.Popen:
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(store.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+    assert child.stdout.readline()
+    return child
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_killed_writer_leaves_no_partial_file_and_the_next_one_completes(store, tmp_path, old):
+    if old:
+        store.write("budget", make_rows(), {})
+        before = store.frame()
+    child = start(STALLED, store)
+    child.kill()
+    child.communicate()
+    assert [file.name[: file.name.index("-")] for file in store.root.iterdir() if file.suffix == ".tmp"] == [
+        f".budget.parquet.{child.pid}"
+    ]
+    assert store.jobs() == (["budget"] if old else [])
+    if old:
+        pd.testing.assert_frame_equal(store.frame(), before)
+
+    undisturbed = Results(tmp_path / "undisturbed")
+    for results in (store, undisturbed):
+        results.write("budget", make_rows(4000), {"count": 4000})
+    assert [file.name for file in sorted(store.root.iterdir())] == ["budget.json", "budget.parquet"]
+    for name in ("budget.json", "budget.parquet"):
+        assert (store.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
+
+
+def test_of_two_writers_of_one_job_both_succeed(store):
+    child = start(STALLED, store)
+    store.write("budget", make_rows(), {})
+    assert len(store.frame()) == 24
+    child.communicate()
+    assert child.returncode == 0
+    assert len(store.frame()) == 8000
+    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.013, 0.037, 0.071, 0.113])
+def test_killed_at_any_moment_a_reader_sees_old_or_new_rows(store, seconds):
+    store.write("budget", make_rows(2000), {"count": 2000})
+    child = start(REPLACING, store)
+    time.sleep(seconds)
+    child.kill()
+    child.communicate()
+    assert store.jobs() == ["budget"]
+    assert len(store.frame("budget")) == 2 * store.provenance("budget")["count"]

@@ -1,0 +1,44 @@
+"""Rows as an evaluation stores them, for tests of what reads them; imports little, as jobs of tests import it."""
+
+import numpy as np
+import pandas as pd
+
+
+def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method: str = "idselection") -> pd.DataFrame:
+    draw = np.random.default_rng(0)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "backbone": "tiny",
+                    "dataset": "scenes",
+                    "split": "validation",
+                    "question_id": [f"q{i:04d}" for i in range(questions)],
+                    "image_id": [f"i{i // 4:04d}" for i in range(questions)],
+                    "question_type": ["count", "read"] * (questions // 2),
+                    "method": method,
+                    "importance": "unified",
+                    "normalise": "minmax",
+                    "features": "projector",
+                    "update": None,
+                    "instruction": "last@0",
+                    "gamma": 20.0,
+                    "positions": "compact",
+                    "budget": budget,
+                    "tokens_before": 576,
+                    "convention": None,
+                    "tokens_kept": int(budget),
+                    "tokens_average": budget,
+                    "prefill_gflops": 1.5,
+                    "on_objects": draw.random(questions),
+                    "seed": 0,
+                    "prediction": "two",
+                    "answer": draw.choice(["two", "red"], questions),
+                    "correct": draw.integers(0, 2, questions).astype(bool),
+                    "chance": 0.25,
+                }
+            )
+            for budget in budgets
+        ],
+        ignore_index=True,
+    )
