@@ -9,33 +9,30 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-import transformers
 from packaging.version import Version
 from torch import Tensor
+from transformers import __version__ as TRANSFORMERS
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones._shared.stopwatch import stopwatch
-from idsel_core.backbones.in_llm.checks import check_decoder
-from idsel_core.backbones.in_llm.hooks import dropping, following
+from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method, drops_inside
-from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of, with_full_mask
-from idsel_core.pruning.budget_scope import Scope, check_scope, select_by_tile
+from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of
+from idsel_core.pruning.budget_scope import Scope, check_scope
 from idsel_core.pruning.patch import PATCHES, Patch
+from idsel_core.pruning.pipeline import ShortCall, encode_images, read_tokens, select_tokens, shorten_call
+from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
-from idsel_core.selection.result import Selection
-from idsel_core.visual_tokens import VisualTokens
 
 _READS_CHUNKS = "5.23"
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A call of the model that is shorter than it was given."""
+class TimedCall:
+    """A shorter call of the model, and what it took to make it, in milliseconds."""
 
-    inputs: dict[str, Any]
-    tokens: VisualTokens
-    selection: Selection
+    short: ShortCall
     encode_ms: float
     select_ms: float
 
@@ -84,7 +81,7 @@ class Pruning:
         if not patch.runs:
             PATCHES.pop(self.model).undo()
 
-    def shorten(self, inputs: dict[str, Any], generating: bool) -> _Call | None:
+    def shorten(self, inputs: dict[str, Any], generating: bool) -> TimedCall | None:
         """Return a shorter call than one with these arguments, or None where there is no image to prune.
 
         Raises
@@ -98,7 +95,7 @@ class Pruning:
             given = " or ".join(self.backbone.pixel_inputs)
             raise ValueError(f"prune() encodes the images itself: give {given} instead of mm_encoder_outputs")
         if pixels is None:
-            self._check_without_image(inputs, generating)
+            check_without_image(self.backbone, inputs, generating)
             return None
         if input_ids is None or inputs.get("inputs_embeds") is not None:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
@@ -111,34 +108,31 @@ class Pruning:
         if generating and mask is None and (mask := inferred_mask(self.model, inputs)) is not None:
             inputs = {**inputs, "attention_mask": mask}
         if drops_inside(self.method):
-            inputs = self._for_drops(inputs, generating)
+            inputs = prepared_for_drops(self.backbone, self.method, inputs, generating)
         chunks = generating and setting_of(self.model, inputs, "prefill_chunk_size") is not None
-        if chunks and Version(transformers.__version__) < Version(_READS_CHUNKS):
+        if chunks and Version(TRANSFORMERS) < Version(_READS_CHUNKS):
             raise ValueError(
-                f"transformers {transformers.__version__} gives every chunk of a prompt the images of all chunks; "
+                f"transformers {TRANSFORMERS} gives every chunk of a prompt the images of all chunks; "
                 f"prefill_chunk_size needs transformers {_READS_CHUNKS} or newer"
             )
         if self.positions == "keep":
-            inputs = self._keep_positions(inputs, generating)
-        images = self.backbone.image_arguments(inputs)
-        grid = self.backbone.target_grid(self.method, **images)
+            inputs = prepared_to_keep_positions(self.backbone, inputs, generating)
         # generate() needs no gradients, and assisted decoding copies the features, which it cannot do with them.
         with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
-            encoded = self.backbone.encode(grid=grid, tower_depths=self.method.tower_depths, **images)
+            encoded = encode_images(self.backbone, self.method, inputs)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
-            tokens = self.backbone.visual_tokens(encoded, input_ids, mask, inputs.get("position_ids"))
-            by_tile = self.budget_scope == "tile"
-            selection = select_by_tile(self.method, tokens) if by_tile else self.method.select(tokens)
-        short = self.backbone.shorten(inputs, tokens, selection, self.positions)
-        return _Call(short, tokens, selection, encode_ms(), select_ms())
+            tokens = read_tokens(self.backbone, encoded, inputs)
+            selection = select_tokens(self.method, tokens, self.budget_scope)
+        short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
+        return TimedCall(short, encode_ms(), select_ms())
 
     @contextmanager
-    def running(self, call: _Call | None, cache: Any) -> Iterator[None]:
+    def running(self, call: TimedCall | None, cache: Any) -> Iterator[None]:
         """Accompany a call of the model: drop tokens inside it, and report when it is done.
 
         Parameters
         ----------
-        call : _Call, optional
+        call : TimedCall, optional
             What `shorten` returned.
         cache : Any
             The cache that the call goes on from, if any.
@@ -147,15 +141,12 @@ class Pruning:
             with following(self.backbone, cache):
                 yield
             return
-        with (
-            self.backbone.reading(),
-            dropping(self.backbone, self.method, call.tokens, call.selection, call.inputs) as passage,
-        ):
+        with call.short.running() as passage:
             yield
         self._report(call, passage)
 
-    def _report(self, call: _Call, passage: Passage) -> None:
-        tokens, images = call.tokens, len(call.tokens)
+    def _report(self, call: TimedCall, passage: Passage) -> None:
+        tokens, images = call.short.tokens, len(call.short.tokens)
         before = (tokens.lengths if tokens.placeholders is None else tokens.placeholders).tolist()
         layers, drops = passage.layers.tolist(), passage.drops
         select_ms = call.select_ms + sum(drop.milliseconds for drop in drops)
@@ -167,7 +158,7 @@ class Pruning:
                     image=image,
                     before=before[image],
                     after=layers[image][-1],
-                    requested=call.selection.requested,
+                    requested=call.short.selection.requested,
                     indices=indices,
                     order=order,
                     encode_ms=call.encode_ms / images,
@@ -180,71 +171,6 @@ class Pruning:
                 )
             )
         self._calls += 1
-
-    def _for_drops(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
-        check_decoder(self.backbone.language_model)
-        why = f"{self.method.name} drops tokens inside the language model while it reads the prompt, whole and once"
-        if generating:
-            if setting_of(self.model, inputs, "use_cache") is False:
-                raise ValueError(f"{why}: generate() needs use_cache=True")
-            if setting_of(self.model, inputs, "prefill_chunk_size") is not None:
-                raise ValueError(f"{why}: generate() needs prefill_chunk_size=None")
-            return inputs
-        if inputs.get("labels") is not None:
-            raise ValueError(f"{why}, and then the logits are shorter than the labels: take the loss from the logits")
-        # Without a mask and a cache, gaps between positions would be read as borders of packed sequences.
-        return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
-
-    def _keep_positions(self, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
-        if self.backbone.position_axes == 1:
-            self._check_window(inputs, generating)
-        if self.backbone.position_axes == 1 and generating:
-            if setting_of(self.model, inputs, "use_cache") is False:
-                raise ValueError(
-                    'positions="keep" needs use_cache=True: without a cache, generate() drops the mask and then reads '
-                    "gaps between positions as borders of packed sequences"
-                )
-            return inputs
-        # What forward does by itself where generate counts from the mask; the mask keeps gaps from being borders.
-        if inputs.get("position_ids") is None:
-            inputs = {**inputs, "position_ids": self.backbone.full_positions(inputs, generating)}
-        if self.backbone.position_axes > 1:
-            return inputs
-        return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
-
-    def _check_window(self, inputs: dict[str, Any], generating: bool) -> None:
-        windows = [self.backbone.window(layer) for layer in range(self.backbone.decoder_layers)]
-        window = min((size for size in windows if size is not None), default=None)
-        if window is None:
-            return
-        mask = inputs.get("attention_mask")
-        length = inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
-        if generating:
-            new = setting_of(self.model, inputs, "max_new_tokens")
-            length = max(length, setting_of(self.model, inputs, "max_length") or 0) if new is None else length + new
-        if length > window:
-            raise ValueError(
-                f'positions="keep" cannot be had for {length} tokens, prompt and answer: layers of this model attend '
-                f"within {window} columns, which after pruning reach further than {window} positions"
-            )
-
-    def _check_without_image(self, inputs: dict[str, Any], generating: bool) -> None:
-        input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), cached_tokens(inputs)
-        if input_ids is None:
-            return
-        found = int(self.backbone.placeholders(input_ids).sum())
-        if found and not cached:
-            wanted = " or ".join(self.backbone.pixel_inputs)
-            raise ValueError(f"the prompt holds {found} image placeholders, but there are no {wanted}")
-        if found and generating:
-            raise ValueError(
-                "prune() cannot go on from a cache with a prompt that holds images, because the cache is shorter"
-            )
-        if cached and not generating and mask is not None and mask.shape[-1] > cached + input_ids.shape[1]:
-            raise ValueError(
-                f"attention_mask has {mask.shape[-1]} columns, but the shortened cache and the new tokens have "
-                f"{cached} + {input_ids.shape[1]}"
-            )
 
 
 def prune(

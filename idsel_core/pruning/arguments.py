@@ -50,9 +50,11 @@ def inferred_mask(model: Any, inputs: dict[str, Any]) -> Tensor | None:
 
 
 def cached_tokens(inputs: dict[str, Any]) -> int:
+    """Return how many tokens the cache among the arguments holds, 0 without one."""
     cache = cache_in(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def with_full_mask(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with an attention mask that hides nothing."""
     return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}

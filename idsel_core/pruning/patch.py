@@ -39,6 +39,7 @@ class Patch:
         model.generate = generate
 
     def undo(self) -> None:
+        """Give the model back as it was."""
         self.end_forward(failed=True)
         for hook in self.hooks:
             hook.remove()
@@ -49,23 +50,27 @@ class Patch:
     def before_forward(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Shorten a call of ``forward`` that does not come from ``generate``."""
         if self.inside:
             return None
         self.end_forward(failed=True)
         run, inputs = self.runs[-1], bound_arguments(self.model.forward, args, kwargs)
         call = run.shorten(inputs, generating=False)
         self.forward.enter_context(run.running(call, cache_in(inputs)))
-        return None if call is None else ((), call.inputs)
+        return None if call is None else ((), call.short.inputs)
 
     def after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Report a call of ``forward``, whether it succeeded or not."""
         if not self.inside:
             self.end_forward(failed=output is None)
 
     def end_forward(self, failed: bool) -> None:
+        """Leave what `before_forward` entered."""
         error = RuntimeError("the call of the model failed") if failed else None
         self.forward.__exit__(type(error) if error else None, error, None)
 
     def shortened_generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run ``generate`` on shorter prompts; return sequences that begin with the prompts as they were given."""
         inputs = bound_arguments(self.generate, args, kwargs)
         if inputs.get("input_ids") is None and inputs.get("inputs") is not None:
             inputs["input_ids"] = inputs.pop("inputs")
@@ -80,8 +85,8 @@ class Patch:
             with run.running(call, cache_in(inputs)):
                 if call is None:
                     return self.generate(*args, **kwargs)
-                prompt, width = inputs["input_ids"], call.inputs["input_ids"].shape[1]
-                out = self.generate(**(call.inputs | moved_limits(self.model, inputs, prompt.shape[1] - width)))
+                prompt, width = inputs["input_ids"], call.short.inputs["input_ids"].shape[1]
+                out = self.generate(**(call.short.inputs | moved_limits(self.model, inputs, prompt.shape[1] - width)))
         finally:
             self.inside = False
         sequences: Tensor = out if isinstance(out, Tensor) else out.sequences

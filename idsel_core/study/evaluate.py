@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
-from idsel_core.backbones.in_llm.hooks import dropping
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.pruning.pipeline import read_tokens, select_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.cost import flops_prefill
 from idsel_core.study.dataset import BLIND, Split, read_split
@@ -65,7 +65,7 @@ class Study:
     name: str = "embedded"
     positions: str = "compact"
 
-    def run(self, methods: Iterable[Method | str], batch: int = 50, checkpoint: Path | None = None) -> pd.DataFrame:
+    def run(self, methods: Iterable[Method | str], batch: int = 50, resume: Path | None = None) -> pd.DataFrame:
         """Ask all questions with each method, with a progress bar.
 
         Parameters
@@ -74,9 +74,9 @@ class Study:
             Methods; `FULL` (all tokens) and `BLIND` (no image) are allowed beside them.
         batch : int
             Questions at a time.
-        checkpoint : Path, optional
-            Folder where rows are kept as they come, such as `Results.checkpoint`: after a kill, the same call goes on
-            there. A run of other methods, questions, weights or code starts anew.
+        resume : Path, optional
+            Folder where rows are kept as they come, such as `Results.resume_folder`: after a kill, the same call
+            resumes there. A run of other methods, questions, weights or code starts anew.
 
         Returns
         -------
@@ -86,12 +86,12 @@ class Study:
         Raises
         ------
         OSError
-            If nothing can be written to the checkpoint.
+            If nothing can be written to the folder.
         """
         methods = list(methods)
         questions = self.split.questions
         steps = [(start, method) for start in range(0, len(questions), batch) for method in methods]
-        kept = ResumableRows(checkpoint, {} if checkpoint is None else self._key(methods, batch))
+        kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
         with tqdm(total=len(methods) * len(questions), desc=f"ask {self.split.name}", mininterval=5) as bar:
             bar.update(sum(len(questions.iloc[start : start + batch]) for start, _ in steps[: kept.done]))
             for start, group in itertools.groupby(steps[kept.done :], key=lambda step: step[0]):
@@ -112,9 +112,7 @@ class Study:
             "positions": self.positions,
             "questions": hashlib.sha256(self.split.questions.to_json().encode()).hexdigest(),
             "images": sha256(self.split.files[1]),
-            "weights": [
-                weights_hash(split) for split in (model, getattr(self.backbone.relevance, "dual_encoder", None))
-            ],
+            "weights": [weights_hash(each) for each in (model, getattr(self.backbone.relevance, "dual_encoder", None))],
             "device": f"{model.device} {model.dtype}",
             "code": {str(path.relative_to(code)): sha256(path) for path in sorted(code.rglob("*.py"))},
             "packages": installed(),
@@ -161,10 +159,11 @@ class Study:
             acting = UniformGrid(1.0) if isinstance(method, str) else method
             grid = acting.target_grid(*self.grid)
             inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
-            selection = acting.select(inputs.tokens)
-            short = self.backbone.shorten(inputs.prompts, inputs.tokens, selection, self.positions)
+            selection = select_tokens(acting, inputs.tokens)
+            call = shorten_call(self.backbone, acting, inputs.tokens, selection, inputs.prompts, self.positions)
             sharing = torch.arange(len(questions)) if drops_inside(acting) else _alike(questions, selection)
-            with dropping(self.backbone, acting, inputs.tokens, selection, short) as passage:
+            short = call.inputs
+            with call.running() as passage:
                 output = self._generate(short, sharing)
         answers = self.processor.batch_decode(output, skip_special_tokens=True)
         if passage is None:
@@ -235,7 +234,7 @@ class Study:
     @torch.no_grad()
     def _inputs(self, questions: pd.DataFrame, encoded: Encoded) -> _Inputs:
         prompts = self._prompts(questions, encoded.placeholders.tolist())
-        return _Inputs(prompts, self.backbone.visual_tokens(encoded, **prompts))
+        return _Inputs(prompts, read_tokens(self.backbone, encoded, prompts))
 
     def _places(self, selection: Selection, grid: tuple[int, int]) -> list[np.ndarray]:
         """Return where in the grid of the whole image the middles of kept tokens lie."""

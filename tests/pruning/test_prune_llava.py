@@ -9,7 +9,6 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from idsel_core import Companion, Downsample, IDSelection, Random, TopK, UniformGrid, adapter_for, prune
@@ -399,7 +398,7 @@ def test_generate_refuses_what_it_cannot_do(clip):
 
 
 def test_chunks_are_refused_where_each_would_read_all_images(clip, monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.22.2")
+    monkeypatch.setattr("idsel_core.pruning.api.TRANSFORMERS", "5.22.2")
     with prune(clip, ragged(1)), pytest.raises(ValueError, match=r"prefill_chunk_size needs transformers 5\.23 or"):
         clip.generate(**tiny.prompts((1,)), **GREEDY, prefill_chunk_size=5)
 

@@ -59,6 +59,7 @@ class DecodeStep:
         self.changes: dict[int, dict[str, Any]] = {}
 
     def before_layer(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Return the states (B, L, D) and the changed arguments that layer `index` reads."""
         span = next((span for span in reversed(self.spans) if span.first <= index), None)
         if span is None:
             return hidden, {}

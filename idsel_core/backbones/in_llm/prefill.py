@@ -74,6 +74,7 @@ class PromptPass:
             self.positions = axes.expand(3, len(self.real) * self.copies, -1)[:, :: self.copies]
 
     def before_layer(self, index: int, hidden: Tensor, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Return the states (B, L, D) and the changed arguments that layer `index` reads; drop tokens before some."""
         now = {**given, **self.changes}
         if index in self.plan.places:
             hidden = self._drop(index, hidden, now)

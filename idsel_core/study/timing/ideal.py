@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from idsel_core.backbones import Backbone
 from idsel_core.methods import Method, drops_inside
 from idsel_core.pruning.api import prune
+from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.study.dataset import FULL
 from idsel_core.study.timing.clock import begin, largest, now, peak_memory, quartiles
 from idsel_core.study.timing.flops import phase_flops
@@ -64,11 +65,9 @@ def time_ideal(
     images = backbone.image_arguments(inputs)
     if backbone.target_grid(method, **images) is not None and method.name == "downsample":
         raise ValueError(f"{method.name} makes the image smaller: no shorter prompt is like it")
-    tokens = backbone.visual_tokens(
-        backbone.encode(tower_depths=method.tower_depths, **images), inputs["input_ids"], inputs.get("attention_mask")
-    )
-    selection = method.select(tokens)
-    short = backbone.shorten(inputs, tokens, selection)
+    tokens = read_tokens(backbone, encode_images(backbone, method, inputs), inputs)
+    selection = select_tokens(method, tokens)
+    short = shorten_call(backbone, method, tokens, selection, inputs).inputs
     del short["mm_encoder_outputs"]
     lengths = tokens.lengths.tolist()
     rows, given = selection.rows(), {name: images[name] for name in images if name != "tiles"}

@@ -20,8 +20,9 @@ import torch
 
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.backbones._shared.caches import cache_in, with_cache
-from idsel_core.backbones.in_llm.hooks import dropping, following
+from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.methods import Method, UniformGrid, drops_inside
+from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.study.dataset import FULL
 from idsel_core.study.evaluate import title
 from idsel_core.study.timing.clock import begin, device_name, largest, now, peak_memory, quartiles
@@ -157,6 +158,7 @@ def runnable(
 
 
 def check_inputs(backbone: Backbone, inputs: Mapping[str, Any], runs: int, warmup: int, new_tokens: int) -> None:
+    """Raise ValueError unless there are a prompt, an image, and numbers that are large enough."""
     for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("new_tokens", new_tokens, 1)):
         check_int(name, value, least)
     missing = ["input_ids"] if inputs.get("input_ids") is None else []
@@ -224,7 +226,7 @@ def _encode(
     key = (grid, frozenset(method.tower_depths))
     if key not in passes:
         start = begin(device)
-        encoded = backbone.encode(grid=grid, tower_depths=method.tower_depths, **images)
+        encoded = encode_images(backbone, method, inputs)
         passes[key] = (encoded, 1e3 * (now(device) - start), peak_memory(device))
     encoded, milliseconds, peak = passes[key]
     views: Mapping[str, Any] = encoded.views
@@ -248,16 +250,16 @@ def _lap(
         peaks.append(peak_memory(model.device))
         marks.append(begin(model.device))
 
-    tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs.get("attention_mask"))
-    selection = acting.select(tokens)
-    short = backbone.shorten(inputs, tokens, selection)
+    tokens = read_tokens(backbone, encoded, inputs)
+    call = shorten_call(backbone, acting, tokens, select_tokens(acting, tokens), inputs)
+    short = call.inputs
     lap()
     mask = short.get("attention_mask")
     mask = torch.ones_like(short["input_ids"]) if mask is None else mask
     short["attention_mask"] = mask
     if short.get("position_ids") is None:
         short["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-    with backbone.reading(), dropping(backbone, acting, tokens, selection, short) as passage:
+    with call.running() as passage:
         output = model(**short, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(-1)
     lap()

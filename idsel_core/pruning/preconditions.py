@@ -1,0 +1,82 @@
+"""What a call must be like to be pruned, and what is added to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idsel_core.backbones import Backbone
+from idsel_core.backbones.in_llm.checks import check_decoder
+from idsel_core.methods import InLLM
+from idsel_core.pruning.arguments import cached_tokens, setting_of, with_full_mask
+
+
+def prepared_for_drops(backbone: Backbone, method: InLLM, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
+    """Return the arguments of a call in which tokens are dropped between layers; ValueError where that cannot be."""
+    check_decoder(backbone.language_model)
+    why = f"{method.name} drops tokens inside the language model while it reads the prompt, whole and once"
+    if generating:
+        if setting_of(backbone.model, inputs, "use_cache") is False:
+            raise ValueError(f"{why}: generate() needs use_cache=True")
+        if setting_of(backbone.model, inputs, "prefill_chunk_size") is not None:
+            raise ValueError(f"{why}: generate() needs prefill_chunk_size=None")
+        return inputs
+    if inputs.get("labels") is not None:
+        raise ValueError(f"{why}, and then the logits are shorter than the labels: take the loss from the logits")
+    # Without a mask and a cache, gaps between positions would be read as borders of packed sequences.
+    return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
+
+
+def prepared_to_keep_positions(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
+    """Return the arguments of a call whose tokens keep their positions; ValueError where that cannot be."""
+    if backbone.position_axes == 1:
+        _check_window(backbone, inputs, generating)
+    if backbone.position_axes == 1 and generating:
+        if setting_of(backbone.model, inputs, "use_cache") is False:
+            raise ValueError(
+                'positions="keep" needs use_cache=True: without a cache, generate() drops the mask and then reads '
+                "gaps between positions as borders of packed sequences"
+            )
+        return inputs
+    # What forward does by itself where generate counts from the mask; the mask keeps gaps from being borders.
+    if inputs.get("position_ids") is None:
+        inputs = {**inputs, "position_ids": backbone.full_positions(inputs, generating)}
+    if backbone.position_axes > 1:
+        return inputs
+    return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
+
+
+def _check_window(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> None:
+    windows = [backbone.window(layer) for layer in range(backbone.decoder_layers)]
+    window = min((size for size in windows if size is not None), default=None)
+    if window is None:
+        return
+    mask = inputs.get("attention_mask")
+    length = inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
+    if generating:
+        new = setting_of(backbone.model, inputs, "max_new_tokens")
+        length = max(length, setting_of(backbone.model, inputs, "max_length") or 0) if new is None else length + new
+    if length > window:
+        raise ValueError(
+            f'positions="keep" cannot be had for {length} tokens, prompt and answer: layers of this model attend '
+            f"within {window} columns, which after pruning reach further than {window} positions"
+        )
+
+
+def check_without_image(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> None:
+    """Raise ValueError where a call without pixels has image placeholders, or does not fit its shortened cache."""
+    input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), cached_tokens(inputs)
+    if input_ids is None:
+        return
+    found = int(backbone.placeholders(input_ids).sum())
+    if found and not cached:
+        wanted = " or ".join(backbone.pixel_inputs)
+        raise ValueError(f"the prompt holds {found} image placeholders, but there are no {wanted}")
+    if found and generating:
+        raise ValueError(
+            "prune() cannot go on from a cache with a prompt that holds images, because the cache is shorter"
+        )
+    if cached and not generating and mask is not None and mask.shape[-1] > cached + input_ids.shape[1]:
+        raise ValueError(
+            f"attention_mask has {mask.shape[-1]} columns, but the shortened cache and the new tokens have "
+            f"{cached} + {input_ids.shape[1]}"
+        )
