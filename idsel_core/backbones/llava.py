@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views, layer_at
-from idsel_core.methods import Method
+
+if TYPE_CHECKING:
+    from idsel_core.methods import Method
 
 
 class Llava(Backbone):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from idsel_core.backbones._shared.patches import Patches, corners
 from idsel_core.backbones._shared.tensors import padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
-from idsel_core.methods import Method
 from idsel_core.visual_tokens import Unavailable
+
+if TYPE_CHECKING:
+    from idsel_core.methods import Method
 
 
 class LlavaNext(Llava):

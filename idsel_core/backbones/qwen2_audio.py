@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from idsel_core.backbones._shared.qk_capture import Stop, Watched, attention_mod
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
-from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
+
+if TYPE_CHECKING:
+    from idsel_core.selection.result import Selection
 
 
 class Qwen2Audio(Backbone):

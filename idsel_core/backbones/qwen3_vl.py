@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch import Tensor
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.tensors import padded_rows
 from idsel_core.backbones.qwen_vl import Pass, Qwen2VL
-from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
+
+if TYPE_CHECKING:
+    from idsel_core.selection.result import Selection
 
 
 class Qwen3VL(Qwen2VL):

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, 
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
-from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
+
+if TYPE_CHECKING:
+    from idsel_core.selection.result import Selection
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.study.dataset import Split
-from idsel_core.study.paths import MODEL
+from idsel_core.study.paths import ENCODINGS_DEPEND_ON, MODEL, PACKAGE, code_of
 from idsel_core.study.store.files import replace as replace_file
-from idsel_core.study.store.provenance import sha256
+from idsel_core.study.store.provenance import installed, sha256
 
 _VIEWS = ("cls_attention", "received_attention", "image_key")
 
@@ -58,10 +59,34 @@ def encode_split(
     return Encoded.from_tensors({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
 
-def fingerprint(split: Split, folder: Path = MODEL) -> dict[str, str]:
-    """Return what an encoding depends on: hashes of the images and of the weights."""
-    weights = sorted(folder.glob("*.safetensors"))
-    return {"images": sha256(split.files[1]), **{path.name: sha256(path) for path in weights}}
+def fingerprint(split: Split, folder: Path = MODEL, package: Path = PACKAGE) -> dict[str, str]:
+    """Return what an encoding depends on: images, weights, the settings of model and processor, code and packages.
+
+    Parameters
+    ----------
+    split : Split
+        Whose images are encoded.
+    folder : Path
+        Of the model.
+    package : Path
+        The folder of idsel_core.
+
+    Returns
+    -------
+    dict[str, str]
+        Ready to be stored as metadata of a safetensors file.
+    """
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")])
+    code = hashlib.sha256()
+    for path in code_of(ENCODINGS_DEPEND_ON, package):
+        code.update(f"{path.relative_to(package)} {sha256(path)}\n".encode())
+    versions = installed()
+    return {
+        "images": sha256(split.files[1]),
+        **{path.name: sha256(path) for path in files},
+        "code": code.hexdigest(),
+        **{name: str(versions[name]) for name in ("torch", "transformers", "pillow") if name in versions},
+    }
 
 
 def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> None:
@@ -71,7 +96,7 @@ def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> N
 
 
 def read_encoding(path: Path, made_from: dict[str, str]) -> Encoded | None:
-    """Read a stored encoding; None where there is none, or one of other images or weights, or a damaged one."""
+    """Read a stored encoding; None where there is none, a damaged one, or one made from anything else."""
     try:
         with safe_open(path, "pt") as file:
             if file.metadata() != made_from:

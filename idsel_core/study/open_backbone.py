@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from idsel_core.backbones import Backbone, Companion, adapter_for
 from idsel_core.loading.hub import load
 from idsel_core.study.devices import check_device
 from idsel_core.study.paths import MODEL
+
+FIXED_GRID = ("llava",)
+"""Model types that can be evaluated: their images have one size and one grid of visual tokens."""
 
 
 def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any]:
@@ -34,23 +38,44 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If it holds no model.
     ValueError
-        If its weights are missing, damaged or do not fit, or there is no such device.
+        If its weights are missing, damaged or do not fit, its images have no fixed grid of tokens, or there is no such
+        device.
     """
     check_device(device)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
+    _check_folder(folder)
     companion, dual = folder / "companion", None
     try:
         model, processor = load(folder, dtype="auto", local_files_only=True)
         if companion.is_dir():
             read: Any = VisionTextDualEncoderModel.from_pretrained
             dual = read(companion, trust_remote_code=False, use_safetensors=True, local_files_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{error}; `make env` makes the embedded backbone anew once {folder} is gone") from error
+    except (ImportError, OSError, SafetensorError, RuntimeError, ValueError) as error:
+        remedy = f"; `make env` makes the embedded backbone anew once {folder} is gone" if folder == MODEL else ""
+        raise ValueError(f"the model in {folder} cannot be loaded: {error}{remedy}") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device), relevance), processor
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what holds no model, or a model whose images have no fixed grid of tokens."""
+    if folder == MODEL and not folder.is_dir():
+        raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no model in {folder}: give a folder on this machine that is laid out like a hub checkpoint, with "
+            f"config.json and weights as safetensors (a hub id is not downloaded here)"
+        )
+    try:
+        family = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if family not in FIXED_GRID:
+        raise ValueError(
+            f"{folder} holds a model of type {family!r}; evaluation takes models whose images have one size: "
+            f"{', '.join(FIXED_GRID)} (prune() takes all families)"
+        )
 
 
 def weights_hash(model: torch.nn.Module | None) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -152,7 +153,7 @@ def test_a_lost_image_is_named(copied):
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("folder", "run `make env`"), ("missing", "holds no weights"), ("truncated", "cannot be read")],
+    [("folder", "no model in .*model: give a folder on this machine"), ("missing", "holds no weights"), ("truncated", "cannot be read")],
 )
 def test_bad_weights_are_told(tmp_path, damage, message):
     folder = tmp_path / "model"
@@ -165,6 +166,26 @@ def test_bad_weights_are_told(tmp_path, damage, message):
             weights.write_bytes(weights.read_bytes()[:-5000])
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         open_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"model_type": "qwen2_5_vl"}', "holds a model of type 'qwen2_5_vl'; evaluation takes .*: llava"),
+        ("{}", "holds a model of type None"),
+        ("[]", "config.json cannot be read"),
+        ("{", "config.json cannot be read"),
+    ],
+)
+def test_models_without_a_fixed_grid_are_refused_before_they_are_loaded(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=message):
+        open_backbone(tmp_path)
+
+
+def test_a_hub_id_is_answered_in_its_own_words():
+    with pytest.raises(FileNotFoundError, match="a hub id is not downloaded here"):
+        open_backbone(Path("llava-hf/llava-1.5-7b-hf"))
 
 
 def test_the_fingerprint_tells_weights_apart(study, tmp_path):

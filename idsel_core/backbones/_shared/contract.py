@@ -6,7 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from idsel_core.backbones._shared.prompts import (
 )
 from idsel_core.backbones._shared.qk_capture import attention_modules, watch
 from idsel_core.backbones.relevance.companion import Relevance
-from idsel_core.methods import Method
 from idsel_core.scores import attention_rows, cosine_rows
-from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens, Which
+
+if TYPE_CHECKING:
+    from idsel_core.methods import Method
+    from idsel_core.selection.result import Selection
 
 POSITIONS = ("compact", "keep")
 
@@ -196,7 +198,7 @@ class Backbone(ABC):
         Unavailable
             If the method acts on pixels, and this family's images cannot be made smaller.
         """
-        if type(method).target_grid is Method.target_grid:
+        if not method.acts_on_pixels:
             return None
         raise Unavailable("a smaller image", self.why_one_image_size)
 

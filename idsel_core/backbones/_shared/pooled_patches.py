@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.tensors import padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
-from idsel_core.methods import Method
 from idsel_core.visual_tokens import Unavailable
+
+if TYPE_CHECKING:
+    from idsel_core.methods import Method
 
 
 class PooledPatches(Llava):

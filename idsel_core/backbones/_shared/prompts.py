@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from idsel_core.selection.result import Selection
+if TYPE_CHECKING:
+    from idsel_core.selection.result import Selection
+
 
 PER_TOKEN: Mapping[str, int] = {
     "input_ids": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from idsel_core.backbones._shared.patches import Patches
 from idsel_core.backbones._shared.tensors import pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
-from idsel_core.methods import Method
+
+if TYPE_CHECKING:
+    from idsel_core.methods import Method
 
 
 class WithVideos(Llava):

@@ -34,6 +34,8 @@ class Method(ABC):
     """The name in the registry and in stored rows."""
     label: ClassVar[str]
     """What figures and tables call the method; its name by default."""
+    acts_on_pixels: ClassVar[bool] = False
+    """Whether the method wants smaller images: true of those that have a `target_grid` of their own."""
 
     budget: int | float
 
@@ -41,6 +43,7 @@ class Method(ABC):
         super().__init_subclass__()
         if "name" in cls.__dict__ and "label" not in cls.__dict__:
             cls.label = cls.name
+        cls.acts_on_pixels = cls.target_grid is not Method.target_grid
 
     def __post_init__(self) -> None:
         resolve_budget(self.budget, torch.tensor([sys.maxsize]))
