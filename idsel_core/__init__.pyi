@@ -15,6 +15,7 @@ from .methods import EVS as EVS
 from .methods import SCOPE as SCOPE
 from .methods import TRIM as TRIM
 from .methods import CDPruner as CDPruner
+from .methods import Choice as Choice
 from .methods import DiversityOnly as DiversityOnly
 from .methods import DivPrune as DivPrune
 from .methods import Downsample as Downsample
@@ -24,6 +25,7 @@ from .methods import HiPrune as HiPrune
 from .methods import HiRED as HiRED
 from .methods import IDSelection as IDSelection
 from .methods import InLLM as InLLM
+from .methods import LayerTokens as LayerTokens
 from .methods import Method as Method
 from .methods import MMTok as MMTok
 from .methods import PruMergePlus as PruMergePlus
@@ -38,6 +40,9 @@ from .methods import VisPruner as VisPruner
 from .methods import VScan as VScan
 from .methods import get_method as get_method
 from .methods import list_methods as list_methods
+from .methods import most_attended as most_attended
+from .methods import resolve_layers as resolve_layers
+from .methods import take_best as take_best
 from .pruning import DropRecord as DropRecord
 from .pruning import ImageRecord as ImageRecord
 from .pruning import prune as prune

@@ -42,5 +42,6 @@ class Gemma3(PooledPatches):
         numbers = torch.arange(self.side**2).view(self.side, self.side)
         return numbers.unfold(0, size, size).unfold(1, size, size).flatten(0, 1).flatten(1)
 
-    def _token_types(self, input_ids: Tensor) -> Tensor:
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """Mark image tokens, which attend to each other both ways."""
         return self.placeholders(input_ids).long()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,11 +10,9 @@ from torch import Tensor
 
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.patches import Patches, corners, separated
-from idsel_core.backbones._shared.prompts import Slots
 from idsel_core.backbones._shared.videos import WithVideos
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
-from idsel_core.backbones.relevance.companion import Relevance
 
 CORNERS = 4
 """Patches between which a token can lie."""
@@ -88,9 +85,7 @@ class LlavaOnevision(WithVideos, LlavaNext):
     def _video_features(self, patches: Patches, entered: Tensor) -> Tensor:
         return patches.joined(entered, CORNERS)
 
-    def _relevance(
-        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
-    ) -> dict[str, Callable[[], Tensor]]:
+    def patches_for_relevance(self, encoded: Encoded) -> Tensor:
+        """Return the weighted means of the tokens' patches."""
         patches, weights = separated(encoded.encoder_features, CORNERS)
-        mean = dataclasses.replace(encoded, encoder_features=(patches * weights).sum(2))
-        return super()._relevance(source, mean, slots, input_ids, question)
+        return (patches * weights).sum(2)

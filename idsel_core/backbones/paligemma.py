@@ -46,5 +46,6 @@ class PaliGemma(Llava):
         """
         return super().full_positions(inputs, generating) + (not generating)
 
-    def _token_types(self, input_ids: Tensor) -> Tensor:
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """Return zeros: all tokens of a prompt attend to each other."""
         return torch.zeros_like(input_ids)

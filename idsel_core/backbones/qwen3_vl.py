@@ -57,7 +57,8 @@ class Qwen3VL(Qwen2VL):
         planes = padded_rows(torch.cat(rows), lengths=encoded.placeholders)
         return dataclasses.replace(encoded, views={**encoded.views, "deepstack": lambda: planes})
 
-    def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    def beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Return the planes of features that enter the first layers."""
         if "deepstack" not in encoded.views:
             raise Unavailable("deepstack", "the encoding was stored without this view")
         planes, marks = encoded.views["deepstack"](), self.placeholders(input_ids)

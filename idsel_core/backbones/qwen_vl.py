@@ -208,7 +208,8 @@ class Qwen2VL(Backbone):
             self.core.rope_deltas = (ends - real.sum(1))[:, None]
         return short
 
-    def _encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return positions (3, B, L) around these images and videos."""
         kinds = (input_ids == self.image_token_id).long() + 2 * (input_ids == self.video_token_id).long()
         sides = encoded.grid.amax(1) + 1
         sizes = torch.cat([encoded.placeholders[:, None] // sides.prod(1, keepdim=True), sides * self.merge], 1)

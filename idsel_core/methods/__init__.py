@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from idsel_core.methods._shared.base import Method, take_best
-from idsel_core.methods._shared.in_llm import InLLM, drops_inside
+from idsel_core.methods._shared.drop_plan import resolve_layers
+from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, drops_inside, most_attended
 from idsel_core.methods.cdpruner import CDPruner
 from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
@@ -41,6 +42,7 @@ __all__ = [
     "SCOPE",
     "TRIM",
     "CDPruner",
+    "Choice",
     "DivPrune",
     "DiversityOnly",
     "Downsample",
@@ -50,6 +52,7 @@ __all__ = [
     "HiRED",
     "IDSelection",
     "InLLM",
+    "LayerTokens",
     "MMTok",
     "Method",
     "PruMergePlus",
@@ -65,6 +68,8 @@ __all__ = [
     "drops_inside",
     "get_method",
     "list_methods",
+    "most_attended",
+    "resolve_layers",
     "take_best",
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,14 +17,11 @@ from idsel_core.backbones._shared.prompts import (
     drop_columns,
     kept_columns,
     locate_images,
-    of_images,
-    of_prompts,
     text_after,
 )
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.question_views import QuestionViews
 from idsel_core.backbones.relevance.companion import Relevance
-from idsel_core.scores import attention_rows, cosine_rows
-from idsel_core.visual_tokens import Unavailable, VisualTokens, Which
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 if TYPE_CHECKING:
     from idsel_core.methods import Method
@@ -274,23 +270,22 @@ class Backbone(ABC):
         slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         question = text_after(slots, real & ~self.placeholders(input_ids))
+        asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, question)
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": constant_view(encoded.encoder_features),
             "projector": self.project,
-            "word_similarity": self._words(features, slots, input_ids, question),
+            "word_similarity": asked.word_similarity(),
             **encoded.views,
         }
         reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
         reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
         reasons |= self.why_no_view
         if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
-            sources["instruction_attention"] = self._instruction(
-                encoded, features, slots, input_ids, attention_mask, position_ids, question
-            )
+            sources["instruction_attention"] = asked.instruction_attention()
         else:
             reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"
         if self.relevance is not None:
-            sources |= self._relevance(self.relevance, encoded, slots, input_ids, question)
+            sources |= asked.relevance(self.relevance)
         else:
             why = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
             reasons |= {"relevance": why, "relevance_product": why}
@@ -386,73 +381,19 @@ class Backbone(ABC):
         positions: Tensor = self.model._prepare_position_ids_for_generation(input_ids, dict(inputs))
         return positions
 
-    def _encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def patches_for_relevance(self, encoded: Encoded) -> Tensor:
+        """Return what a shared image-text space reads of each token, (I, N, Dv)."""
+        return encoded.encoder_features
+
+    def encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return position ids of full prompts around these images."""
         return self.full_positions({"input_ids": input_ids, "attention_mask": attention_mask})
 
-    def _instruction(
-        self,
-        encoded: Encoded,
-        features: Tensor,
-        slots: Slots,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        question: Tensor,
-    ) -> Callable[[int, Which], Tensor]:
-        tokens = slots.columns >= 0
-
-        @functools.cache
-        @torch.no_grad()
-        def attend(layer: int, which: Which) -> tuple[Tensor, Tensor, float, float | None]:
-            layers: list[nn.Module] = attention_modules(self.language_model)
-            if layer >= len(layers):
-                raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
-            embeddings = self.core.get_input_embeddings()(input_ids)
-            places = slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens]
-            places = (places[0].to(embeddings.device), places[1].to(embeddings.device))
-            embeddings = embeddings.index_put(places, features[encoded.mask].to(embeddings))
-            positions = position_ids
-            if positions is None:
-                positions = self._encoded_positions(encoded, input_ids, attention_mask)
-            asked = question if which == "mean" else attention_rows.last_token(question)
-            with watch(layers[layer], of_prompts(asked, slots.rows, len(input_ids))) as seen:
-                self.language_model(
-                    inputs_embeds=embeddings,
-                    attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
-                    position_ids=positions,
-                    use_cache=False,
-                    **self._beside_embeddings(encoded, input_ids, places),
-                )
-            query, key, scale = seen.tensors()
-            return of_images(query, slots.rows), of_images(key, slots.rows), scale, seen.softcap
-
-        def view(layer: int, which: Which) -> Tensor:
-            silent = (~question.any(1)).nonzero()[:, 0].tolist()
-            if silent:
-                raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")
-            query, key, scale, softcap = attend(layer, which)
-            window = self.window(layer) if self.prompt_windows else None
-            ends = (question * torch.arange(question.shape[1], device=question.device)).amax(1)
-            reach = ends - slots.columns[:, 0]
-            if window is not None and bool((reach >= window).any()):
-                image = int((reach >= window).int().argmax())
-                raise Unavailable(
-                    "instruction_attention",
-                    f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
-                    f"the last word; choose a layer that attends to all",
-                )
-            query_tokens, columns = question.to(query.device), slots.columns.to(query.device)
-            row = attention_rows.instruction_row(query, key, scale, query_tokens, columns, which, softcap)
-            return nn.functional.pad(row, (0, encoded.mask.shape[1] - row.shape[1])).to(encoded.mask.device)
-
-        return view
-
-    def _decoder_mask(
+    def decoder_mask(
         self, input_ids: Tensor, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor
     ) -> Any:
         """Return what the language model takes as mask of full prompts."""
-        types = self._token_types(input_ids)
+        types = self.token_types(input_ids)
         if types is None:
             return attention_mask
         # Without a cache, by position, because its name differs between versions.
@@ -460,48 +401,13 @@ class Backbone(ABC):
             self.model.config, embeddings, attention_mask, None, position_ids, token_type_ids=types
         )
 
-    def _token_types(self, input_ids: Tensor) -> Tensor | None:
+    def token_types(self, input_ids: Tensor) -> Tensor | None:
         """Return the ``token_type_ids`` of full prompts that decide which tokens attend to later ones, if any do."""
         return None
 
-    def _beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
+    def beside_embeddings(self, encoded: Encoded, input_ids: Tensor, places: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Return what else of the images the language model reads, whose tokens stand at rows and columns `places`."""
         return {}
-
-    def _words(self, features: Tensor, slots: Slots, input_ids: Tensor, question: Tensor) -> Callable[[], Tensor]:
-        @torch.no_grad()
-        def view() -> Tensor:
-            ids, mask = _questions("word_similarity", slots, input_ids, question)
-            words = self.core.get_input_embeddings()(ids)
-            return cosine_rows.word_cosines(features, words.to(features.device), mask.to(features.device))
-
-        return view
-
-    def _relevance(
-        self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
-    ) -> dict[str, Callable[[], Tensor]]:
-        @functools.cache
-        @torch.no_grad()
-        def embedded() -> tuple[Tensor, Tensor]:
-            ids, mask = _questions("relevance", slots, input_ids, question)
-            device = encoded.mask.device
-            text = source.embed_text(ids * mask, mask.long())
-            return source.project(encoded.encoder_features).to(device), text.to(device)
-
-        return {
-            "relevance": lambda: cosine_rows.relevance_row(*embedded()),
-            "relevance_product": lambda: cosine_rows.relevance_product(*embedded()),
-        }
-
-
-def _questions(view: str, slots: Slots, input_ids: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
-    """Return token ids of the text that asks of each image, (I, T), and where they are no padding."""
-    silent = (~question.any(1)).nonzero()[:, 0].tolist()
-    if silent:
-        raise Unavailable(view, f"no text follows image {silent[0]}")
-    width = int(question.sum(1).max())
-    order = question.sort(dim=1, descending=True, stable=True).indices[:, :width]
-    return input_ids[slots.rows].gather(1, order), question.gather(1, order)
 
 
 def _kept_features(tokens: VisualTokens, selection: Selection) -> list[Tensor]:

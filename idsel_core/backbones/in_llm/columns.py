@@ -80,6 +80,6 @@ def _mark(marks: Tensor, rows: Tensor, columns: Tensor, value: bool) -> Tensor:
 
 
 def dense_positions(real: Tensor) -> Tensor:
-    """Number the columns (B, W) that are no padding without gaps, int64 (B, W)."""
+    """Return numbers without gaps of the columns (B, W) that are no padding without gaps, int64 (B, W)."""
     # Gaps between positions would tell FlashAttention that a row is packed; layers take theirs from the embeddings.
     return (real.cumsum(1) - 1).clamp_min(0)
