@@ -20,10 +20,11 @@ from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method, drops_inside
 from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
-from idsel_core.pruning.patch import PATCHES, Patch
+from idsel_core.pruning.patch import close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
+from idsel_core.pruning.wrappers import unwrapped
 
 _READS_CHUNKS = "5.23"
 
@@ -57,7 +58,7 @@ class Pruning:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
         check_scope(budget_scope, method)
-        self.model = model
+        self.model = model = unwrapped(model)
         self.method = method
         self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance)
@@ -67,19 +68,14 @@ class Pruning:
 
     def __enter__(self) -> Self:
         """Begin to prune."""
-        if self.model not in PATCHES:
-            PATCHES[self.model] = Patch(self.model)
-        PATCHES[self.model].runs.append(self)
+        open_block(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave the model as it was."""
-        patch = PATCHES[self.model]
-        patch.runs.remove(self)
-        if not patch.runs:
-            PATCHES.pop(self.model).undo()
+        close_block(self)
 
     def shorten(self, inputs: dict[str, Any], generating: bool) -> TimedCall | None:
         """Return a shorter call than one with these arguments, or None where there is no image to prune.
@@ -197,7 +193,8 @@ def prune(
     Parameters
     ----------
     model : PreTrainedModel
-        A model of a supported family, see `idsel_core.backbones.BACKBONES`.
+        A model of a supported family, see `idsel_core.backbones.BACKBONES`; it may be wrapped by PEFT, DataParallel,
+        DistributedDataParallel or ``torch.compile``.
     method : Method
         For example ``IDSelection(budget=64)``.
     positions : {"compact", "keep"}, optional

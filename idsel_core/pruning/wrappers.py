@@ -1,0 +1,27 @@
+"""The model inside the wrappers that people put round it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside a PEFT, DataParallel, DistributedDataParallel or compiled model.
+
+    Parameters
+    ----------
+    model : Any
+        A model, wrapped or not. What is none of these is returned as it is.
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
+        if hasattr(model, "get_base_model"):  # PEFT
+            inner = model.get_base_model()
+        else:
+            inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        if not isinstance(inner, nn.Module) or inner is model:
+            break
+        model = inner
+    return model
