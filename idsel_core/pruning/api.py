@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Pruning:
         self.positions = self.backbone.positions_of(positions)
         self.report: list[ImageRecord] = []
         self._calls = 0
+        self._reporting = threading.Lock()
 
     def __enter__(self) -> Self:
         """Begin to prune."""
@@ -142,31 +144,35 @@ class Pruning:
         self._report(call, passage)
 
     def _report(self, call: TimedCall, passage: Passage) -> None:
-        tokens, images = call.short.tokens, len(call.short.tokens)
+        tokens, selection = call.short.tokens, call.short.selection
+        images = len(tokens)
         before = (tokens.lengths if tokens.placeholders is None else tokens.placeholders).tolist()
         layers, drops = passage.layers.tolist(), passage.drops
         select_ms = call.select_ms + sum(drop.milliseconds for drop in drops)
-        for image in range(images):
-            indices, order = kept_tokens(passage.left, image)
-            self.report.append(
-                ImageRecord(
-                    call=self._calls,
-                    image=image,
-                    before=before[image],
-                    after=layers[image][-1],
-                    requested=call.short.selection.requested,
-                    indices=indices,
-                    order=order,
-                    encode_ms=call.encode_ms / images,
-                    select_ms=select_ms / images,
-                    layers=layers[image],
-                    drops=[
-                        DropRecord(drop.layer, int(drop.counts[image]), *kept_tokens(drop.selection, image))
-                        for drop in drops
-                    ],
+        with self._reporting:  # several threads may end calls at a time
+            number = self._calls
+            self._calls += 1
+            for image in range(images):
+                indices, order = kept_tokens(passage.left, image)
+                left = [
+                    DropRecord(drop.layer, int(drop.counts[image]), *kept_tokens(drop.selection, image))
+                    for drop in drops
+                ]
+                self.report.append(
+                    ImageRecord(
+                        call=number,
+                        image=image,
+                        before=before[image],
+                        after=layers[image][-1],
+                        requested=selection.requested,
+                        indices=indices,
+                        order=order,
+                        encode_ms=call.encode_ms / images,
+                        select_ms=select_ms / images,
+                        layers=layers[image],
+                        drops=left,
+                    )
                 )
-            )
-        self._calls += 1
 
 
 def prune(

@@ -17,10 +17,8 @@ def unwrapped(model: Any) -> Any:
         A model, wrapped or not. What is none of these is returned as it is.
     """
     while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
-        if hasattr(model, "get_base_model"):  # PEFT
-            inner = model.get_base_model()
-        else:
-            inner = model._modules.get("_orig_mod") or model._modules.get("module")
+        base: Any = getattr(model, "get_base_model", None)  # PEFT
+        inner = model._modules.get("_orig_mod") or model._modules.get("module") if base is None else base()
         if not isinstance(inner, nn.Module) or inner is model:
             break
         model = inner

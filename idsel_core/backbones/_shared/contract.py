@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
+from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.prompts import (
     Slots,
     drop_columns,
@@ -176,7 +177,7 @@ class Backbone(ABC):
 
         with ExitStack() as stack:
             if self.joined_kinds:
-                stack.callback(self.core.register_forward_pre_hook(join, with_kwargs=True).remove)
+                stack.callback(self.core.register_forward_pre_hook(in_this_thread(join), with_kwargs=True).remove)
             yield
 
     def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:

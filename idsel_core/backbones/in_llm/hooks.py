@@ -11,6 +11,7 @@ from torch import nn
 
 from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
 from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, DecodeStep, Span
 from idsel_core.backbones.in_llm.passage import Passage, Plan
@@ -84,9 +85,9 @@ def following(backbone: Backbone, cache: Any) -> Iterator[None]:
 def _hooks(decoder: Any, plan: Plan | None) -> Iterator[None]:
     with ExitStack() as stack:
         hooks = _Hooks(decoder, plan, stack)
-        handles = [decoder.register_forward_pre_hook(hooks.before_decoder, with_kwargs=True)]
+        handles = [decoder.register_forward_pre_hook(in_this_thread(hooks.before_decoder), with_kwargs=True)]
         for index, layer in enumerate(decoder.layers):
-            before_layer = functools.partial(hooks.before_layer, index)
+            before_layer = in_this_thread(functools.partial(hooks.before_layer, index))
             handles.append(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
         for handle in handles:
             stack.callback(handle.remove)
