@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones._shared.caches import cache_in
@@ -110,6 +111,7 @@ class Patch:
         if hasattr(self.model.base_model, "rope_deltas"):
             self.model.base_model.rope_deltas = self.remembered
 
+    @torch.compiler.disable  # selection looks at values, which no graph holds
     def shortened(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``generate`` or ``forward`` on shorter prompts."""
         plain = {entrance.name: entrance.plain for entrance in self.entrances}[name]

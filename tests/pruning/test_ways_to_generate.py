@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, CompileConf
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from idsel_core import IDSelection, TopK, adapter_for, prune
+from idsel_core import IDSelection, TopK, UniformGrid, adapter_for, prune
 from idsel_core.methods import FastV, Method
 from tests.support import families, tiny
 from tests.support.families import FAMILIES
@@ -143,10 +143,20 @@ def test_a_compiled_language_model_gives_the_same_tokens(name, how):
             model.generate(**case.single, **options)
 
 
-def test_a_model_that_is_wrapped_as_a_whole_is_refused():
-    model = torch.compile(CASES["llava"].build(), backend="eager")
-    with pytest.raises(TypeError, match=r"with generate\(\), not OptimizedModule"):
-        prune(model, ALL)
+@torch.no_grad()
+def test_a_model_that_is_compiled_as_a_whole_is_pruned():
+    case = CASES["llava"]
+    torch._dynamo.reset()
+    model, halved = case.build(), UniformGrid(budget=0.5)
+    whole = model(**case.single).logits
+    with prune(model, halved):
+        wanted, logits = model.generate(**case.single, **GREEDY), model(**case.single).logits
+    compiled = torch.compile(model, backend="eager")
+    with prune(compiled, halved) as run:
+        assert torch.equal(compiled.generate(**case.single, **GREEDY), wanted)
+        assert torch.equal(compiled(**case.single).logits, logits)
+    assert len(run.report) == 2
+    assert torch.equal(compiled(**case.single).logits, whole)
 
 
 @pytest.mark.feature("compiled static cache")

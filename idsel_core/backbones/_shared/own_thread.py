@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a hook that does nothing in other threads than the one that made it.
@@ -20,6 +22,8 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(hook)
     def acting(*args: Any, **kwargs: Any) -> Any:
-        return hook(*args, **kwargs) if threading.get_ident() == owner else None
+        # A compiled graph cannot ask which thread runs it.
+        mine = torch.compiler.is_compiling() or threading.get_ident() == owner
+        return hook(*args, **kwargs) if mine else None
 
     return acting
