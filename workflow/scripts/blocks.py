@@ -18,6 +18,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- en
 
 PEERS_SHOWN: Final = 3
 CONTROLS_SHOWN: Final = ("diversity", "topk", "uniform", "random")
-BUDGETS_SHOWN: Final = (192, 128, 64, 32, 16)
+BUDGETS_SHOWN: Final = (192, 64, 32, 16)
 
 
 def pages() -> list[Path]:
@@ -124,7 +125,7 @@ def headline() -> str:
     verdict = "wins" if max(places) == 1 else "does not win" if shown[0] != ours else "does not win at every budget"
     lines = [
         f"**{ours} {verdict} here.** Of {len(complete)} methods that run at all of these budgets it is number "
-        f"{', '.join(map(str, places))} from left to right. Rows fall by the mean over the budgets.",
+        f"{', '.join(map(str, places))} from left to right.",
         "",
         markdown(
             [
@@ -145,6 +146,16 @@ def headline() -> str:
 def comparison_missing() -> str:
     """List what could not run in the comparison, and why."""
     return with_labels("comparison_missing")
+
+
+def notebooks() -> str:
+    """List the notebooks by their titles, without what stands before a colon."""
+    lines = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        title = next(line[2:] for cell in cells for line in cell.splitlines() if line.startswith("# "))
+        lines.append(f"- [{path.stem}](notebooks/{path.name}): {title.partition(': ')[2] or title}")
+    return "\n".join(lines)
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
@@ -265,7 +276,7 @@ def _knobs(method: type[Method]) -> dict[str, str]:
 
 def _printed(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:g}" if len(f"{value:g}") < 6 else f"{value:.3g}"
+        return f"{value:g}" if len(f"{value:g}") <= 5 else str(Fraction(value).limit_denominator(99))
     if isinstance(value, tuple):
         return f"({', '.join(map(_printed, value))})"
     return json.dumps(value) if isinstance(value, str) else str(value)
@@ -395,6 +406,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "method-names": method_names,
     "method-sections": method_sections,
     "methods": methods,
+    "notebooks": notebooks,
     "test-times": lambda: times("test", "test-all"),
     "time": lambda: times("figures", "test"),
     "training": training,
