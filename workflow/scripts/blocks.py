@@ -86,17 +86,14 @@ def with_labels(name: str) -> str:
     )
 
 
-def questions_of(job: str) -> tuple[int, str, int]:
-    """Return how many questions a job of `make figures` asks, of which split, and of how many question types."""
-    asked = yaml.safe_load((ROOT / f"config/{job}.yaml").read_text())
-    questions = read_split(asked["split"], ROOT / "data/scenes", asked["questions"]).questions
-    return len(questions), asked["split"], questions["question_type"].nunique()
-
-
-def asked(job: str) -> str:
-    """Say which questions a job of `make figures` asks."""
-    count, split, types = questions_of(job)
-    return f"{count:,} questions of the {split} split, {count // types} of each of {types} question types"
+def asked(job: str, split: str | None = None) -> str:
+    """Say how many questions a job of `make figures` asks, of its own split or of another."""
+    given = yaml.safe_load((ROOT / f"config/{job}.yaml").read_text())
+    split = split or str(given["split"])
+    questions = read_split(split, ROOT / "data/scenes", given["questions"]).questions
+    types = questions["question_type"].nunique()
+    each = f"{'about ' if len(questions) % types else ''}{len(questions) // types}"
+    return f"{len(questions):,} questions of the {split} split, {each} of each of {types} question types"
 
 
 def headline() -> str:
@@ -137,10 +134,16 @@ def headline() -> str:
             ]
         ),
         "",
-        f"Share of full performance in percent (all {read_table('comparison')[0]['budget']} tokens are 100) with its paired "
-        f"95 % bootstrap interval; {asked('06_comparison')}.",
+        f"Share of full performance in percent (all {read_table('comparison')[0]['budget']} tokens are 100) with its "
+        f"paired 95 % bootstrap interval; {asked('06_comparison')}.",
     ]
     return "\n".join(lines)
+
+
+def accuracy() -> str:
+    """Show the accuracy of the embedded backbone on the test and the hard split, with the questions asked."""
+    job = "04_ablation_budget"
+    return f"{asked(job)}; {asked(job, 'hard')}.\n\n{with_labels('accuracy')}"
 
 
 def comparison_missing() -> str:
@@ -391,7 +394,7 @@ def architectures() -> str:
 
 
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
-    "accuracy": lambda: with_labels("accuracy"),
+    "accuracy": accuracy,
     "architectures": architectures,
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
     "claims": lambda: stored_table("claims"),
