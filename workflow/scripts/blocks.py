@@ -46,9 +46,25 @@ def pages() -> list[Path]:
     return [page for page in candidates if page.exists() and BLOCK.search(page.read_text())]
 
 
+def block(name: str) -> str:
+    """Return the generated block of this name: one of `BLOCKS`, or else the published table of this name.
+
+    Raises
+    ------
+    ValueError
+        If nothing has this name.
+    """
+    if name in BLOCKS:
+        return BLOCKS[name]()
+    known = sorted(path.stem.replace("_", "-") for path in (DOCS / "tables").glob("*.md"))
+    if name not in known:
+        raise ValueError(f"nothing generates {name!r}; known are {', '.join([*BLOCKS, *known])}")
+    return stored_table(name.replace("-", "_"))
+
+
 def render(text: str) -> str:
     """Return a page with its generated blocks written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found['name']]()}\n\n{found[3]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
 
 
 # --- tables of results ------------------------------------------------------------------------------------------------
@@ -397,15 +413,12 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "accuracy": accuracy,
     "architectures": architectures,
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
-    "claims": lambda: stored_table("claims"),
     "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
     "comparison-full": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison')}",
     "comparison-missing": comparison_missing,
-    "efficiency": lambda: stored_table("efficiency"),
     "families": families,
     "family-names": family_names,
     "headline": headline,
-    "ideal": lambda: stored_table("ideal"),
     "method-names": method_names,
     "method-sections": method_sections,
     "methods": methods,
