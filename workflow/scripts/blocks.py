@@ -28,7 +28,7 @@ from idsel_core.backbones import BACKBONES
 from idsel_core.loading.random_models import CONFIGS, read_architecture
 from idsel_core.methods import METHODS, InLLM, Method
 from idsel_core.study.dataset import read_split
-from idsel_core.visual_tokens import VisualTokens, Which
+from idsel_core.visual_tokens import VisualTokens
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
@@ -162,6 +162,13 @@ def accuracy() -> str:
     return f"{asked(job)}; {asked(job, 'hard')}.\n\n{with_labels('accuracy')}"
 
 
+def columns() -> str:
+    """Describe the columns of the store."""
+    from idsel_core.study.store.schema import columns_markdown
+
+    return columns_markdown()
+
+
 def comparison_missing() -> str:
     """List what could not run in the comparison, and why."""
     return with_labels("comparison_missing")
@@ -236,7 +243,7 @@ class _Recorded(VisualTokens):
             object.__getattribute__(self, "__dict__").setdefault("fields_read", set()).add(name)
         return super().__getattribute__(name)
 
-    def with_instruction(self, layer: int = 0, which: Which = "last") -> VisualTokens:
+    def with_instruction(self, *_: Any, **__: Any) -> VisualTokens:
         """Return these tokens: a copy would read every field."""
         return self
 
@@ -413,6 +420,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "accuracy": accuracy,
     "architectures": architectures,
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
+    "columns": columns,
     "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
     "comparison-full": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison')}",
     "comparison-missing": comparison_missing,
