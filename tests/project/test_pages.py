@@ -136,6 +136,13 @@ def test_the_index_names_every_page():
     assert sorted(name for name in pages if f"({name})" not in index) == []
 
 
+def test_the_tree_of_the_package_names_every_folder():
+    tree = (PROJECT / "CONTRIBUTING.md").read_text().partition("```\n")[2].partition("```")[0]
+    package = PROJECT / "idsel_core"
+    folders = [path.parent for path in (*package.glob("*/__init__.py"), *package.glob("*/*/__init__.py"))]
+    assert sorted(folder.name for folder in folders if not re.search(rf"\b{folder.name}/", tree)) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_no_page_sets_a_path(page):
     assert "PYTHONPATH" not in page.read_text()

@@ -419,6 +419,8 @@ def architectures() -> str:
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "accuracy": accuracy,
     "architectures": architectures,
+    "asked-gamma": lambda: f"Gamma and the update rule: {asked('02_ablation_gamma')}.",
+    "asked-importance": lambda: f"Importance: {asked('03_ablation_importance')}.",
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
     "columns": columns,
     "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
