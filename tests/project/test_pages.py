@@ -167,6 +167,6 @@ def test_times_are_told_by_command(monkeypatch, tmp_path):
     one = {"seconds": 90, "cores": 2, "machine": "x86_64"}
     (tmp_path / "timing.json").write_text(json.dumps(one))
     assert blocks.times("figures") == "`make figures` took 1.5 minutes on 2 cores (x86_64)."
-    (tmp_path / "timing.json").write_text(json.dumps({"test": one}))
-    said = "`make test` took 1.5 minutes on 2 cores (x86_64). Not recorded yet: `make figures`."
-    assert blocks.times("figures", "test") == said
+    said = "`make test` took 1.5 minutes on 2 cores (x86_64). Not recorded yet: `make test-all`."
+    (tmp_path / "timing_tests.json").write_text(json.dumps({"test": one}))
+    assert blocks.times("test", "test-all") == said

@@ -188,10 +188,13 @@ def notebooks() -> str:
 
 
 def times(*commands: str) -> str:
-    """Say how long make targets took when they last ran whole, from docs/timing.json."""
-    timing = json.loads((DOCS / "timing.json").read_text())
-    # A record without names is that of `make figures`.
-    timing = {"figures": timing} if "seconds" in timing else timing
+    """Say how long make targets took when they last ran whole.
+
+    docs/timing.json is what `make figures` recorded; docs/timing_tests.json holds the test commands by name.
+    """
+    figures, tests = DOCS / "timing.json", DOCS / "timing_tests.json"
+    timing = {"figures": json.loads(figures.read_text())} if figures.exists() else {}
+    timing |= json.loads(tests.read_text()) if tests.exists() else {}
     known = [f"`make {name}` took {_minutes(timing[name])}." for name in commands if name in timing]
     unknown = [f"`make {name}`" for name in commands if name not in timing]
     return " ".join([*known, *([f"Not recorded yet: {', '.join(unknown)}."] if unknown else [])])
