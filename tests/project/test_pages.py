@@ -1,0 +1,172 @@
+"""README and docs: their code runs as it stands, their links resolve, and their generated blocks are up to date."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+
+from data.backbone.language import build_tokenizer
+from tests.support.project import PROJECT
+
+MODEL = PROJECT / "data/backbone/assembled"
+MARK = "<!-- runnable -->\n"
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(PROJECT.glob("docs/*.md")),
+    PROJECT / "data/backbone/README.md",
+    PROJECT / "data/scenes/README.md",
+    PROJECT / "idsel_core/loading/configs/README.md",
+]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def runnable(page: Path) -> list[str]:
+    return re.findall(rf"^{MARK}```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def load_blocks():
+    spec = importlib.util.spec_from_file_location("blocks", PROJECT / "workflow/scripts/blocks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory that looks like the project's to the code of a page, with photographs in it."""
+    (tmp_path / "data").symlink_to(PROJECT / "data")
+    (tmp_path / "photos").mkdir()
+    for name, pixels in zip("ab", load_sample_images().images, strict=True):
+        Image.fromarray(pixels).save(tmp_path / f"photos/{name}.jpg")
+    Image.fromarray(load_sample_images().images[0]).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(matplotlib, "get_backend", lambda: "agg")
+    matplotlib.use("agg")
+    return tmp_path
+
+
+def execute(page: str, names: dict[str, str] | None = None) -> dict[str, object]:
+    """Run the blocks of a page one after the other, with other names of checkpoints where given."""
+    blocks, found = runnable(PROJECT / page), {}
+    assert blocks
+    for block in blocks:
+        for name, other in (names or {}).items():
+            block = block.replace(name, other)
+        exec(compile(block, page, "exec"), found)
+    return found
+
+
+def test_the_readme_prunes_the_embedded_backbone(folder, capsys):
+    found = execute("README.md")
+    assert [(record.before, record.after) for record in found["run"].report] == [(576, 64)]
+    assert found["picks"].indices.shape == (2, 64)
+    assert "ImageRecord" in capsys.readouterr().out
+
+
+def test_a_picture_of_ones_own_is_pruned_and_drawn(folder):
+    found = execute("docs/own_data.md")
+    assert (found["side"], (folder / "kept.png").stat().st_size > 10_000) == (24, True)
+    assert found["encoded"].grid[0].tolist() == [[row, column] for row in range(24) for column in range(24)]
+    assert (folder / "kept.csv").read_text().count("photos/") == 2
+
+
+def test_the_answer_about_ones_own_picture_is_given_in_ten_lines():
+    code = runnable(PROJECT / "docs/own_data.md")[0]
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 12
+
+
+@pytest.mark.slow
+def test_a_conversation_goes_on_from_the_shorter_cache(folder):
+    found = execute("docs/chat.md")
+    # 587 tokens of prompt, 64 of 576 visual tokens kept, and the 12 tokens of the second turn.
+    assert found["cache"].get_seq_length() == 587 - 576 + 64 + found["tokens"].shape[1]
+    assert found["logits"].shape[1] == found["tokens"].shape[1]
+    assert [(record.before, record.after) for record in found["run"].report] == [(576, 64)]
+
+
+def test_the_refusals_of_a_conversation_are_quoted_word_for_word():
+    quoted = re.findall(r"\| `([^`]+)` \|$", (PROJECT / "docs/chat.md").read_text(), re.MULTILINE)
+    source = (PROJECT / "idsel_core/pruning/api.py").read_text()
+    assert len(quoted) == 4
+    for message in quoted:
+        pattern = re.escape(message).replace("576", r"\{\w+\}").replace("pixel_values", r"\{\w+\}")
+        assert re.search(pattern, source), message
+
+
+@pytest.mark.slow
+def test_the_page_on_loading_loads(folder):
+    """Its code as it stands, but for the names of checkpoints: the embedded backbone, and a CLIP of its width."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(hidden_size=384, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    text = CLIPTextConfig(hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder / "clip")
+    build_tokenizer().save_pretrained(folder / "clip")
+    names = {"llava-hf/llava-1.5-7b-hf": str(MODEL), "openai/clip-vit-large-patch14-336": str(folder / "clip")}
+    found = execute("docs/loading.md", names)
+    assert found["out"].shape[1] > found["inputs"]["input_ids"].shape[1]
+    assert all(weight.is_meta for weight in found["model"].parameters())
+
+
+def test_the_readme_is_short():
+    assert len((PROJECT / "README.md").read_bytes()) <= 10_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_of_a_page_resolve(page):
+    text = re.sub(r"```.*?```|`[^`\n]+`", "", page.read_text(), flags=re.DOTALL)
+    links = [markdown or image for markdown, image in LINK.findall(text)]
+    relative = [link.partition("#")[0] for link in links if not link.startswith(("https://", "mailto:", "#"))]
+    assert [link for link in relative if not (page.parent / link).exists()] == []
+
+
+def test_the_index_names_every_page():
+    index = (PROJECT / "docs/README.md").read_text()
+    pages = {path.name for path in PROJECT.glob("docs/*.md")} - {"README.md"}
+    assert sorted(name for name in pages if f"({name})" not in index) == []
+
+
+def test_the_tree_of_the_package_names_every_folder():
+    tree = (PROJECT / "CONTRIBUTING.md").read_text().partition("```\n")[2].partition("```")[0]
+    package = PROJECT / "idsel_core"
+    folders = [path.parent for path in (*package.glob("*/__init__.py"), *package.glob("*/*/__init__.py"))]
+    assert sorted(folder.name for folder in folders if not re.search(rf"\b{folder.name}/", tree)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_page_sets_a_path(page):
+    assert "PYTHONPATH" not in page.read_text()
+
+
+@pytest.mark.parametrize("page", load_blocks().pages(), ids=named)
+def test_generated_blocks_are_up_to_date(page):
+    assert load_blocks().render(page.read_text()) == page.read_text(), "run workflow/scripts/blocks.py"
+
+
+def test_the_headline_counts_equal_tokens_alone_and_says_how_many_questions():
+    said = load_blocks().headline()
+    assert "(final)" not in said
+    assert re.search(r"\b280 questions of the test split, 40 of each of 7 question types", said)
+    rows = [line for line in said.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 8 and sum("**ID-Selection**" in row for row in rows) == 1
+
+
+def test_times_are_told_by_command(monkeypatch, tmp_path):
+    blocks = load_blocks()
+    monkeypatch.setattr(blocks, "DOCS", tmp_path)
+    one = {"seconds": 90, "cores": 2, "machine": "x86_64"}
+    (tmp_path / "timing.json").write_text(json.dumps(one))
+    assert blocks.times("figures") == "`make figures` took 1.5 minutes on 2 cores (x86_64)."
+    said = "`make test` took 1.5 minutes on 2 cores (x86_64). Not recorded yet: `make test-all`."
+    (tmp_path / "timing_tests.json").write_text(json.dumps({"test": one}))
+    assert blocks.times("test", "test-all") == said

@@ -1,0 +1,460 @@
+"""What the generated blocks of README.md, of docs/ and of the cards say.
+
+A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `BLOCKS` has one function a name. Each reads
+tracked files alone: docs/tables, docs/families.json, docs/timing.json, the data set, the configurations and the code.
+
+    python workflow/scripts/blocks.py            write the blocks of all pages
+    python workflow/scripts/blocks.py --check    fail where a block is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from idsel_core.backbones import BACKBONES
+from idsel_core.loading.random_models import CONFIGS, read_architecture
+from idsel_core.methods import METHODS, InLLM, Method
+from idsel_core.study.dataset import read_split
+from idsel_core.visual_tokens import VisualTokens
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+DOCS: Final = ROOT / "docs"
+BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+PEERS_SHOWN: Final = 3
+CONTROLS_SHOWN: Final = ("diversity", "topk", "uniform", "random")
+BUDGETS_SHOWN: Final = (192, 64, 32, 16)
+
+
+def pages() -> list[Path]:
+    """Return the pages that have generated blocks."""
+    cards = [ROOT / "data/backbone/README.md", CONFIGS / "README.md"]
+    candidates = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *cards]
+    return [page for page in candidates if page.exists() and BLOCK.search(page.read_text())]
+
+
+def block(name: str) -> str:
+    """Return the generated block of this name: one of `BLOCKS`, or else the published table of this name.
+
+    Raises
+    ------
+    ValueError
+        If nothing has this name.
+    """
+    if name in BLOCKS:
+        return BLOCKS[name]()
+    known = sorted(path.stem.replace("_", "-") for path in (DOCS / "tables").glob("*.md"))
+    if name not in known:
+        raise ValueError(f"nothing generates {name!r}; known are {', '.join([*BLOCKS, *known])}")
+    return stored_table(name.replace("-", "_"))
+
+
+def render(text: str) -> str:
+    """Return a page with its generated blocks written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
+
+
+# --- tables of results ------------------------------------------------------------------------------------------------
+
+
+def stored_table(name: str) -> str:
+    """Return a published table as it stands."""
+    return (DOCS / f"tables/{name}.md").read_text().strip()
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """Return the rows of a published table, each cell by the name of its column."""
+    lines = [line for line in stored_table(name).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows, the first of which is the header, as a Markdown table."""
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def shown_name(method: str) -> str:
+    """Return the label of a method that a table calls by name or label, with what follows it, as in "vscan (final)"."""
+    name, space, more = method.partition(" (")
+    return METHODS[name].label + space + more if name in METHODS else method
+
+
+def with_labels(name: str) -> str:
+    """Return a published table whose methods are called by their labels."""
+    known = "|".join(METHODS)
+    return re.sub(
+        rf"(?<=\| )({known})\b(?=( \(final\))? *\|)", lambda found: METHODS[found[1]].label, stored_table(name)
+    )
+
+
+def asked(job: str, split: str | None = None) -> str:
+    """Say how many questions a job of `make figures` asks, of its own split or of another."""
+    given = yaml.safe_load((ROOT / f"config/{job}.yaml").read_text())
+    split = split or str(given["split"])
+    questions = read_split(split, ROOT / "data/scenes", given["questions"]).questions
+    types = questions["question_type"].nunique()
+    each = f"{'about ' if len(questions) % types else ''}{len(questions) // types}"
+    return f"{len(questions):,} questions of the {split} split, {each} of each of {types} question types"
+
+
+def headline() -> str:
+    """Compare ID-Selection with the leading peers and the controls at equal numbers of visual tokens.
+
+    Peers lead by the mean of their shares over the budgets shown; only rows that read the budget in the mean over the
+    layers count. The table falls by the same mean, so what is better than ID-Selection stands above it.
+    """
+    rows = [row for row in read_table("comparison") if not row["method"].endswith("(final)")]
+    shares: dict[str, dict[int, str]] = defaultdict(dict)
+    for row in rows:
+        shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
+
+    def share(label: str, budget: int) -> float:
+        return float(shares[label][budget].split()[0])
+
+    def mean(label: str) -> float:
+        return sum(share(label, budget) for budget in BUDGETS_SHOWN) / len(BUDGETS_SHOWN)
+
+    ours, controls = METHODS["idselection"].label, [METHODS[name].label for name in CONTROLS_SHOWN]
+    complete = [label for label, found in shares.items() if set(BUDGETS_SHOWN) <= set(found)]
+    no_peers = {ours, *(METHODS[name].label for name in ("diversity", "topk", "random", "uniform", "downsample"))}
+    peers = sorted((label for label in complete if label not in no_peers), key=mean, reverse=True)[:PEERS_SHOWN]
+    shown = sorted([*peers, *controls, ours], key=mean, reverse=True)
+    places = [1 + sum(share(label, budget) > share(ours, budget) for label in complete) for budget in BUDGETS_SHOWN]
+    verdict = "wins" if max(places) == 1 else "does not win" if shown[0] != ours else "does not win at every budget"
+    lines = [
+        f"**{ours} {verdict} here.** Of {len(complete)} methods that run at all of these budgets it is number "
+        f"{', '.join(map(str, places))} from left to right.",
+        "",
+        markdown(
+            [
+                ["method", *(f"{budget} tokens" for budget in BUDGETS_SHOWN)],
+                *(
+                    [f"**{label}**" if label == ours else label, *(shares[label][budget] for budget in BUDGETS_SHOWN)]
+                    for label in shown
+                ),
+            ]
+        ),
+        "",
+        f"Share of full performance in percent (all {read_table('comparison')[0]['budget']} tokens are 100) with its "
+        f"paired 95 % bootstrap interval; {asked('06_comparison')}.",
+    ]
+    return "\n".join(lines)
+
+
+def accuracy() -> str:
+    """Show the accuracy of the embedded backbone on the test and the hard split, with the questions asked."""
+    job = "04_ablation_budget"
+    return f"{asked(job)}; {asked(job, 'hard')}.\n\n{with_labels('accuracy')}"
+
+
+def columns() -> str:
+    """Describe the columns of the store."""
+    from idsel_core.study.store.schema import columns_markdown
+
+    return columns_markdown()
+
+
+def comparison_missing() -> str:
+    """List what could not run in the comparison, and why."""
+    return with_labels("comparison_missing")
+
+
+def notebooks() -> str:
+    """List the notebooks by their titles, without what stands before a colon."""
+    lines = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        title = next(line[2:] for cell in cells for line in cell.splitlines() if line.startswith("# "))
+        lines.append(f"- [{path.stem}](notebooks/{path.name}): {title.partition(': ')[2] or title}")
+    return "\n".join(lines)
+
+
+# --- times ------------------------------------------------------------------------------------------------------------
+
+
+def times(*commands: str) -> str:
+    """Say how long make targets took when they last ran whole.
+
+    docs/timing.json is what `make figures` recorded; docs/timing_tests.json holds the test commands by name.
+    """
+    figures, tests = DOCS / "timing.json", DOCS / "timing_tests.json"
+    timing = {"figures": json.loads(figures.read_text())} if figures.exists() else {}
+    timing |= json.loads(tests.read_text()) if tests.exists() else {}
+    known = [f"`make {name}` took {_minutes(timing[name])}." for name in commands if name in timing]
+    unknown = [f"`make {name}`" for name in commands if name not in timing]
+    return " ".join([*known, *([f"Not recorded yet: {', '.join(unknown)}."] if unknown else [])])
+
+
+def _minutes(timing: Mapping[str, Any]) -> str:
+    return f"{timing['seconds'] / 60:.1f} minutes on {timing['cores']} cores ({timing['machine']})"
+
+
+def training() -> str:
+    """Say how the embedded backbone was trained, from its log."""
+    lines = [json.loads(line) for line in (ROOT / "data/backbone/train.log.jsonl").read_text().splitlines()]
+    last = lines[-1]
+    return (
+        f"{last['step']} steps, {last['seconds'] / 60:.0f} minutes; at the end "
+        f"{100 * last['held_out']['all']:.1f} % of the questions about 40 held-out scenes were answered right."
+    )
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def summary(method: type[Method]) -> str:
+    """Return the first line of a method's docstring."""
+    return (inspect.getdoc(method) or "").split("\n")[0]
+
+
+def paper(method: type[Method]) -> str:
+    """Return a link to a method's paper, or nothing for a control."""
+    found = re.search(r"arXiv (\d{4}\.\d{4,5})", inspect.getdoc(method) or "")
+    return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
+
+
+def method_names() -> str:
+    """List the methods in one line each: label, paper, what it does."""
+    lines = []
+    for method in METHODS.values():
+        link = paper(method)
+        label = f"[{method.label}]{link[link.index('(') :]}" if link else method.label
+        lines.append(f"- {label}: {summary(method)}")
+    return "\n".join(lines)
+
+
+class _Recorded(VisualTokens):
+    """Visual tokens that know which of their fields were read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("features", "grid"):
+            object.__getattribute__(self, "__dict__").setdefault("fields_read", set()).add(name)
+        return super().__getattribute__(name)
+
+    def with_instruction(self, *_: Any, **__: Any) -> VisualTokens:
+        """Return these tokens: a copy would read every field."""
+        return self
+
+
+def _read_and_merged(method: type[Method]) -> tuple[list[str], bool]:
+    """Run a method on random tokens; return the views that it reads, and whether it gives tokens that it merged."""
+    from tests.support.images import batch, image
+
+    knobs = {"layer": None} if "select" in vars(method) and issubclass(method, InLLM) else {}
+    plain = batch(image(0), image(1))
+    tokens = _Recorded(plain.features, plain.mask, plain.grid, plain.sources)
+    vars(tokens)["fields_read"] = set()
+    selection = method(budget=9, **knobs).select(tokens)
+    own = sorted(
+        tokens.computed | vars(tokens)["fields_read"] | ({"crops"} if "tokens.crops" in _source(method) else set())
+    )
+    return own, selection.features is not None
+
+
+def _source(method: type[Method]) -> str:
+    return inspect.getsource(sys.modules[method.__module__])
+
+
+def _reads(method: type[Method]) -> str:
+    if method.target_grid is not Method.target_grid:
+        return "nothing: the image is made smaller"
+    views = []
+    if not issubclass(method, InLLM) or "select" in vars(method):
+        read, _ = _read_and_merged(method)
+        views += [f"`{name}`" for name in read if name != "image_key"] or ["nothing"]
+    if issubclass(method, InLLM):
+        source = inspect.getsource(method.choose)
+        if "attended" in source or "attention" in source:
+            views.append(f"attention of the layer {method.attention_from} the drop")
+        if "read()" in source:
+            views.append("keys of the layer before the drop")
+        if "states" in source:
+            views.append("hidden states")
+    return ", ".join(views)
+
+
+def _place(method: type[Method]) -> str:
+    if method.target_grid is not Method.target_grid:
+        return "a smaller image, before the vision tower"
+    inside = issubclass(method, InLLM)
+    before = not inside or "select" in vars(method)
+    merges = before and _read_and_merged(method)[1]
+    places = ["before the language model"] * before + ["inside it" if before else "inside the language model"] * inside
+    return " and ".join(places) + (", merges" if merges or "recycle" in _knobs(method) else "")
+
+
+def _knobs(method: type[Method]) -> dict[str, str]:
+    defaults = {field.name: field.default for field in fields(method)}
+    return {name: _printed(default) for name, default in defaults.items() if default is not MISSING}
+
+
+def _printed(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}" if len(f"{value:g}") <= 5 else str(Fraction(value).limit_denominator(99))
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_printed, value))})"
+    return json.dumps(value) if isinstance(value, str) else str(value)
+
+
+def methods() -> str:
+    """Describe every method: label, paper, where it selects, what it reads, its knobs with their defaults."""
+    rows = [["method", "`name`", "paper", "selects", "reads", "knobs beside `budget`"]]
+    for name, method in METHODS.items():
+        knobs = ", ".join(f"`{knob}={default}`" for knob, default in _knobs(method).items())
+        rows.append([method.label, f"`{name}`", paper(method), _place(method), _reads(method), knobs])
+    return markdown(rows)
+
+
+def method_sections() -> str:
+    """Print what the docstring of each method says, knob by knob."""
+    sections = []
+    for name, method in METHODS.items():
+        text = (inspect.getdoc(method) or "").split("\nParameters\n")[0].strip()
+        lines = [f"### {method.label} (`{name}`)", "", _plain(text)]
+        knobs = [f"- `{knob}`: {_plain(words)}" for knob, words in _documented(method).items()]
+        sections.append("\n".join([*lines, *([""] if knobs else []), *knobs]))
+    return "\n\n".join(sections)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"``(.+?)``", r"`\1`", re.sub(r"(?<!\n)\n(?!\n)", " ", text))
+
+
+def _documented(method: type[Method]) -> dict[str, str]:
+    """Return what the docstrings of a method and its bases say about each knob but the budget."""
+    found: dict[str, str] = {}
+    for base in method.__mro__:
+        if base is Method or not issubclass(base, Method):
+            continue
+        section = (inspect.getdoc(base) if "__doc__" in vars(base) else "") or ""
+        section = section.partition("\nParameters\n")[2].partition("\n\n")[0]
+        for entry in re.split(r"\n(?=\S)", section)[1:]:
+            head, _, words = entry.partition("\n")
+            if " : " in head:
+                found.setdefault(head.split(" : ")[0], inspect.cleandoc(words))
+    return found
+
+
+# --- model families ---------------------------------------------------------------------------------------------------
+
+
+def family_names() -> str:
+    """List the model families by the names of their configurations."""
+    return ", ".join(f"`{name}`" for name in sorted(BACKBONES))
+
+
+FEATURES: Final = {
+    "axes of positions": "position axes",
+    "parts on disk": "offloaded to disk",
+    "attention by name": "other attention functions",
+}
+"""What the columns of the matrix are called, where the recorded name says too little."""
+
+
+def families() -> str:
+    """Say what of each model family was seen to work in the tests, and which methods it refuses, and why."""
+    from tests.support.families import FAMILIES, LLAVA
+
+    recorded = json.loads((DOCS / "families.json").read_text())
+    works = recorded.pop("methods")
+    titles = [FEATURES.get(name, name) for name in recorded]
+    rows = [["family", "position axes", "[CLS]", "video", *titles, "methods"]]
+    reasons: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(BACKBONES):
+        family = LLAVA if name == "llava" else FAMILIES[name]
+        for why in dict.fromkeys(family.refused.values()):
+            reasons[why][tuple(method for method, given in family.refused.items() if given == why)].append(name)
+        facts = [family.has_cls, any(size < 0 for size in family.counts)]
+        seen = [recorded[feature].get(name) == "passed" for feature in recorded]
+        run = f"{len(METHODS) - len(family.refused)} of {len(METHODS)}" if works.get(name) == "passed" else "-"
+        marks = ["yes" if fact else "-" for fact in (*facts, *seen)]
+        rows.append([f"`{name}`", str(BACKBONES[name].position_axes), *marks, run])
+    refused = [
+        f"- {_quoted(methods)} on {_quoted(names)}: {why}"
+        for why, alike in reasons.items()
+        for methods, names in alike.items()
+    ]
+    return "\n".join([markdown(rows), "", "Refused on images, with the reason that the error gives:", "", *refused])
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def architectures() -> str:
+    """List the configurations of published models: their sizes, from the files, and their published parameters."""
+    rows = [["name", "checkpoint", "language model", "tower", "parameters"]]
+    for row in csv.DictReader((CONFIGS / "published.csv").open()):
+        config: Any = read_architecture(row["name"])
+        text = config.get_text_config()
+        tower = config.audio_config if hasattr(config, "audio_config") else config.vision_config
+        width = getattr(tower, "embed_dim", None) or tower.hidden_size
+        exact, count = int(row["digits"]) > 4, int(row["parameters"])
+        cells = [
+            f"`{row['name']}`",
+            f"`{row['checkpoint']}`",
+            f"{text.model_type}: {text.num_hidden_layers} layers of width {text.hidden_size}, "
+            f"{text.num_attention_heads} heads, {text.num_key_value_heads} of keys",
+            f"{tower.model_type}: {tower.num_hidden_layers} layers of width {width}",
+            f"{count:,}" if exact else f"{count / 1e9:.{int(row['digits']) - len(str(count // 10**9))}f} billion",
+        ]
+        source = row["paper"]
+        cells[1] += f", [arXiv {source}](https://arxiv.org/abs/{source})" if source else ""
+        rows.append(cells)
+    return markdown(rows)
+
+
+BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
+    "accuracy": accuracy,
+    "architectures": architectures,
+    "asked-gamma": lambda: f"Gamma and the update rule: {asked('02_ablation_gamma')}.",
+    "asked-importance": lambda: f"Importance: {asked('03_ablation_importance')}.",
+    "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
+    "columns": columns,
+    "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
+    "comparison-full": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison')}",
+    "comparison-missing": comparison_missing,
+    "families": families,
+    "family-names": family_names,
+    "headline": headline,
+    "method-names": method_names,
+    "method-sections": method_sections,
+    "methods": methods,
+    "notebooks": notebooks,
+    "test-times": lambda: times("test", "test-all"),
+    "time": lambda: times("figures", "test"),
+    "training": training,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the generated blocks of all pages, or check them; return 1 where one is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is out of date")
+    given = parser.parse_args(arguments)
+    stale = {page: text for page in pages() if (text := render(page.read_text())) != page.read_text()}
+    for page, text in stale.items():
+        if given.check:
+            print(f"{page.relative_to(ROOT)} is out of date: run `make publish`", file=sys.stderr)
+        else:
+            page.write_text(text)
+    return int(given.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
