@@ -12,7 +12,7 @@ from torch import Tensor
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.pooled_patches import PooledPatches
 from idsel_core.backbones._shared.prompts import runs
-from idsel_core.backbones._shared.qk_capture import Watched
+from idsel_core.backbones._shared.qk_capture import CapturedQK
 from idsel_core.backbones._shared.tensors import padded_rows
 
 
@@ -137,7 +137,7 @@ class Idefics3(PooledPatches):
 
     def _read_tower(
         self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
-    ) -> tuple[Any, Tensor, dict[str, Watched]]:
+    ) -> tuple[Any, Tensor, dict[str, CapturedQK]]:
         # The model wants tiles of prompts.
         return super()._read_tower(pixels[None], tower_depths, options, kind)
 

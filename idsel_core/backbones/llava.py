@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views, layer_at
 from idsel_core.methods import Method
@@ -115,7 +115,7 @@ class Llava(Backbone):
 
     def _read_tower(
         self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
-    ) -> tuple[Any, Tensor, dict[str, Watched]]:
+    ) -> tuple[Any, Tensor, dict[str, CapturedQK]]:
         """Return the model's own features, what entered its projector, and watched layers by the suffix of views."""
         modules = attention_modules(self.tower(kind))
         feeding = self._feeding_layer(options.get("vision_feature_layer"))
@@ -126,7 +126,7 @@ class Llava(Backbone):
         with ExitStack() as stack:
             hook = self.projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in sorted(set(layers.values()))}
             output = getattr(self.core, f"get_{kind}_features")(pixels, return_dict=True, **options)
         return output, entered[0], {suffix: seen[layer] for suffix, layer in layers.items()}
 

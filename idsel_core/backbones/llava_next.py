@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.patches import Patches, corners
+from idsel_core.backbones._shared.patches import Patches, bilinear_corners
 from idsel_core.backbones._shared.tensors import padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
@@ -79,7 +79,7 @@ class LlavaNext(Llava):
         first = [sum(tiles[:image]) for image in range(len(tiles))]
         places = [self._places(*given, options) for given in zip(tiles, first, sizes, strict=True)]
         patches, cells, numbers = zip(*places, strict=True)
-        source = Patches.together(patches, entered.device)
+        source = Patches.concatenate(patches, entered.device)
         lengths = torch.tensor([len(rows) for rows in cells], device=entered.device)
         padded = functools.partial(padded_rows, lengths=lengths)
         placed, crops = (padded(torch.cat(rows).to(entered.device), -1) for rows in (cells, numbers))
@@ -162,7 +162,7 @@ class LlavaNext(Llava):
         known = torch.stack([(tile >= 0).expand_as(row), row, column], -1).double()
         cropped, row, column = self._pack(known, size, known.new_full((3,), -1), options).unbind(1)
         newline = cropped < 0
-        rows, places, weights = corners(row.clamp_min(0), column.clamp_min(0))
+        rows, places, weights = bilinear_corners(row.clamp_min(0), column.clamp_min(0))
         number = rows // side * columns + places // side + (cropped > 0)[:, None]
         members = (first + number) * side**2 + rows % side * side + places % side
         # Of two that are as near, the first; rounded, so that these are as near.

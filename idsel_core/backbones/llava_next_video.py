@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.patches import Patches, windows
-from idsel_core.backbones._shared.videos import WithVideos
+from idsel_core.backbones._shared.patches import Patches, pooling_windows
+from idsel_core.backbones._shared.videos import LlavaWithVideos
 from idsel_core.backbones.llava_next import LlavaNext
 
 
-class LlavaNextVideo(WithVideos, LlavaNext):
+class LlavaNextVideo(LlavaWithVideos, LlavaNext):
     """``LlavaNextVideoForConditionalGeneration``, images and videos.
 
     Images are as those of LLaVA-NeXT. Frames of a video are thumbnails whose patches are pooled before the projector,
@@ -29,4 +29,4 @@ class LlavaNextVideo(WithVideos, LlavaNext):
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
         stride = int(self.model.config.spatial_pool_stride)
         pooled = torch.arange(self._side // stride)
-        return windows(self._side, self._side, stride), torch.cartesian_prod(pooled, pooled)
+        return pooling_windows(self._side, self._side, stride), torch.cartesian_prod(pooled, pooled)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.patches import Patches, corners, separated
+from idsel_core.backbones._shared.patches import Patches, bilinear_corners, unflatten_values
 from idsel_core.backbones._shared.prompts import Slots
-from idsel_core.backbones._shared.videos import WithVideos
+from idsel_core.backbones._shared.videos import LlavaWithVideos
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
 from idsel_core.backbones.relevance.companion import Relevance
@@ -21,7 +21,7 @@ CORNERS = 4
 """Patches between which a token can lie."""
 
 
-class LlavaOnevision(WithVideos, LlavaNext):
+class LlavaOnevision(LlavaWithVideos, LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``, images and videos.
 
     Images are as those of LLaVA-NeXT. Where the tiles have too many patches, tokens lie between them; the cell and crop
@@ -47,18 +47,18 @@ class LlavaOnevision(WithVideos, LlavaNext):
 
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the projector to patches and pool them, (I, N, 4 * (Dv + 1)) to (I, N, D); zeros give a newline."""
-        patches, weights = separated(encoder_features, CORNERS)
+        patches, weights = unflatten_values(encoder_features, CORNERS)
         projected = Llava.project(self, patches.flatten(1, 2)).view(*patches.shape[:3], -1)
         pooled = (projected * weights.to(projected)).sum(2)
         newline = ~encoder_features.any(2, keepdim=True)
         return torch.where(newline.to(pooled.device), self.core.image_newline.to(pooled), pooled)
 
     def _entering(self, patches: Patches, entered: Tensor) -> Tensor:
-        return patches.joined(entered, CORNERS)
+        return patches.flatten_values(entered, CORNERS)
 
     def _as_patches(self, states: Tensor) -> Tensor:
         whole = Patches(torch.arange(len(states))[:, None], torch.ones(len(states), 1))
-        return Patches.together([whole], states.device).joined(states, CORNERS)
+        return Patches.concatenate([whole], states.device).flatten_values(states, CORNERS)
 
     def _tiles(self, sizes: Tensor, options: Mapping[str, Any]) -> list[int]:
         tiles = super()._tiles(sizes, options)
@@ -80,17 +80,17 @@ class LlavaOnevision(WithVideos, LlavaNext):
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
         side = self._side
         places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
-        rows, columns, weights = corners(*self.core.apply_pooling(places[None])[0].unbind(1))
+        rows, columns, weights = bilinear_corners(*self.core.apply_pooling(places[None])[0].unbind(1))
         pooled = round(len(rows) ** 0.5)
         cells = torch.cartesian_prod(torch.arange(pooled), torch.arange(pooled))
         return Patches(rows * side + columns, weights), cells
 
     def _video_features(self, patches: Patches, entered: Tensor) -> Tensor:
-        return patches.joined(entered, CORNERS)
+        return patches.flatten_values(entered, CORNERS)
 
     def _relevance(
         self, source: Relevance, encoded: Encoded, slots: Slots, input_ids: Tensor, question: Tensor
     ) -> dict[str, Callable[[], Tensor]]:
-        patches, weights = separated(encoded.encoder_features, CORNERS)
+        patches, weights = unflatten_values(encoded.encoder_features, CORNERS)
         mean = dataclasses.replace(encoded, encoder_features=(patches * weights).sum(2))
         return super()._relevance(source, mean, slots, input_ids, question)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Stop, Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, Stop, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
@@ -133,7 +133,7 @@ class Qwen2Audio(Backbone):
 
     def _read_tower(
         self, spectra: Tensor, steps: Tensor, layers: list[int]
-    ) -> tuple[Tensor, Tensor, dict[int, Watched]]:
+    ) -> tuple[Tensor, Tensor, dict[int, CapturedQK]]:
         """Return what enters the projector, what leaves it, and watched layers.
 
         The model masks its tower inside its own forward pass, so that is run until the projector is done.
@@ -149,12 +149,12 @@ class Qwen2Audio(Backbone):
             stack.enter_context(suppress(Stop))
             hook = self.core.multi_modal_projector.register_forward_hook(stop)
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in layers}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
         return *passed[0], seen
 
 
-def _views(seen: Watched, frames: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
+def _views(seen: CapturedQK, frames: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return the views that a layer gives of clips with so many frames, int64 (I,), and tokens, bool (I, N)."""
     query, key, scale = seen.tensors()
     count = mask.shape[1]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
@@ -40,7 +40,7 @@ class Pass:
         What enters the merger, (P, Dv), in the order of the tower.
     output : Any
         What the model's own function returned.
-    seen : Mapping[int, Watched]
+    seen : Mapping[int, CapturedQK]
         Attention layers that were watched.
     """
 
@@ -50,7 +50,7 @@ class Pass:
     order: Tensor
     entered: Tensor
     output: Any
-    seen: Mapping[int, Watched]
+    seen: Mapping[int, CapturedQK]
 
     def merged(self, patches: Tensor) -> Tensor:
         """Return the mean over the patches of each token, (P, ...) to (T, ...), both from the tower's order."""
@@ -232,7 +232,7 @@ class Qwen2VL(Backbone):
         with ExitStack() as stack:
             hook = visual.merger.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in layers}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             output = getattr(self.core, f"get_{kind}_features")(pixels, sizes, return_dict=True)
         return Pass(pixels, sizes, kind == "video", self._order(sizes).to(entered[0].device), entered[0], output, seen)
 

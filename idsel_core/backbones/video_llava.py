@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.patches import Patches, windows
-from idsel_core.backbones._shared.videos import WithVideos
+from idsel_core.backbones._shared.patches import Patches, pooling_windows
+from idsel_core.backbones._shared.videos import LlavaWithVideos
 
 
-class VideoLlava(WithVideos):
+class VideoLlava(LlavaWithVideos):
     """``VideoLlavaForConditionalGeneration``, images and videos.
 
     Images are as those of LLaVA-1.5. The language model reads all patches of each frame of a video, after the frame's
@@ -43,7 +43,7 @@ class VideoLlava(WithVideos):
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
         side = int(self.model.config.vision_config.image_size) // self._patch
         cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        return windows(1, patches, 1), torch.cat([cells.new_full((patches - side**2, 2), -1), cells])
+        return pooling_windows(1, patches, 1), torch.cat([cells.new_full((patches - side**2, 2), -1), cells])
 
     def _crops_cls(self, options: dict[str, Any]) -> bool:
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaModel, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones.in_llm.checks import check_decoder
 from idsel_core.backbones.in_llm.hooks import dropping
 from idsel_core.methods import DART, METHODS, FastV, InLLM, PyramidDrop, SparseVLM, VScan
@@ -593,7 +593,7 @@ def test_watched_rows_are_those_of_eager_attention():
     query_tokens[:, -3:] = True
     assert len(tokens) == 3
     for layer in range(DEPTH):
-        with watch(attention_modules(sdpa.model.language_model)[layer]) as seen, torch.no_grad():
+        with capture_qk(attention_modules(sdpa.model.language_model)[layer]) as seen, torch.no_grad():
             sdpa(**inputs)
         query, key, scale = seen.tensors()
         one = LayerTokens(

@@ -14,7 +14,7 @@ from torch import Tensor
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
 from idsel_core.methods import METHODS, Downsample, InLLM, Method
-from idsel_core.scores.registry import IMPORTANCE
+from idsel_core.scores.registry import IMPORTANCE, importance_scores
 from tests.support.images import SIDE, batch, image
 
 # One row a method; knobs that a test of its own covers are left alone.
@@ -136,7 +136,7 @@ def test_a_method_pays_for_what_it_reads(method, reads):
 @pytest.mark.parametrize("importance", list(IMPORTANCE))
 def test_idselection_is_the_greedy_on_its_importance(importance, normalise):
     tokens = batch(image(0), image(1, 4, 6))
-    scores = IMPORTANCE[importance](tokens, normalise=normalise)
+    scores = importance_scores(tokens, importance, normalise)
     method = IDSelection(budget=9, gamma=3.0, importance=importance, normalise=normalise)
     wanted = id_select(tokens.features, scores, 9, gamma=3.0, mask=tokens.mask)
     assert torch.equal(method.select(tokens).order, wanted.order)

@@ -22,12 +22,12 @@ from idsel_core.backbones._shared.prompts import (
     of_prompts,
     text_after,
 )
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.methods import Method
 from idsel_core.scores import attention_rows, cosine_rows
 from idsel_core.selection.result import Selection
-from idsel_core.visual_tokens import Unavailable, VisualTokens, Which
+from idsel_core.visual_tokens import QueryTokens, Unavailable, VisualTokens
 
 POSITIONS = ("compact", "keep")
 
@@ -397,12 +397,12 @@ class Backbone(ABC):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         question: Tensor,
-    ) -> Callable[[int, Which], Tensor]:
+    ) -> Callable[[int, QueryTokens], Tensor]:
         tokens = slots.columns >= 0
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int, which: Which) -> tuple[Tensor, Tensor, float, float | None]:
+        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, float, float | None]:
             layers: list[nn.Module] = attention_modules(self.language_model)
             if layer >= len(layers):
                 raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
@@ -414,7 +414,7 @@ class Backbone(ABC):
             if positions is None:
                 positions = self._encoded_positions(encoded, input_ids, attention_mask)
             asked = question if which == "mean" else attention_rows.last_token(question)
-            with watch(layers[layer], of_prompts(asked, slots.rows, len(input_ids))) as seen:
+            with capture_qk(layers[layer], of_prompts(asked, slots.rows, len(input_ids))) as seen:
                 self.language_model(
                     inputs_embeds=embeddings,
                     attention_mask=self._decoder_mask(input_ids, embeddings, attention_mask, positions),
@@ -425,7 +425,7 @@ class Backbone(ABC):
             query, key, scale = seen.tensors()
             return of_images(query, slots.rows), of_images(key, slots.rows), scale, seen.softcap
 
-        def view(layer: int, which: Which) -> Tensor:
+        def view(layer: int, which: QueryTokens) -> Tensor:
             silent = (~question.any(1)).nonzero()[:, 0].tolist()
             if silent:
                 raise Unavailable("instruction_attention", f"no text follows image {silent[0]}")

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from idsel_core.backbones._shared.qk_capture import Watched
+from idsel_core.backbones._shared.qk_capture import CapturedQK
 from idsel_core.scores import attention_rows
 
 
-def attention_views(seen: Watched, first: int, has_cls: bool) -> dict[str, Callable[[], Tensor]]:
+def attention_views(seen: CapturedQK, first: int, has_cls: bool) -> dict[str, Callable[[], Tensor]]:
     """Return the views of visual tokens that one layer of a vision tower gives.
 
     Parameters
     ----------
-    seen : Watched
+    seen : CapturedQK
         The layer, after it has run.
     first : int
         Tokens of the tower before the first visual token.

@@ -19,7 +19,7 @@ from idsel_core.backbones.llava import Llava
 from idsel_core.methods import Method
 
 
-class WithVideos(Llava):
+class LlavaWithVideos(Llava):
     """A family of LLaVA's shape that reads videos too, of which all frames are one row.
 
     The attention of [CLS] and the grid are of each frame by itself, and a token that pools several patches has the mean
@@ -111,7 +111,7 @@ class WithVideos(Llava):
         length, side = output.last_hidden_state.shape[1], self.model.config.vision_config.image_size // self._patch
         before = length - side**2 if self._crops_cls(options) else 0
         of_frame, cells = self._frame(length - before)
-        patches = Patches.together([of_frame], entered.device).repeated(count * frames, length - before)
+        patches = Patches.concatenate([of_frame], entered.device).repeat_frames(count * frames, length - before)
         tail = features.shape[1] - frames * len(cells)
 
         def of_videos(values: Tensor, fill: float = 0) -> Tensor:
