@@ -502,7 +502,7 @@ def test_vscan_lets_more_tokens_enter_where_some_are_dropped_later(budget, conve
 
 
 def test_vscan_needs_the_depth_for_an_average():
-    message = "decoder_layers is not available: a budget that is an average over layers needs their number"
+    message = "decoder_layers is not available: an average budget needs the number of layers of the language model"
     with pytest.raises(Unavailable, match=message):
         get_method("vscan", budget=9).select(batch(*PICTURES))
 
