@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles, scaled down where they are too many, and videos of pooled frames."""
+"""LLaVA-OneVision: tiles as in LLaVA-NeXT, scaled down if they are too many, and videos of pooled frames."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from idsel_core.backbones.llava_next import LlavaNext
 from idsel_core.backbones.relevance.companion import Relevance
 
 CORNERS = 4
-"""Patches between which a token can lie."""
+"""Number of patches that a token is interpolated from."""
 
 
 class LlavaOnevision(LlavaWithVideos, LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``, images and videos.
 
-    Images are as those of LLaVA-NeXT. Where the tiles have too many patches, tokens lie between them; the cell and crop
-    of such a token are those of the nearest patch. Images of a prompt that holds several, as ``batch_num_images``
-    tells, are thumbnails without tiles, with one newline at the end. Frames of a video are thumbnails whose patches are
-    pooled, about two by two; the video ends in one newline, which is in the last frame.
+    Images are encoded as in LLaVA-NeXT. If the tiles have too many patches, tokens are interpolated between them; the
+    cell and crop of such a token are those of the nearest patch. If a prompt holds several images, by
+    ``batch_num_images``, they are thumbnails without tiles, with one newline at the end. Frames of a video are
+    thumbnails whose patches are pooled, about two by two; the video ends with one newline, in the last frame.
 
-    The projector comes before the pooling. So `Encoded.encoder_features` are up to four patches joined, of which most
-    tokens of images have one, followed by their four weights.
+    The projector comes before the pooling. So `Encoded.encoder_features` hold up to four patches, one for most tokens
+    of images, followed by their four weights; see `Patches.flatten_values`.
     """
 
     image_inputs = (
@@ -43,11 +43,11 @@ class LlavaOnevision(LlavaWithVideos, LlavaNext):
         "vision_feature_select_strategy",
     )
     joined_kinds = ("video",)
-    why_one_image_size = "images are cut into tiles of one size, and frames of videos are as large as one"
+    no_resize_reason = "this model cuts images into tiles of one size, and frames of videos are of that size"
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Apply the projector to patches and pool them, (I, N, 4 * (Dv + 1)) to (I, N, D); zeros give a newline."""
-        patches, weights = unflatten_values(encoder_features, CORNERS)
+        """Project and pool patches, (I, N, 4 * (Dv + 1)) to (I, N, D); rows of zeros become newlines."""
+        patches, weights = unflatten_values(encoder_features, CORNERS)  # (I, N, 4, Dv), (I, N, 4, 1)
         projected = Llava.project(self, patches.flatten(1, 2)).view(*patches.shape[:3], -1)
         pooled = (projected * weights.to(projected)).sum(2)
         newline = ~encoder_features.any(2, keepdim=True)
