@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from idsel_core.backbones import Backbone, adapter_for
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.study.cost import read_config
 from idsel_core.study.open_backbone import open_backbone
@@ -53,7 +53,7 @@ def full_size(config: Path) -> Backbone:
 def compare(backbone: Backbone, pixels: Tensor, given: argparse.Namespace) -> pd.DataFrame:
     """Time plain passes, passes with views, and the views alone."""
     plain = functools.partial(backbone.core.get_image_features, pixels, return_dict=True)
-    with watch(attention_modules(backbone.core.vision_tower)[-1]) as seen:
+    with capture_qk(attention_modules(backbone.core.vision_tower)[-1]) as seen:
         plain()
     alone = attention_views(seen, 1, has_cls="cls_attention" in backbone.encode(pixels).views)
 

@@ -140,7 +140,7 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
         for kind in given.scores:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
-            for form in ("torch",) if given.device == "cuda" else ("lazy", "torch"):
+            for form in ("torch",) if given.device == "cuda" else ("shortlist", "torch"):
                 calls[f"id_select ({form})"] = lambda s=s, x=x, form=form: id_select(x, s, k, backend=form)
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)

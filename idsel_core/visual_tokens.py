@@ -1,4 +1,4 @@
-"""What a selection method may look at, computed when it is read."""
+"""The visual tokens of a batch, with everything that a selection method may read of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Which = Literal["last", "mean"]
+QueryTokens = Literal["last", "mean"]
+"""Query tokens of the instruction attention: the last token of the prompt, or all text tokens after the image."""
 
 
 class Unavailable(ValueError):
-    """A view that this model, or this call, cannot give.
+    """Raised for a view that this model, or this call, does not have.
 
     Parameters
     ----------
     name : str
-        The view that was asked for.
+        Name of the view.
     why : str
-        The reason, in words for the user.
+        The reason, and the remedy if there is one.
     """
 
     def __init__(self, name: str, why: str) -> None:
@@ -33,33 +34,36 @@ class Unavailable(ValueError):
 class VisualTokens:
     """The visual tokens of a batch of images, with lazily computed views.
 
-    A row is one image beside one question. A view is computed when it is first read and kept, so that several methods
-    share it and a method pays for nothing that it does not read.
+    A row is one image together with one question. A view is computed when it is first read, and kept: several methods
+    share it, and a method pays only for what it reads.
+
+    Rows of different lengths are padded to the longest. Padding may hold any value in `features` and in every view,
+    NaN included: mask with `mask` before a sum, mean, sort or product over tokens.
 
     Parameters
     ----------
     features : Tensor
-        Projector output, which the language model reads, (B, N, D), any float dtype.
+        Projector output, as the language model reads it, (B, N, D), any float dtype.
     mask : Tensor
-        True at tokens, False at padding, bool (B, N).
+        bool (B, N); True at tokens, False at padding.
     grid : Tensor
-        Row and column of each token, int64 (B, N, 2); -1 at padding and at tokens that lie on no grid.
+        Row and column of each token, int64 (B, N, 2); -1 at padding and at tokens off the grid.
     sources : Mapping[str, Callable]
-        For each view that can be had, the function that computes it. That of ``instruction_attention`` takes
-        ``(layer, which)``, ``projector`` takes features, the others take nothing. Views of other layers of the tower
-        are named ``view@depth``.
+        The function that computes each available view. That of ``instruction_attention`` takes the layer and the query
+        tokens, ``projector`` takes encoder features, the others take nothing. Views of other layers of the tower are
+        named ``view@depth``.
     reasons : Mapping[str, str]
-        For views that cannot be had, why.
+        Why the other views are not available.
     placeholders : Tensor, optional
-        Image tokens that the prompt holds for each row, int64 (B,). More than the row has tokens where the image was
+        Number of placeholders in the prompt for each row, int64 (B,). It exceeds the number of tokens if the image was
         made smaller. By default the number of tokens.
     video : Tensor, optional
-        True at rows that are videos, bool (B,); none is by default.
+        bool (B,); True at rows that are videos. By default no row is.
     instruction : tuple[int, str]
-        Layer of the language model and query tokens ("last" or "mean") of ``instruction_attention``; change it with
+        Layer of the language model and query tokens ("last" or "mean") of ``instruction_attention``; see
         `with_instruction`.
     decoder_layers : int, optional
-        Layers of the language model that is to read the tokens.
+        Number of layers of the language model.
 
     Raises
     ------
@@ -74,7 +78,7 @@ class VisualTokens:
     reasons: Mapping[str, str] = field(default_factory=dict)
     placeholders: Tensor | None = None
     video: Tensor | None = None
-    instruction: tuple[int, Which] = (0, "last")
+    instruction: tuple[int, QueryTokens] = (0, "last")
     decoder_layers: int | None = None
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
@@ -94,130 +98,132 @@ class VisualTokens:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each row, int64 (B,)."""
+        """Number of tokens of each row, int64 (B,)."""
         return self.mask.sum(1)
 
     @property
     def computed(self) -> frozenset[str]:
-        """Names of the views that were computed so far."""
+        """Names of the views that have been computed."""
         return frozenset(key[0] for key in self._cache)
 
     @property
     def encoder_features(self) -> Tensor:
-        """What enters the projector, (B, N, Dv)."""
+        """Input of the projector, (B, N, Dv)."""
         return self._view("encoder_features")
 
     @property
     def cls_attention(self) -> Tensor:
-        """Attention of [CLS] to the tokens in the tower's layer that feeds the projector, float32 (B, N)."""
+        """Attention of [CLS] to each token in the tower layer that feeds the projector, float32 (B, N)."""
         return self._view("cls_attention")
 
     @property
     def received_attention(self) -> Tensor:
-        """Mean attention that the tokens receive in the tower's layer that feeds the projector, float32 (B, N)."""
+        """Mean attention that each token receives in the tower layer that feeds the projector, float32 (B, N)."""
         return self._view("received_attention")
 
     @property
     def saliency(self) -> Tensor:
-        """`cls_attention` where the tower has a [CLS] token, else `received_attention`, float32 (B, N)."""
+        """`cls_attention` if the tower has a [CLS] token, else `received_attention`, float32 (B, N)."""
         return self.cls_attention if "cls_attention" in self.sources else self.received_attention
 
     @property
     def instruction_attention(self) -> Tensor:
-        """Attention of the instruction to the tokens in a layer of the language model, float32 (B, N)."""
+        """Attention of the instruction to each token in one layer of the language model, float32 (B, N)."""
         return self._view("instruction_attention", *self.instruction)
 
     @property
     def relevance(self) -> Tensor:
-        """Cosine of each token with the question in a shared image-text space, float32 (B, N)."""
+        """Cosine of each token with the question in the shared image-text space, float32 (B, N)."""
         return self._view("relevance")
 
     @property
     def relevance_product(self) -> Tensor:
-        """Inner product of each token with the question in a shared image-text space, float32 (B, N)."""
+        """Inner product of each token with the question in the shared image-text space, float32 (B, N)."""
         return self._view("relevance_product")
 
     @property
     def keys(self) -> Tensor:
-        """Keys of the tower's layer that feeds the projector, (B, N, heads, d)."""
+        """Keys of the tower layer that feeds the projector, (B, N, heads, d)."""
         return self._view("keys")
 
     @property
     def cls_features(self) -> Tensor:
-        """What the [CLS] token would enter the projector with, (B, Dv)."""
+        """Encoder features of the [CLS] token, in the form in which tokens enter the projector, (B, Dv)."""
         return self._view("cls_features", axes=1)
 
     @property
     def word_similarity(self) -> Tensor:
-        """Cosine of each token with each word of the question, as the language model reads them, float32 (B, N, T).
+        """Cosine of each token with each word of the question, in the language model's input space, float32 (B, N, T).
 
-        Rows with fewer words hold -inf after the last one.
+        Rows with fewer words hold -inf after the last word.
         """
         return self._view("word_similarity")
 
     @property
     def crops(self) -> Tensor:
-        """Row and column, in the layout of an image's crops, of the crop that each token is of, int64 (B, N, 2).
+        """Row and column of the crop that each token belongs to, int64 (B, N, 2); -1 for tokens of the thumbnail.
 
-        -1, -1 where a token is of the thumbnail. The grid of such images is counted within each crop.
+        `grid` then counts rows and columns within each crop.
         """
         return self._view("crops")
 
     @property
     def frames(self) -> Tensor:
-        """Video frame of each token, from 0, int64 (B, N); -1 at tokens of an image beside videos."""
+        """Video frame of each token, from 0, int64 (B, N); -1 at tokens of images in a batch with videos."""
         return self._view("frames")
 
     def at_depth(self, name: str, depth: float) -> Tensor:
-        """Return a view of another layer of the vision tower than the one that feeds the projector.
+        """Return a view of another layer of the vision tower.
 
         Parameters
         ----------
         name : str
             "cls_attention", "received_attention", "keys", or "wide_cls_attention", which is the attention of [CLS]
-            with all heads taken as one.
+            with all heads concatenated to one.
         depth : float
-            Share of the tower's layers, 0 (the first layer) to 1 (the last one). `Backbone.encode` has to be asked for
-            it, as `prune` does for the ``tower_depths`` of a method.
+            Share of the tower's layers, 0 (first layer) to 1 (last layer). It must be among the ``tower_depths`` that
+            the images were encoded with; `prune` passes those of the method.
 
         Raises
         ------
         Unavailable
-            If the tower's attention at this depth was not kept, or it has no [CLS] token.
+            If the images were not encoded with this depth, or the tower has no [CLS] token.
         """
         place = f"{name}@{depth:g}"
         if place in self.sources:
             return self._view(place)
         if f"received_attention@{depth:g}" in self.sources and name in self.reasons:
             raise Unavailable(place, self.reasons[name])
-        raise Unavailable(place, f"the images were not encoded with it; call encode(..., tower_depths=({depth:g},))")
+        raise Unavailable(place, f"encode the images with it: encode(..., tower_depths=({depth:g},))")
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Apply the projector to merged encoder features, (B, K, Dv) to (B, K, D).
+        """Apply the projector to encoder features, (B, K, Dv) to (B, K, D).
 
         Raises
         ------
         Unavailable
-            If no projector is at hand.
+            If there is no projector.
         """
         if "projector" not in self.sources:
-            raise Unavailable("projector", self.reasons.get("projector", "nothing here computes it"))
+            raise Unavailable("projector", self.reasons.get("projector", "these tokens were built without it"))
         return self.sources["projector"](encoder_features)
 
     @property
     def image_key(self) -> Tensor:
-        """A number that depends on the image's pixels alone, int64 (B,)."""
+        """A number that depends on the pixels of the image only, int64 (B,)."""
         return self._view("image_key")
 
-    def with_instruction(self, layer: int = 0, which: Which = "last") -> VisualTokens:
-        """Return these tokens with `instruction_attention` read elsewhere; computed views stay shared.
+    def with_instruction(self, layer: int = 0, which: QueryTokens = "last") -> VisualTokens:
+        """Return the same tokens with `instruction_attention` of another layer or other query tokens.
+
+        The two share all views that have been computed.
 
         Parameters
         ----------
         layer : int
-            Layer of the language model, 0 is the input layer.
+            Layer of the language model; 0 is the first layer.
         which : {"last", "mean"}
-            The last token of the prompt asks, or the mean over all text tokens after the image.
+            Query tokens: the last token of the prompt, or the mean over all text tokens after the image.
 
         Raises
         ------
@@ -231,18 +237,20 @@ class VisualTokens:
         key = (name, *arguments)
         if key not in self._cache:
             if name not in self.sources:
-                raise Unavailable(name, self.reasons.get(name, "nothing here computes it"))
+                raise Unavailable(name, self.reasons.get(name, "these tokens were built without it"))
             view = self.sources[name](*arguments)
             axes = min(view.ndim, axes)
             if view.shape[:axes] != self.mask.shape[:axes]:
-                raise ValueError(f"{name} must begin with {tuple(self.mask.shape[:axes])}, not {tuple(view.shape)}")
+                raise ValueError(
+                    f"the shape of {name} must begin with {tuple(self.mask.shape[:axes])}, not {tuple(view.shape)}"
+                )
             self._cache[key] = view
         return self._cache[key]
 
 
 def check_instruction(layer: int, which: str) -> None:
-    """Raise ValueError unless ``instruction_attention`` can be read like this."""
+    """Raise ValueError unless these are a layer and query tokens of ``instruction_attention``."""
     if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         raise ValueError(f"instruction layer must be an int, 0 or more, not {layer!r}")
-    if which not in get_args(Which):
-        raise ValueError(f"instruction tokens must be one of {', '.join(get_args(Which))}, not {which!r}")
+    if which not in get_args(QueryTokens):
+        raise ValueError(f"instruction tokens must be one of {', '.join(get_args(QueryTokens))}, not {which!r}")

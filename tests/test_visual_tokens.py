@@ -21,7 +21,7 @@ from idsel_core import (
 )
 from idsel_core.backbones import Encoded
 from idsel_core.backbones._shared.prompts import drop_columns, locate_images
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import pixel_key
 from tests.support import tiny
 
@@ -76,7 +76,7 @@ def test_a_view_without_a_source_says_why():
     tokens = plain(reasons={"cls_attention": "this vision tower has no [CLS] token"})
     with pytest.raises(Unavailable, match=r"cls_attention is not available: this vision tower has no \[CLS\] token"):
         _ = tokens.cls_attention
-    with pytest.raises(ValueError, match="relevance is not available: nothing here computes it"):
+    with pytest.raises(ValueError, match="relevance is not available: these tokens were built without it"):
         _ = tokens.relevance
     assert tokens.computed == frozenset()
 
@@ -96,7 +96,7 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 
 def test_a_view_of_wrong_shape_is_refused():
-    with pytest.raises(ValueError, match=r"relevance must begin with \(1, 4\), not \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"the shape of relevance must begin with \(1, 4\), not \(1, 5\)"):
         _ = plain(sources={"relevance": lambda: torch.zeros(1, 5)}).relevance
 
 
@@ -167,13 +167,13 @@ def test_watching_a_layer_changes_nothing_and_leaves_nothing(attention):
     tower, pixels = tiny.build("clip", attention).model.vision_tower, tiny.prompts((1,))["pixel_values"]
     before, module = tower(pixels).last_hidden_state, attention_modules(tower)[1]
     config = module.config
-    with watch(module) as seen:
+    with capture_qk(module) as seen:
         assert torch.equal(tower(pixels).last_hidden_state, before)
     assert seen.tensors()[0].shape == (1, 4, 37, 8)
-    with pytest.raises(KeyError), watch(module):
+    with pytest.raises(KeyError), capture_qk(module):
         raise KeyError
     assert module.config is config and config._attn_implementation == attention
-    with watch(module) as unseen, pytest.raises(RuntimeError, match="did not run"):
+    with capture_qk(module) as unseen, pytest.raises(RuntimeError, match="did not run"):
         unseen.tensors()
 
 
@@ -270,7 +270,7 @@ def test_the_watched_layer_projects_only_what_is_read(clip, which, queries):
 def test_a_watched_layer_that_fails_is_what_it_was(clip):
     attention = clip.model.language_model.layers[0].self_attn
     before = attention.q_proj, attention.v_proj, attention.config
-    with pytest.raises(ZeroDivisionError), watch(attention, torch.ones(1, 3, dtype=torch.bool)):
+    with pytest.raises(ZeroDivisionError), capture_qk(attention, torch.ones(1, 3, dtype=torch.bool)):
         assert attention.v_proj(torch.ones(1, 3, 32)).shape == before[1](torch.ones(1, 3, 32)).shape
         _ = 1 / 0
     assert (attention.q_proj, attention.v_proj, attention.config) == before

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from data.backbone.hints import COUNT_WEIGHTS, HEADS
 from data.backbone.language import PREFIX, SUFFIX, build_config, build_tokenizer
 from data.scenes.ask import RELATIONS, Question
-from idsel_core.backbones._shared.qk_capture import watch
+from idsel_core.backbones._shared.qk_capture import capture_qk
 
 
 class Student(nn.Module):
@@ -58,7 +58,7 @@ class Student(nn.Module):
         layers = self.language_model.layers
         hooks = [layer.register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in (layers[1], layers[-2])]
         try:
-            with watch(layers[2].self_attn) as third, watch(layers[-1].self_attn) as last:
+            with capture_qk(layers[2].self_attn) as third, capture_qk(layers[-1].self_attn) as last:
                 hidden = self.language_model(
                     inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
                     attention_mask=packed.mask,

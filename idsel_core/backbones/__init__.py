@@ -1,4 +1,4 @@
-"""Model families, by the ``model_type`` of their configuration."""
+"""Model families by the ``model_type`` of their configuration; one file holds one family."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ _NEEDED = "5.19"
 
 
 def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
-    """Return the backbone that speaks for a model.
+    """Return the `Backbone` of a model.
 
     Parameters
     ----------
     model : PreTrainedModel
         A transformers model with ``generate``.
     relevance : Relevance, optional
-        Shared image-text space for the view ``relevance``, for example a `Companion`.
+        Shared image-text space of the view ``relevance``, for example a `Companion`.
 
     Raises
     ------
     TypeError
-        If `model` is no transformers model that generates.
+        If `model` is not a transformers model with ``generate``.
     ValueError
-        If its family is not supported, or this transformers is too old for it.
+        If its family is not supported, or transformers is too old for it.
     """
     if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
         raise TypeError(f"model must be a transformers model with generate(), not {type(model).__name__}")
@@ -73,7 +73,7 @@ def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
     needed = BACKBONES[family].features_input
     if needed not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"transformers {transformers.__version__} gives {type(model).__name__} no {needed}; "
+            f"{type(model).__name__} of transformers {transformers.__version__} takes no {needed}; "
             f"install transformers {_NEEDED} or newer"
         )
     return BACKBONES[family](model, relevance)

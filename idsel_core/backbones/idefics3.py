@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: an image as tiles and a thumbnail, with words of the prompt between them."""
+"""Idefics3 and SmolVLM: images as tiles and a thumbnail, with text of the prompt between them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from torch import Tensor
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.pooled_patches import PooledPatches
 from idsel_core.backbones._shared.prompts import runs
-from idsel_core.backbones._shared.qk_capture import Watched
+from idsel_core.backbones._shared.qk_capture import CapturedQK
 from idsel_core.backbones._shared.tensors import padded_rows
 
 
 class Idefics3(PooledPatches):
-    """``Idefics3ForConditionalGeneration``, and ``SmolVLMForConditionalGeneration`` with images and frames of videos.
+    """``Idefics3ForConditionalGeneration`` and ``SmolVLMForConditionalGeneration``, images and frames of videos.
 
-    The tokens of an image are those of all its tiles, row by row, and of the thumbnail, which comes last: a budget is
-    shared out over them by importance, or spent in each of them with ``budget_scope="tile"``. Between the tiles the
-    prompt has markers and newlines. They are text: they stay, also where a tile loses all its tokens.
+    This class serves both families, which have the same structure.
 
-    The model is not told which tiles are of one image: the prompt is. A tile stands behind a marker and the words that
-    name it, which for the last tile of a prompt are those of a thumbnail; whatever stands behind the same ones is a
-    thumbnail as well, and ends an image. So an image that was not cut and a frame of a video are images of one tile. In
-    a prompt without markers each run of placeholders is an image.
+    The tokens of an image are those of all its tiles, row by row, and of the thumbnail, which comes last. A budget is
+    distributed over them by importance, or kept in each of them with ``budget_scope="tile"``. The markers and newlines
+    of the prompt between the tiles are text: they stay even if a tile loses all its tokens.
 
-    A token is what the projector makes of some patches that pixel shuffle joined: its `Encoded.encoder_features` are
-    these patches joined.
+    The model does not know which tiles belong to one image; the prompt says it. Every tile follows a marker and words
+    that name the tile. The last tile of a prompt is a thumbnail, and every tile with the same words before it is one
+    too. A thumbnail ends an image. So an image that was not cut, or a frame of a video, is an image of one tile. In a
+    prompt without markers every run of placeholders is an image.
+
+    A token is the projection of some patches that pixel shuffle concatenates, and `Encoded.encoder_features` are this
+    concatenation.
     """
 
     image_inputs = ("pixel_values", "pixel_attention_mask")
-    why_no_view = {"crops": "the prompt does not tell how the tiles of an image lie"}  # noqa: RUF012
+    missing_views = {"crops": "the prompt does not say how the tiles of an image lie"}  # noqa: RUF012
 
     @property
     def language_model(self) -> Any:
@@ -46,16 +48,16 @@ class Idefics3(PooledPatches):
 
     @property
     def projector(self) -> Any:
-        """What reads one row a visual token and gives what the language model reads."""
+        """The projector, which maps one row for each visual token into the language model."""
         return self.core.connector.modality_projection
 
     def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `encode` in a call of the model, with the tiles of each image and how they lie.
+        """Return the arguments of `encode` in a call of the model, with the number and columns of tiles of each image.
 
         Raises
         ------
         ValueError
-            If a run of placeholders is not of whole tiles, or `pixel_values` have not five axes.
+            If a run of placeholders is not a whole number of tiles, or `pixel_values` is not five-dimensional.
         """
         arguments, input_ids = super().image_arguments(inputs), inputs["input_ids"]
         rows, starts, ends = runs(self.placeholders(input_ids))
@@ -90,27 +92,23 @@ class Idefics3(PooledPatches):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower once.
+        """Run the vision tower once on all tiles, see `Backbone.encode`.
 
         Parameters
         ----------
         pixel_values : Tensor
-            Tiles of each prompt, (B, tiles, 3, height, width); those that are all zero are padding.
-        grid : tuple[int, int], optional
-            Must be None.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
+            Tiles of each prompt, (B, tiles, 3, height, width). Tiles of zeros are padding.
         image_inputs
-            ``tiles``, how many each image has (one by default), ``columns``, how many of them lie side by side (0
-            where the image is one tile), and ``pixel_attention_mask``, 1 on all pixels of each tile.
+            ``tiles``, the number of tiles of each image (by default one), ``columns``, the number of tiles side by side
+            (0 for images of one tile), and ``pixel_attention_mask``, 1 at all pixels of each tile.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for.
+            If `grid` is given.
         ValueError
-            If `pixel_values` have not five axes, all tiles are padding, the mask hides part of one, or there are more
-            or fewer tiles than images have.
+            If `pixel_values` is not five-dimensional, all tiles are padding, the mask hides part of a tile, or there
+            are more or fewer tiles than the images have.
         """
         shown = _shown(pixel_values)
         if not bool(shown.any()):
@@ -123,6 +121,7 @@ class Idefics3(PooledPatches):
         if columns is None:
             return encoded
         lengths = encoded.placeholders
+        # (I, N): tile of each token within its image, and (I, 1): tiles side by side.
         number, wide = encoded.views["tiles"](), torch.tensor(columns, device=lengths.device)[:, None]
         place = torch.stack([number // wide.clamp_min(1), number % wide.clamp_min(1)], 2)
         thumbnail = number == (lengths[:, None] // self.tile_tokens - 1)
@@ -130,27 +129,27 @@ class Idefics3(PooledPatches):
         return dataclasses.replace(encoded, views={**encoded.views, "crops": lambda: crops})
 
     def members(self) -> Tensor:
-        """Return which patches of a tile each token is made of, int64 (N, patches)."""
+        """Return the patches of a tile that each token is made of, int64 (N, patches)."""
         numbers = torch.arange(self.side**2, dtype=torch.float64).view(1, -1, 1)
         shuffled: Tensor = self.core.connector.pixel_shuffle(numbers, self.model.config.scale_factor)
         return shuffled[0].long()
 
     def _read_tower(
         self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
-    ) -> tuple[Any, Tensor, dict[str, Watched]]:
-        # The model wants tiles of prompts.
+    ) -> tuple[Any, Tensor, dict[str, CapturedQK]]:
+        # The model takes tiles (prompts, tiles, ...).
         return super()._read_tower(pixels[None], tower_depths, options, kind)
 
 
 class _Markers:
-    """What stands between the tiles of one prompt.
+    """The text between the tiles of one prompt.
 
     Parameters
     ----------
     line : list[int]
         Token ids of the prompt.
     found : list[tuple[int, int]]
-        First column, and the column behind the last one, of each run of placeholders.
+        First column and end column (exclusive) of each run of placeholders.
     """
 
     def __init__(self, line: list[int], found: list[tuple[int, int]]) -> None:
@@ -159,23 +158,23 @@ class _Markers:
         self.words: list[int] = []
         if found and found[-1][1] < len(line):
             (start, end), before = found[-1], found[-2][1] if len(found) > 1 else 0
-            # A thumbnail stands between two markers.
+            # A thumbnail stands between two markers; the words before it begin with the first of them.
             text = line[before:start]
             if line[end] in text:
                 self.marker = line[end]
                 self.words = text[len(text) - 1 - text[::-1].index(self.marker) :]
 
     def ends_image(self, start: int) -> bool:
-        """Return whether the run that begins here is a thumbnail."""
+        """Return whether the run that begins at column `start` is a thumbnail."""
         return self.line[max(0, start - len(self.words)) : start] == self.words
 
     def ends_row(self, end: int) -> bool:
-        """Return whether no tile follows the run that ends here in its row."""
+        """Return whether the run that ends at column `end` is the last tile of its row."""
         return self.line[end] != self.marker
 
 
 def _shown(pixel_values: Tensor) -> Tensor:
-    """Mark tiles that are no padding, bool (B, tiles)."""
+    """Return a mask of the tiles that are no padding, bool (B, tiles)."""
     if pixel_values.ndim != 5:
         raise ValueError(f"pixel_values must be (prompts, tiles, 3, height, width), not {tuple(pixel_values.shape)}")
     return pixel_values.flatten(2).any(2)

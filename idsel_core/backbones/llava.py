@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and whatever has its shape: a plain ViT tower, a projector, one token a patch."""
+"""LLaVA-1.5 and models like it: a plain ViT tower, a projector, one token for each patch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views, layer_at
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Llava(Backbone):
-    """``LlavaForConditionalGeneration`` with a CLIP, SigLIP, DINOv2 or like vision tower."""
+    """``LlavaForConditionalGeneration`` with a CLIP, SigLIP, DINOv2 or similar vision tower."""
 
     image_inputs: ClassVar[tuple[str, ...]] = (
         "pixel_values",
@@ -32,20 +32,20 @@ class Llava(Backbone):
     )
 
     def tower(self, kind: str = "image") -> Any:
-        """Return the vision tower that reads images, or videos."""
+        """Return the vision tower of images or of videos."""
         return self.core.vision_tower
 
     @property
     def projector(self) -> Any:
-        """What reads one row a visual token and gives what the language model reads."""
+        """The projector, which maps one row for each visual token into the language model."""
         return self.core.multi_modal_projector
 
     def image_grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in images of this size."""
+        """Return rows and columns of patches of images of this size."""
         return pixel_values.shape[-2] // self._patch, pixel_values.shape[-1] // self._patch
 
     def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
-        """Return the grid of patches that a method wants of images."""
+        """Return the grid of patches to resize images to for a method."""
         return method.target_grid(*self.image_grid(image_inputs["pixel_values"]))
 
     def encode(
@@ -55,19 +55,17 @@ class Llava(Backbone):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower once.
+        """Run the vision tower once, see `Backbone.encode`.
 
         Parameters
         ----------
         pixel_values : Tensor
             (I, 3, height, width).
         grid : tuple[int, int], optional
-            Rows and columns of patches to get; the images are resized (bicubic, antialiased) and the tower's
-            positions interpolated.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
+            Rows and columns of patches; the images are resized (bicubic, antialiased) and the positions of the tower
+            interpolated.
         image_inputs
-            ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
+            ``vision_feature_layer`` and ``vision_feature_select_strategy`` of the model.
 
         Raises
         ------
@@ -91,6 +89,7 @@ class Llava(Backbone):
         features = torch.stack(list(output.pooler_output))
         images, count = features.shape[:2]
         length = output.last_hidden_state.shape[1]
+        # Tower tokens before the grid ([CLS], registers), and tower tokens that are removed before the projector.
         before_grid, cropped = length - rows * columns, length - count
         views: dict[str, Callable[[], Tensor]] = {"image_key": key}
         for suffix, layer in seen.items():
@@ -99,6 +98,7 @@ class Llava(Backbone):
         if before_grid:
             chosen = self._chosen(options.get("vision_feature_layer"))
             views["cls_features"] = lambda: torch.cat([output.hidden_states[state][:, 0] for state in chosen], -1)
+        # (N,) to (N, 2): row and column of each token; tokens before the grid, such as [CLS], get -1.
         place = torch.arange(cropped - before_grid, rows * columns, device=features.device)[:, None]
         place = torch.cat([place.div(columns, rounding_mode="floor"), place % columns], 1).masked_fill(place < 0, -1)
         return Encoded(
@@ -117,8 +117,8 @@ class Llava(Backbone):
 
     def _read_tower(
         self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any], kind: str = "image"
-    ) -> tuple[Any, Tensor, dict[str, Watched]]:
-        """Return the model's own features, what entered its projector, and watched layers by the suffix of views."""
+    ) -> tuple[Any, Tensor, dict[str, CapturedQK]]:
+        """Return the model's own features, the projector's input, and captured layers by the suffix of views."""
         modules = attention_modules(self.tower(kind))
         feeding = self._feeding_layer(options.get("vision_feature_layer"))
         layers = {f"@{depth:g}": layer_at(depth, len(modules)) for depth in tower_depths}
@@ -128,7 +128,7 @@ class Llava(Backbone):
         with ExitStack() as stack:
             hook = self.projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in sorted(set(layers.values()))}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in sorted(set(layers.values()))}
             output = getattr(self.core, f"get_{kind}_features")(pixels, return_dict=True, **options)
         return output, entered[0], {suffix: seen[layer] for suffix, layer in layers.items()}
 
@@ -137,12 +137,12 @@ class Llava(Backbone):
         return int(self.model.config.vision_config.patch_size)
 
     def _chosen(self, choice: int | list[int] | None) -> list[int]:
-        """Return which hidden states of the tower enter the projector."""
-        # Families that do not let choose read the last one.
+        """Return the hidden states of the tower that enter the projector."""
+        # Families without this setting read the last hidden state.
         chosen = getattr(self.model.config, "vision_feature_layer", -1) if choice is None else choice
         return [chosen] if isinstance(chosen, int) else list(chosen)
 
     def _feeding_layer(self, choice: int | list[int] | None) -> int:
-        """Return the deepest layer of the tower whose output enters the projector; -1: the embeddings do."""
+        """Return the deepest tower layer whose output enters the projector, -1 for the embeddings."""
         states = self.model.config.vision_config.num_hidden_layers + 1
         return max(state % states for state in self._chosen(choice)) - 1

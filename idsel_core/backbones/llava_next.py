@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: an image of any resolution as a thumbnail and tiles, with a newline at the end of each row."""
+"""LLaVA-NeXT: images of any resolution as a thumbnail and tiles, with a newline after each row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.patches import Patches, corners
+from idsel_core.backbones._shared.patches import Patches, bilinear_corners
 from idsel_core.backbones._shared.tensors import padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views
 from idsel_core.backbones.llava import Llava
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 class LlavaNext(Llava):
-    """``LlavaNextForConditionalGeneration``, whose tower reads each tile by itself.
+    """``LlavaNextForConditionalGeneration``, whose tower reads each tile separately.
 
-    The tokens of an image are those that the language model reads, in its order: the thumbnail, then the tiles put
-    together row by row, without the padding of the image. A newline ends each of these rows. It is a token like any
-    other: it counts in budgets, in the tile before it, and may go. It shows nothing: it lies off the grid, gets no
-    attention of the tower, and its `Encoded.encoder_features` are zeros. The grid and the attention of [CLS] are of
-    each tile by itself; ``cls_features`` are those of the thumbnail.
+    Tokens come in the order in which the language model reads them: the thumbnail, then the tiles put together row by
+    row, without the padding of the image. A newline ends each of these rows. A newline is a token: it counts in
+    budgets, belongs to the tile before it, and can be dropped. It shows nothing of the image: it lies off the grid, has
+    tower attention 0, and its `Encoded.encoder_features` are zeros. Grid and [CLS] attention are counted within each
+    tile; ``cls_features`` are those of the thumbnail.
     """
 
-    why_one_image_size = "images are cut into tiles of one size"
+    no_resize_reason = "this model cuts images into tiles of one size"
 
     def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
-        """Return None; refuse methods that act on pixels."""
+        """Return None, and refuse methods that act on pixels."""
         return Backbone.target_grid(self, method, **image_inputs)
 
     def encode(
@@ -45,28 +45,24 @@ class LlavaNext(Llava):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower once.
+        """Run the vision tower once on all tiles, see `Backbone.encode`.
 
         Parameters
         ----------
         pixel_values : Tensor
-            Thumbnail and tiles, (I, tiles, 3, height, width), or all of them one behind the other.
-        grid : tuple[int, int], optional
-            Must be None.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
+            Thumbnail and tiles of each image, (I, tiles, 3, height, width), or all tiles concatenated.
         image_inputs
-            ``image_sizes``, and ``vision_feature_layer``, ``vision_feature_select_strategy``: as of the model.
+            ``image_sizes``, and ``vision_feature_layer`` and ``vision_feature_select_strategy`` of the model.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for.
+            If `grid` is given.
         ValueError
             If ``image_sizes`` is missing, or [CLS] would enter the projector.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_one_image_size)
+            raise Unavailable("a smaller image", self.no_resize_reason)
         sizes = image_inputs.get("image_sizes")
         if sizes is None:
             raise ValueError("images of any resolution need image_sizes")
@@ -75,13 +71,13 @@ class LlavaNext(Llava):
         if entered.shape[1] != self._side**2:
             raise ValueError(
                 f"{self._side**2} patches of each tile must enter the projector, not {entered.shape[1]}: "
-                f'vision_feature_select_strategy is to leave [CLS] out, "default", where the tower has one'
+                f'with a [CLS] token in the tower, vision_feature_select_strategy must be "default"'
             )
         tiles = self._tiles(sizes, options)
         first = [sum(tiles[:image]) for image in range(len(tiles))]
         places = [self._places(*given, options) for given in zip(tiles, first, sizes, strict=True)]
         patches, cells, numbers = zip(*places, strict=True)
-        source = Patches.together(patches, entered.device)
+        source = Patches.concatenate(patches, entered.device)  # tokens of all images
         lengths = torch.tensor([len(rows) for rows in cells], device=entered.device)
         padded = functools.partial(padded_rows, lengths=lengths)
         placed, crops = (padded(torch.cat(rows).to(entered.device), -1) for rows in (cells, numbers))
@@ -114,7 +110,7 @@ class LlavaNext(Llava):
         )
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Apply the projector, (I, N, Dv) to (I, N, D); zeros give a newline."""
+        """Apply the projector, (I, N, Dv) to (I, N, D); rows of zeros become newlines."""
         projected = super().project(encoder_features)
         newline = ~encoder_features.any(2, keepdim=True)
         return torch.where(newline.to(projected.device), self.core.image_newline.to(projected), projected)
@@ -128,7 +124,7 @@ class LlavaNext(Llava):
         return self._tile // self._patch
 
     def _entering(self, patches: Patches, entered: Tensor) -> Tensor:
-        """Return what enters the projector for each token, given that of each patch."""
+        """Return the projector's input for each token from that of each patch."""
         return patches.mean(entered)
 
     def _as_patches(self, states: Tensor) -> Tensor:
@@ -136,7 +132,7 @@ class LlavaNext(Llava):
         return states
 
     def _tiles(self, sizes: Tensor, options: Mapping[str, Any]) -> list[int]:
-        """Return how many tiles each image has, its thumbnail among them."""
+        """Return the number of tiles of each image, thumbnail included."""
         pinpoints = self.model.config.image_grid_pinpoints
         return [image_size_to_num_patches(size, pinpoints, self._tile) for size in torch.as_tensor(sizes).tolist()]
 
@@ -151,30 +147,34 @@ class LlavaNext(Llava):
     def _places(
         self, tiles: int, first: int, size: Tensor, options: Mapping[str, Any]
     ) -> tuple[Patches, Tensor, Tensor]:
-        """Return the patches of the tokens of an image, and their cells and crops (N, 2), -1 where they have none.
+        """Return the patches of the tokens of one image, and their cells and crops, (N, 2) each, -1 without one.
 
-        Its tiles begin with number `first`. Newlines are in the crop before them.
+        The tiles of the image are numbered from `first`. A newline belongs to the crop before it.
         """
         side = self._side
         columns = self._layout(size)[1]
+        # (tiles, 1) and (1, patches); tile -1 is the thumbnail.
         tile, cell = torch.arange(-1, tiles - 1)[:, None], torch.arange(side**2)[None]
-        # What is packed are places, so that also where the model interpolates, they tell between which patches.
+        # The model packs coordinates here instead of features. Where it interpolates, they lie between patches.
         row = tile.clamp_min(0) // columns * side + cell // side
         column = tile.clamp_min(0) % columns * side + cell % side
+        # (tiles, patches, 3): whether the patch is of a tile, and its row and column over all tiles.
         known = torch.stack([(tile >= 0).expand_as(row), row, column], -1).double()
         cropped, row, column = self._pack(known, size, known.new_full((3,), -1), options).unbind(1)
         newline = cropped < 0
-        rows, places, weights = corners(row.clamp_min(0), column.clamp_min(0))
+        rows, places, weights = bilinear_corners(row.clamp_min(0), column.clamp_min(0))
+        # (N, 4): tile within the image (0 is the thumbnail), then index of the patch over all tiles.
         number = rows // side * columns + places // side + (cropped > 0)[:, None]
         members = (first + number) * side**2 + rows % side * side + places % side
-        # Of two that are as near, the first; rounded, so that these are as near.
+        # (N, 2): nearest patch, the first of two at the same distance; rounded, so that distances are the same.
         nearest = (torch.stack([row, column], 1) - 0.5).round(decimals=9).ceil().long()
         crop = (nearest // side).masked_fill((cropped <= 0)[:, None], -1)
+        # A newline takes the crop of the last token that is no newline.
         crop = crop[torch.arange(len(crop)).masked_fill(newline, 0).cummax(0).values]
         patches = Patches(members, weights.masked_fill(newline[:, None], 0))
         return patches, (nearest % side).masked_fill(newline[:, None], -1), crop
 
     def _layout(self, size: Tensor) -> tuple[int, int]:
-        """Return rows and columns of the tiles of an image."""
+        """Return the rows and columns of tiles of an image."""
         shape_of: Callable[..., tuple[int, int]] = get_anyres_image_grid_shape
         return shape_of(size, self.model.config.image_grid_pinpoints, self._tile)

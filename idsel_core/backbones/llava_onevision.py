@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles, scaled down where they are too many, and videos of pooled frames."""
+"""LLaVA-OneVision: tiles as in LLaVA-NeXT, scaled down if they are too many, and videos of pooled frames."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.patches import Patches, corners, separated
-from idsel_core.backbones._shared.videos import WithVideos
+from idsel_core.backbones._shared.patches import Patches, bilinear_corners, unflatten_values
+from idsel_core.backbones._shared.videos import LlavaWithVideos
 from idsel_core.backbones.llava import Llava
 from idsel_core.backbones.llava_next import LlavaNext
 
 CORNERS = 4
-"""Patches between which a token can lie."""
+"""Number of patches that a token is interpolated from."""
 
 
-class LlavaOnevision(WithVideos, LlavaNext):
+class LlavaOnevision(LlavaWithVideos, LlavaNext):
     """``LlavaOnevisionForConditionalGeneration``, images and videos.
 
-    Images are as those of LLaVA-NeXT. Where the tiles have too many patches, tokens lie between them; the cell and crop
-    of such a token are those of the nearest patch. Images of a prompt that holds several, as ``batch_num_images``
-    tells, are thumbnails without tiles, with one newline at the end. Frames of a video are thumbnails whose patches are
-    pooled, about two by two; the video ends in one newline, which is in the last frame.
+    Images are encoded as in LLaVA-NeXT. If the tiles have too many patches, tokens are interpolated between them; the
+    cell and crop of such a token are those of the nearest patch. If a prompt holds several images, by
+    ``batch_num_images``, they are thumbnails without tiles, with one newline at the end. Frames of a video are
+    thumbnails whose patches are pooled, about two by two; the video ends with one newline, in the last frame.
 
-    The projector comes before the pooling. So `Encoded.encoder_features` are up to four patches joined, of which most
-    tokens of images have one, followed by their four weights.
+    The projector comes before the pooling. So `Encoded.encoder_features` hold up to four patches, one for most tokens
+    of images, followed by their four weights; see `Patches.flatten_values`.
     """
 
     image_inputs = (
@@ -40,22 +40,22 @@ class LlavaOnevision(WithVideos, LlavaNext):
         "vision_feature_select_strategy",
     )
     joined_kinds = ("video",)
-    why_one_image_size = "images are cut into tiles of one size, and frames of videos are as large as one"
+    no_resize_reason = "this model cuts images into tiles of one size, and frames of videos are of that size"
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Apply the projector to patches and pool them, (I, N, 4 * (Dv + 1)) to (I, N, D); zeros give a newline."""
-        patches, weights = separated(encoder_features, CORNERS)
+        """Project and pool patches, (I, N, 4 * (Dv + 1)) to (I, N, D); rows of zeros become newlines."""
+        patches, weights = unflatten_values(encoder_features, CORNERS)  # (I, N, 4, Dv), (I, N, 4, 1)
         projected = Llava.project(self, patches.flatten(1, 2)).view(*patches.shape[:3], -1)
         pooled = (projected * weights.to(projected)).sum(2)
         newline = ~encoder_features.any(2, keepdim=True)
         return torch.where(newline.to(pooled.device), self.core.image_newline.to(pooled), pooled)
 
     def _entering(self, patches: Patches, entered: Tensor) -> Tensor:
-        return patches.joined(entered, CORNERS)
+        return patches.flatten_values(entered, CORNERS)
 
     def _as_patches(self, states: Tensor) -> Tensor:
         whole = Patches(torch.arange(len(states))[:, None], torch.ones(len(states), 1))
-        return Patches.together([whole], states.device).joined(states, CORNERS)
+        return Patches.concatenate([whole], states.device).flatten_values(states, CORNERS)
 
     def _tiles(self, sizes: Tensor, options: Mapping[str, Any]) -> list[int]:
         tiles = super()._tiles(sizes, options)
@@ -77,15 +77,15 @@ class LlavaOnevision(WithVideos, LlavaNext):
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
         side = self._side
         places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
-        rows, columns, weights = corners(*self.core.apply_pooling(places[None])[0].unbind(1))
+        rows, columns, weights = bilinear_corners(*self.core.apply_pooling(places[None])[0].unbind(1))
         pooled = round(len(rows) ** 0.5)
         cells = torch.cartesian_prod(torch.arange(pooled), torch.arange(pooled))
         return Patches(rows * side + columns, weights), cells
 
     def _video_features(self, patches: Patches, entered: Tensor) -> Tensor:
-        return patches.joined(entered, CORNERS)
+        return patches.flatten_values(entered, CORNERS)
 
     def patches_for_relevance(self, encoded: Encoded) -> Tensor:
         """Return the weighted means of the tokens' patches."""
-        patches, weights = separated(encoded.encoder_features, CORNERS)
+        patches, weights = unflatten_values(encoded.encoder_features, CORNERS)
         return (patches * weights).sum(2)

@@ -1,4 +1,4 @@
-"""PaliGemma: a plain ViT tower, and a prompt whose tokens all attend to each other."""
+"""PaliGemma: a plain ViT tower, and bidirectional attention within the prompt."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from idsel_core.backbones.llava import Llava
 class PaliGemma(Llava):
     """``PaliGemmaForConditionalGeneration``, PaliGemma and PaliGemma 2.
 
-    In the language model images and prompt attend to each other, earlier and later tokens, where ``token_type_ids``
-    are 0; those that are kept go on to. ``instruction_attention`` is that of prompts without a suffix.
+    In the language model the tokens of images and prompt attend to each other in both directions where
+    ``token_type_ids`` are 0; kept tokens still do. ``instruction_attention`` is that of prompts without a suffix.
     """
 
     image_inputs = ("pixel_values",)
@@ -28,21 +28,21 @@ class PaliGemma(Llava):
         Raises
         ------
         ValueError
-            If the call has no ``token_type_ids``: then padding would decide whether tokens attend to later ones.
+            If the call has no ``token_type_ids``: attention to later tokens would then depend on padding.
         """
         if inputs.get("token_type_ids") is None:
             raise ValueError("PaliGemma needs token_type_ids, as its processor gives them: 0 at images and prompt")
         return super().image_arguments(inputs)
 
     def full_positions(self, inputs: Mapping[str, Any], generating: bool = True) -> Tensor:
-        """Return position ids of the full prompts, as ``generate``, or else ``forward``, gives them.
+        """Return the position ids that ``generate``, or ``forward``, gives to the full prompts.
 
         Parameters
         ----------
         inputs : Mapping[str, Any]
             Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
         generating : bool
-            Of ``generate``, which moves them on by the one that ``forward`` begins with.
+            Whether they are those of ``generate``; those of ``forward`` are larger by 1.
         """
         return super().full_positions(inputs, generating) + (not generating)
 

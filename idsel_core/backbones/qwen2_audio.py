@@ -1,4 +1,4 @@
-"""Qwen2-Audio: sounds instead of pictures, and tokens that follow one another on one axis."""
+"""Qwen2-Audio: audio clips instead of images, with tokens along one axis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Stop, Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, Stop, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class Qwen2Audio(Backbone):
-    """``Qwen2AudioForConditionalGeneration``; an audio clip is what an image is elsewhere.
+    """``Qwen2AudioForConditionalGeneration``; an audio clip takes the place of an image.
 
-    A token is the mean of two neighbouring frames of the tower. There is no [CLS]: its saliency is the mean attention
-    that its frames receive from their clip. The grid has one row, and a token's column is its time, 40 ms a step. Each
-    clip fills its own number of ``<|AUDIO|>`` in the prompt, as the processor writes them.
+    A token is the mean of two neighbouring frames of the tower. The tower has no [CLS]; saliency is the mean attention
+    that the frames of a token receive within their clip. The grid has one row, and the column of a token is its time in
+    steps of 40 ms. Each clip fills as many ``<|AUDIO|>`` placeholders as the processor writes for it.
     """
 
     image_inputs = ("input_features", "feature_attention_mask")
     pixel_inputs = ("input_features",)
     features_input = "feature_attention_mask"
-    why_one_image_size = "audio clips are no images and have one axis, time"
-    why_no_view = {  # noqa: RUF012
+    no_resize_reason = "audio clips are not images"
+    missing_views = {  # noqa: RUF012
         **dict.fromkeys(("cls_attention", "wide_cls_attention", "cls_features"), "audio towers have no [CLS] token"),
-        "frames": "audio clips are no videos",
-        "crops": "audio clips are encoded whole",
+        "frames": "audio clips are not videos",
+        "crops": "audio clips are not cut into crops",
     }
 
     @property
@@ -51,29 +51,23 @@ class Qwen2Audio(Backbone):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the audio tower once.
+        """Run the audio tower once, see `Backbone.encode`; `pixel_values` must be None.
 
         Parameters
         ----------
-        pixel_values : Tensor, optional
-            Must be None.
-        grid : tuple[int, int], optional
-            Must be None.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
-            ``input_features``, log-mel spectra (I, bins, steps), and ``feature_attention_mask``, 1 where they are no
-            padding, (I, steps).
+            ``input_features``, log-mel spectra (I, bins, steps), and ``feature_attention_mask``, (I, steps), 1 at steps
+            and 0 at padding.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for.
+            If `grid` is given.
         ValueError
-            If there are no spectra or no mask, or a clip is too short for a token.
+            If the spectra or the mask are missing, or a clip is too short for a token.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_one_image_size)
+            raise Unavailable("a smaller image", self.no_resize_reason)
         spectra, steps = (image_inputs.get(name) for name in self.image_inputs)
         if spectra is None or steps is None:
             raise ValueError(f"audio clips need {' and '.join(self.image_inputs)}")
@@ -108,12 +102,12 @@ class Qwen2Audio(Backbone):
         return projected
 
     def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
-        """Wrap the kept features as ``mm_encoder_outputs``, which `reading` takes from a call of the model."""
+        """Wrap the kept features as ``mm_encoder_outputs``, which `reading` takes out of a call of the model."""
         return {"audio": super().encoder_outputs(tokens, selection)["image"]}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read ``mm_encoder_outputs``, which this family does not of itself."""
+        """Let the model read ``mm_encoder_outputs``, which this family does not support by itself."""
 
         def embed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
             given = kwargs.pop("mm_encoder_outputs", None) or {}
@@ -123,7 +117,7 @@ class Qwen2Audio(Backbone):
             ids: Tensor = kwargs["input_ids"]
             embeddings = self.core.get_input_embeddings()(ids)
             marks = self.placeholders(ids)
-            features = _copied(torch.cat(list(kept)), marks).to(embeddings)
+            features = _repeat_for_copies(torch.cat(list(kept)), marks).to(embeddings)
             embeddings = embeddings.masked_scatter(marks[..., None], features)
             return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
 
@@ -135,10 +129,10 @@ class Qwen2Audio(Backbone):
 
     def _read_tower(
         self, spectra: Tensor, steps: Tensor, layers: list[int]
-    ) -> tuple[Tensor, Tensor, dict[int, Watched]]:
-        """Return what enters the projector, what leaves it, and watched layers.
+    ) -> tuple[Tensor, Tensor, dict[int, CapturedQK]]:
+        """Return input and output of the projector, and captured layers.
 
-        The model masks its tower inside its own forward pass, so that is run until the projector is done.
+        The model computes the mask of its tower in its own forward pass, so that is run until the projector is done.
         """
         modules, passed = attention_modules(self.core.audio_tower), []
 
@@ -151,17 +145,18 @@ class Qwen2Audio(Backbone):
             stack.enter_context(suppress(Stop))
             hook = self.core.multi_modal_projector.register_forward_hook(stop)
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in layers}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
         return *passed[0], seen
 
 
-def _views(seen: Watched, frames: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
+def _views(seen: CapturedQK, frames: Tensor, mask: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return the views that a layer gives of clips with so many frames, int64 (I,), and tokens, bool (I, N)."""
     query, key, scale = seen.tensors()
     count = mask.shape[1]
 
     def pooled(values: Tensor) -> Tensor:
+        # (I, 2 N, ...) to (I, N, 2, ...): two frames of each token.
         halves = values[:, : 2 * count].reshape(len(values), count, 2, *values.shape[2:])
         return halves.mean(2).masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), 0)
 
@@ -175,15 +170,15 @@ def _views(seen: Watched, frames: Tensor, mask: Tensor) -> dict[str, Callable[[]
     return {"received_attention": received, "keys": lambda: pooled(key.transpose(1, 2))}
 
 
-def _copied(features: Tensor, marks: Tensor) -> Tensor:
-    """Return features (T, D) of prompts, repeated where each prompt stands in several copies one behind the other.
+def _repeat_for_copies(features: Tensor, marks: Tensor) -> Tensor:
+    """Repeat features (T, D) of prompts if the batch holds several copies of each prompt, one after the other.
 
     Parameters
     ----------
     features : Tensor
-        One for each placeholder of all prompts.
+        One row for each placeholder of all prompts.
     marks : Tensor
-        Where the placeholders of all copies are, bool (R, L).
+        Mask of the placeholders of all copies, bool (R, L).
     """
     copies = int(marks.sum()) // max(1, len(features))
     if copies <= 1:

@@ -1,4 +1,4 @@
-"""Qwen3-VL: as Qwen2-VL, with further planes of each visual token that enter early layers of the language model."""
+"""Qwen3-VL: as Qwen2-VL, with deepstack features that enter early layers of the language model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 class Qwen3VL(Qwen2VL):
     """``Qwen3VLForConditionalGeneration``, images and videos.
 
-    Planes (deepstack) go and stay with their tokens. Where a method merges others into a kept token, the token has the
-    planes that it had.
+    Deepstack features are kept and dropped with their tokens. If a method merges other tokens into a kept token, that
+    token keeps its own.
     """
 
     def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
-        """Wrap the kept features and planes in the form of the model's ``mm_encoder_outputs``, new for one call.
+        """Wrap the kept features and deepstack features as the ``mm_encoder_outputs`` of one call of the model.
 
         Raises
         ------
         Unavailable
-            If the encoding was stored without its planes.
+            If the encoding was stored without deepstack features.
         """
         from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
@@ -50,9 +50,9 @@ class Qwen3VL(Qwen2VL):
             )
         return outputs
 
-    def _joined(self, passes: list[Pass], layers: Mapping[str, int]) -> Encoded:
-        encoded = super()._joined(passes, layers)
-        # A tuple of layers of tuples of images, in each pass.
+    def _concatenate(self, passes: list[Pass], layers: Mapping[str, int]) -> Encoded:
+        encoded = super()._concatenate(passes, layers)
+        # Each pass holds a tuple of layers of tuples of images; stacked to (tokens, layers, D).
         rows = [torch.stack([torch.cat(list(plane)) for plane in part.output.deepstack_features], 1) for part in passes]
         planes = padded_rows(torch.cat(rows), lengths=encoded.placeholders)
         return dataclasses.replace(encoded, views={**encoded.views, "deepstack": lambda: planes})

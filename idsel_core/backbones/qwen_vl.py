@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: images and videos of any size, patches merged into tokens, positions of three axes."""
+"""Qwen2-VL and Qwen2.5-VL: images and videos of any size, merged patches, positions of three axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
 from idsel_core.scores import attention_rows
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one pass of the tower gives of several images, or of several videos, one behind the other.
+    """The result of one tower pass over several images or several videos, which are concatenated.
 
     Parameters
     ----------
     pixels : Tensor
         Patches as the processor gives them, (P, values).
     sizes : Tensor
-        Frames, and rows and columns of patches, of each image, int64 (I, 3).
+        Frames, rows and columns of patches of each image, int64 (I, 3).
     video : bool
         Whether these are videos.
     order : Tensor
-        Where each token is in the order of the tower, int64 (T,).
+        Index of each token in the order of the tower, int64 (T,).
     entered : Tensor
-        What enters the merger, (P, Dv), in the order of the tower.
+        Input of the merger, (P, Dv), in the order of the tower.
     output : Any
-        What the model's own function returned.
-    seen : Mapping[int, Watched]
-        Attention layers that were watched.
+        Output of the model's own feature function.
+    seen : Mapping[int, CapturedQK]
+        Captured attention layers.
     """
 
     pixels: Tensor
@@ -52,35 +52,35 @@ class Pass:
     order: Tensor
     entered: Tensor
     output: Any
-    seen: Mapping[int, Watched]
+    seen: Mapping[int, CapturedQK]
 
     def merged(self, patches: Tensor) -> Tensor:
-        """Return the mean over the patches of each token, (P, ...) to (T, ...), both from the tower's order."""
+        """Return the mean over the patches of each token, (P, ...) in the order of the tower to (T, ...)."""
         return patches.reshape(len(self.order), -1, *patches.shape[1:]).mean(1)[self.order]
 
     def received(self, layer: int) -> Tensor:
-        """Return the attention that tokens receive within their frame, mean over queries, heads and patches, (T,)."""
+        """Return the mean attention that each token receives within its frame, (T,)."""
         seen = self.seen[layer]
         return self.merged(torch.cat([attention_rows.received(*piece, seen.scale)[0] for piece in seen.pieces]))
 
     def keys(self, layer: int) -> Tensor:
-        """Return the keys of a layer, mean over the patches of a token, (T, heads, d)."""
+        """Return the keys of a layer, mean over the patches of each token, (T, heads, d)."""
         return self.merged(torch.cat([key[0].transpose(0, 1) for _, key in self.seen[layer].pieces]))
 
 
 class Qwen2VL(Backbone):
     """``Qwen2VLForConditionalGeneration``, images and videos.
 
-    A token is what the merger makes of some patches that lie side by side, and `Encoded.encoder_features` are these
-    patches, before the merger's norm, joined. There is no [CLS]: a token's saliency is the mean attention that its
-    patches receive from their frame in the last layer that attends to whole frames. Tokens keep their positions of
-    three axes, and decoding goes on from the length of the full prompt.
+    The merger makes a token of neighbouring patches, and `Encoded.encoder_features` are these patches, concatenated,
+    before the norm of the merger. The tower has no [CLS]; saliency is the mean attention that the patches of a token
+    receive within their frame in the last layer that attends to whole frames. Tokens keep their positions of three
+    axes, and decoding continues at the positions of the full prompt.
     """
 
     image_inputs = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
     pixel_inputs = ("pixel_values", "pixel_values_videos")
     position_axes = 3
-    why_one_image_size = "images come as patches, of which the processor decides how many there are"
+    no_resize_reason = "the processor decides the number of patches; resize the image before it"
 
     @property
     def video_token_id(self) -> int:
@@ -89,12 +89,12 @@ class Qwen2VL(Backbone):
 
     @property
     def merge(self) -> int:
-        """Patches of a token along each side."""
+        """Number of patches of a token along each side."""
         return int(self.core.visual.spatial_merge_size)
 
     @property
     def whole_layers(self) -> list[int]:
-        """Layers of the tower that attend to whole frames."""
+        """Tower layers that attend to whole frames."""
         return list(range(int(self.core.visual.config.depth)))
 
     def encode(
@@ -104,29 +104,26 @@ class Qwen2VL(Backbone):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower, once for images and once for videos, which come after all images.
+        """Run the vision tower, once for images and once for videos, which follow all images; see `Backbone.encode`.
 
         Parameters
         ----------
         pixel_values : Tensor, optional
             Patches of all images, as the processor gives them.
-        grid : tuple[int, int], optional
-            Must be None.
         tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted; of layers that attend to whole frames, the
-            one nearest to each is taken.
+            Of the layers that attend to whole frames, the nearest to each depth is taken.
         image_inputs
             ``image_grid_thw``, ``pixel_values_videos``, ``video_grid_thw``.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for.
+            If `grid` is given.
         ValueError
             If there are no pixels, or their grid is missing.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_one_image_size)
+            raise Unavailable("a smaller image", self.no_resize_reason)
         whole, layers = self.whole_layers, {}
         for depth in tower_depths:
             wanted = layer_at(depth, int(self.core.visual.config.depth))
@@ -143,8 +140,8 @@ class Qwen2VL(Backbone):
                     raise ValueError(f"{kind} patches need {kind}_grid_thw")
                 passes.append(self._run(kind, pixels, sizes, sorted(set(layers.values()))))
         if not passes:
-            raise ValueError("there are neither pixel_values nor pixel_values_videos")
-        return self._joined(passes, layers)
+            raise ValueError("pixel_values or pixel_values_videos must be given")
+        return self._concatenate(passes, layers)
 
     def project(self, encoder_features: Tensor) -> Tensor:
         """Apply the merger, (I, N, patches * Dv) to (I, N, D)."""
@@ -154,14 +151,14 @@ class Qwen2VL(Backbone):
         return projected.view(*rows.shape[:2], -1)
 
     def full_positions(self, inputs: Mapping[str, Any], generating: bool = True) -> Tensor:
-        """Return position ids of the full prompts, as ``generate``, or else ``forward``, gives them.
+        """Return the position ids that ``generate``, or ``forward``, gives to the full prompts.
 
         Parameters
         ----------
         inputs : Mapping[str, Any]
             Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
         generating : bool
-            Of ``generate``: (4, B, L), for the mask and three axes. Else (3, B, L).
+            Whether they are those of ``generate``, (4, B, L) for text and three axes, or of ``forward``, (3, B, L).
         """
         input_ids: Tensor = inputs["input_ids"]
         if generating:
@@ -178,14 +175,14 @@ class Qwen2VL(Backbone):
     def shorten(
         self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str | None = None
     ) -> dict[str, Any]:
-        """Cut the tokens that were not selected out of a call of the model, see `Backbone.shorten`.
+        """Remove the tokens that were not selected from a call of the model, see `Backbone.shorten`.
 
-        The model's ``rope_deltas`` are set so that it goes on from the length of the full prompts.
+        The ``rope_deltas`` of the model are set so that decoding continues at the positions of the full prompts.
 
         Raises
         ------
         ValueError
-            As of `Backbone.shorten`, or if ``generate`` would have to go on from a token that was cut out.
+            As for `Backbone.shorten`, or if ``generate`` would have to continue from a removed token.
         """
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if "position_ids" not in inputs:
@@ -201,7 +198,7 @@ class Qwen2VL(Backbone):
                 if bool(moved.any()):
                     raise ValueError(
                         f"prompt {int(moved.int().argmax())} ends in an image whose last token was not selected, so "
-                        f"generate() has no position to go on from: let the prompt end in text"
+                        f"generate() has no position to continue from: let the prompt end in text"
                     )
                 short["position_ids"] = torch.cat([text[None], axes])
             ends = full[-self.position_axes :].amax((0, 2)) + 1
@@ -211,7 +208,7 @@ class Qwen2VL(Backbone):
     def encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return positions (3, B, L) around these images and videos."""
         kinds = (input_ids == self.image_token_id).long() + 2 * (input_ids == self.video_token_id).long()
-        sides = encoded.grid.amax(1) + 1
+        sides = encoded.grid.amax(1) + 1  # (I, 2): rows and columns of tokens
         sizes = torch.cat([encoded.placeholders[:, None] // sides.prod(1, keepdim=True), sides * self.merge], 1)
         video = torch.zeros_like(encoded.placeholders, dtype=torch.bool) if encoded.video is None else encoded.video
         return self.full_positions(
@@ -225,22 +222,23 @@ class Qwen2VL(Backbone):
         )
 
     def _order(self, sizes: Tensor) -> Tensor:
-        """Return where each token of images of these sizes, int64 (I, 3), is in the order of the tower."""
+        """Return the index of each token in the order of the tower, (T,), for images of `sizes` (I, 3)."""
         return torch.arange(int(sizes.prod(1).sum()) // self.merge**2)
 
     def _run(self, kind: str, pixels: Tensor, sizes: Tensor, layers: list[int]) -> Pass:
+        """Run the tower on all images, or all videos, and capture `layers`."""
         visual = self.core.visual
         modules = attention_modules(visual)
         entered: list[Tensor] = []
         with ExitStack() as stack:
             hook = visual.merger.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
             stack.callback(hook.remove)
-            seen = {layer: stack.enter_context(watch(modules[layer])) for layer in layers}
+            seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             output = getattr(self.core, f"get_{kind}_features")(pixels, sizes, return_dict=True)
         return Pass(pixels, sizes, kind == "video", self._order(sizes).to(entered[0].device), entered[0], output, seen)
 
-    def _joined(self, passes: list[Pass], layers: Mapping[str, int]) -> Encoded:
-        """Return the encodings of all passes, rows padded to one length."""
+    def _concatenate(self, passes: list[Pass], layers: Mapping[str, int]) -> Encoded:
+        """Concatenate the encodings of all passes, padded to one length."""
         sizes = torch.cat([part.sizes for part in passes]).tolist()
         frames, places = [], []
         for count, rows, columns in sizes:
@@ -254,7 +252,9 @@ class Qwen2VL(Backbone):
         def view(of: Callable[[Pass, int], Tensor], layer: int) -> Callable[[], Tensor]:
             return lambda: padded(torch.cat([of(part, layer) for part in passes]))
 
-        views: dict[str, Callable[[], Tensor]] = {"image_key": lambda: torch.cat([_keys_of(part) for part in passes])}
+        views: dict[str, Callable[[], Tensor]] = {
+            "image_key": lambda: torch.cat([_pixel_keys(part) for part in passes])
+        }
         for suffix, layer in layers.items():
             views[f"received_attention{suffix}"] = view(Pass.received, layer)
             views[f"keys{suffix}"] = view(Pass.keys, layer)
@@ -262,6 +262,7 @@ class Qwen2VL(Backbone):
         if bool(video.any()):
             numbers = padded(torch.cat(frames).to(device), -1).masked_fill(~video[:, None], -1)
             views["frames"] = lambda: numbers
+        # (P, Dv) to (T, patches * Dv) of each pass, in raster order.
         joined = [part.entered.reshape(len(part.order), -1)[part.order] for part in passes]
         return Encoded(
             encoder_features=padded(torch.cat(joined)),
@@ -275,16 +276,16 @@ class Qwen2VL(Backbone):
 
 
 class Qwen2_5VL(Qwen2VL):
-    """``Qwen2_5_VLForConditionalGeneration``: as Qwen2-VL, with most layers of the tower within windows."""
+    """``Qwen2_5_VLForConditionalGeneration``: as Qwen2-VL, with most tower layers attending within windows."""
 
     @property
     def whole_layers(self) -> list[int]:
-        """Layers of the tower that attend to whole frames.
+        """Tower layers that attend to whole frames.
 
         Raises
         ------
         Unavailable
-            If there is none.
+            If there is no such layer.
         """
         layers = sorted(self.core.visual.fullatt_block_indexes)
         if not layers:
@@ -299,6 +300,7 @@ class Qwen2_5VL(Qwen2VL):
         return windows.argsort()
 
 
-def _keys_of(part: Pass) -> Tensor:
+def _pixel_keys(part: Pass) -> Tensor:
+    """Return the pixel key of each image of a pass, (I,)."""
     images = torch.split(part.pixels, part.sizes.prod(1).tolist())
     return torch.cat([pixel_key(patches[None]) for patches in images])

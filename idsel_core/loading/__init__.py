@@ -1,4 +1,4 @@
-"""Models with their processors: from a hub or a folder, or of full size with random weights."""
+"""Load models and processors from a hub or a folder, or build models of published sizes with random weights."""
 
 from idsel_core.loading.hub import load
 from idsel_core.loading.random_models import build_random, list_architectures

@@ -1,4 +1,4 @@
-"""Load a model of a supported family with its processor from a hub id or folder: whole, spread out or quantised."""
+"""Load a model and its processor from a hub id or a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from idsel_core.backbones import BACKBONES
 Quantisation = Literal["int8", "int4"]
 
 KEPT_WHOLE = ("lm_head", r"\w+_tower", "vision_model", "visual", "multi_modal_projector", "connector")
-"""Parts of a model that quantisation leaves as they are, so that tokens are selected from the same features; regex."""
+"""Regular expressions of modules that are not quantised, so that tokens are selected from the same features."""
 
 
 def load(
@@ -41,34 +41,35 @@ def load(
     revision: str = "main",
     local_files_only: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a model and its processor with transformers: safetensors alone, and never code of the checkpoint.
+    """Load a model and its processor with transformers, from safetensors only and without code of the checkpoint.
 
-    The configuration is read first, and what is not supported is refused before any weights are.
+    The configuration is read first, so that an unsupported model is refused before its weights are read.
 
     Parameters
     ----------
     name : str or Path
-        Hub id, or a folder laid out like a hub checkpoint.
+        Hub id, or a folder with the files of a hub checkpoint.
     dtype : str or torch.dtype
-        Of the weights, for example "bfloat16"; "auto" is the checkpoint's own.
+        Dtype of the weights, for example "bfloat16"; "auto" takes that of the checkpoint.
     device_map : str or mapping, optional
-        Where the parts go: "auto" spreads them over all GPUs, "cuda:1" takes one, a mapping of module names says it
-        for each, with "cpu" and "disk" for what waits there. Needs accelerate. By default the model is put on the CPU.
+        Device of each module: "auto" distributes the modules over all GPUs, "cuda:1" puts all on one GPU, and a mapping
+        of module names gives each its device, where "cpu" and "disk" hold modules until they run. Needs accelerate. By
+        default the model is on the CPU.
     max_memory : mapping, optional
-        Most memory for each device of an "auto" map, for example ``{0: "20GiB", 1: "20GiB", "cpu": "60GiB"}``.
+        Largest memory for each device of an "auto" map, for example ``{0: "20GiB", 1: "20GiB", "cpu": "60GiB"}``.
     offload_folder : str or Path, optional
-        Where what waits on disk is written.
+        Folder for the weights of modules on "disk".
     quantisation : {"int8", "int4"} or quantisation configuration, optional
-        Weights of the language model by bitsandbytes, as LLM.int8() or NF4; the vision tower, the projector and the LM
-        head stay in `dtype`. Or a quantisation configuration of transformers, as it is.
+        Quantisation of the language model by bitsandbytes, LLM.int8() or NF4; the vision tower, the projector and the
+        LM head stay in `dtype`. Or a quantisation configuration of transformers, which is passed on unchanged.
     attention : str, optional
         Attention implementation, for example "sdpa" or "flash_attention_2"; transformers' choice by default.
     processor : bool
-        Whether to read the processor, too; some need torchvision.
+        Whether to load the processor too; some processors need torchvision.
     revision : str
         Branch, tag or commit of a hub checkpoint.
     local_files_only : bool
-        Take a hub checkpoint from the cache alone.
+        Whether to use only the local cache of the hub.
 
     Returns
     -------
@@ -78,12 +79,13 @@ def load(
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, or the hub gives no such checkpoint.
+        If there is no such folder, or no such checkpoint on the hub.
     ImportError
-        If accelerate, bitsandbytes or what the processor needs is not installed; says how to install it.
+        If accelerate, bitsandbytes or a package that the processor needs is not installed; the message says how to
+        install it.
     ValueError
-        If a choice is unknown, the family is not supported or needs code of its own, there is no such device, or the
-        weights are missing, pickles, damaged or do not fit.
+        If an option is unknown, the family is not supported or needs code of its own, there is no such device, or the
+        weights are missing, pickles, damaged or of other shapes.
     """
     chosen = _dtype(dtype)
     source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
@@ -97,7 +99,7 @@ def load(
         options |= {"device_map": device_map, "max_memory": max_memory and dict(max_memory)}
         options |= {"offload_folder": offload_folder}
     elif max_memory is not None or offload_folder is not None:
-        raise ValueError("max_memory and offload_folder say where parts go: give device_map, for example 'auto'")
+        raise ValueError("max_memory and offload_folder need a device_map, for example 'auto'")
     _check_weights(name)
     given = {key: value for key, value in options.items() if value is not None}
     read = _processor(name, source) if processor else None
@@ -125,29 +127,29 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, **source)
         if not isinstance(raw, dict):
-            raise ValueError("it holds no names with values")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         if Path(name).is_dir():
             raise ValueError(f"the config.json of {name} cannot be read ({_first_line(error)})") from error
         raise FileNotFoundError(
             f"no model {str(name)!r}: there is no such folder, and the hub gave no checkpoint of this name. Without a "
-            f"network, give a folder or a checkpoint that is in the cache. ({_first_line(error)})"
+            f"network, give a folder or a checkpoint in the cache. ({_first_line(error)})"
         ) from error
     family, known = raw.get("model_type"), ", ".join(sorted(BACKBONES))
     if family not in BACKBONES:
         if "auto_map" in raw:
             raise ValueError(
                 f"{name} needs code of its own (model type {family!r}, auto_map in its config.json), which is never "
-                f"run; take the checkpoint that transformers reads itself, often named ...-hf. Supported: {known}"
+                f"run; take the checkpoint for transformers, often named ...-hf. Supported: {known}"
             )
         raise ValueError(f"model type {family!r} of {name} is not supported; supported: {known}")
     read: Any = AutoConfig.from_pretrained
     try:
         config: PreTrainedConfig = read(name, trust_remote_code=False, **source)
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        # Among them: a part of the model, such as its language model, that needs code of its own.
+        # For example because the language model needs code of its own.
         raise ValueError(
-            f"the configuration of {name} is none that transformers reads itself ({_first_line(error)[:200]})"
+            f"transformers cannot read the configuration of {name} ({_first_line(error)[:200]})"
         ) from error
     return config
 
@@ -171,10 +173,11 @@ def _processor(name: str | Path, source: Mapping[str, Any]) -> Any:
         return read(name, trust_remote_code=False, **source)
     except ImportError as error:
         raise ImportError(
-            f"the processor of {name} needs what is not installed ({_first_line(error)}); processor=False goes without"
+            f"the processor of {name} needs a package that is not installed ({_first_line(error)}); "
+            "processor=False loads the model without it"
         ) from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} has no processor that can be read ({_first_line(error)})") from error
+        raise ValueError(f"the processor of {name} cannot be read ({_first_line(error)})") from error
 
 
 def _check_weights(name: str | Path) -> None:
@@ -194,7 +197,9 @@ def _dtype(name: str | torch.dtype) -> str | torch.dtype:
     found = name if isinstance(name, torch.dtype) or name == "auto" else getattr(torch, str(name), None)
     if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found
-    raise ValueError(f"dtype must be auto or a floating torch dtype, for example bfloat16 or float16, not {name!r}")
+    raise ValueError(
+        f"dtype must be auto or a floating-point torch dtype, for example bfloat16 or float16, not {name!r}"
+    )
 
 
 def _quantised(quantisation: str | QuantizationConfigMixin, dtype: str | torch.dtype) -> QuantizationConfigMixin:

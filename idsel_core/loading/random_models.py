@@ -1,4 +1,4 @@
-"""Published models by name: their configurations, and models of their size with random weights, without a download."""
+"""Configurations of published models, and models of their size with random weights, without a download."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+"""Folder of the configurations, which is part of the package."""
 
 
 def list_architectures() -> list[str]:
-    """Return the names of the models whose configuration is at hand."""
+    """Return the names of all models that `build_random` can build."""
     return sorted(path.stem for path in CONFIGS.glob("*.json"))
 
 
 def architecture_file(name: str | Path) -> Path:
-    """Return the configuration file of a named model.
+    """Return the path of the configuration of a named model.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def architecture_file(name: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If there is none of this name; names those that there are.
+        If no model has this name; the message lists the known names.
     """
     known = list_architectures()
     if str(name) not in known:
@@ -67,24 +68,23 @@ def build_random(
     layers: int | None = None,
     attention: str | None = None,
 ) -> Any:
-    """Build a model of full size with random weights: for costs, timings and shapes, not for answers.
+    """Build a model of published size with random weights, to measure costs, times and shapes.
 
-    Weights are drawn as the model's class draws them before training, and where it begins with zeros, too. On a CPU all
-    of them come from one stretch of noise that is read again and again, because drawing billions of numbers takes a
-    minute there.
+    Weights are initialised by the class of the model; matrices that it sets to zero are drawn too. On a CPU all weights
+    are read from one block of random numbers, again and again, because drawing billions of them takes a minute.
 
     Parameters
     ----------
     name : str or PreTrainedConfig
         One of `list_architectures`, or a configuration.
     dtype : torch.dtype
-        Of the weights. Rotary frequencies stay float32, as in a loaded model.
+        Dtype of the weights. Rotary frequencies stay float32, as in a loaded model.
     device : str or torch.device
-        Where it is built; "meta" gives a model without weights.
+        Device of the model; "meta" gives a model without weights.
     seed : int
-        Of the weights.
+        Seed of the weights.
     layers : int, optional
-        Layers of the language model; all by default. Fewer make a smaller model of the same widths.
+        Number of layers of the language model, to build a shallower model of the same widths; all by default.
     attention : str, optional
         Attention implementation; transformers' choice by default.
 
@@ -96,10 +96,10 @@ def build_random(
     Raises
     ------
     ValueError
-        If no model has this name, `dtype` is not a floating one, or there are not as many layers.
+        If no model has this name, `dtype` is not a floating-point dtype, or the model has fewer layers.
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating torch dtype, for example torch.bfloat16, not {dtype!r}")
+        raise ValueError(f"dtype must be a floating-point torch dtype, for example torch.bfloat16, not {dtype!r}")
     config = name if isinstance(name, PreTrainedConfig) else read_architecture(name)
     if layers is not None:
         config = _shallower(config, layers)
@@ -115,7 +115,7 @@ def build_random(
         with _Noise() if device.type == "cpu" else nullcontext():
             model.init_weights()
             for weight in model.parameters():
-                # Some classes begin with zeros, for example in a projector, and then all images look alike.
+                # Some classes initialise a projector with zeros, and then all images have the same tokens.
                 ends = weight.flatten()[[0, -1]]
                 if weight.ndim > 1 and not bool(ends.any()):
                     weight.normal_(0, config.get_text_config().initializer_range)
@@ -134,9 +134,9 @@ def _shallower(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fill tensors from one stretch of noise, each from where the one before it ended."""
+    """Fill tensors from one block of random numbers, each from where the last one ended."""
 
-    # A prime, so that no two rows of a matrix are alike.
+    # A prime, so that no two rows of a matrix are equal.
     length = 2**24 + 43
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = func, tensor.dtype
         if key not in self.drawn:
             fresh = torch.empty(self.length)
-            # Twice behind itself, so that a stretch can begin anywhere.
+            # Repeated, so that a piece can begin anywhere.
             self.drawn[key] = (fresh.normal_() if normal else fresh.uniform_()).to(tensor.dtype).repeat(2)
         for piece in tensor.view(-1).split(self.length):
             torch.mul(self.drawn[key][self.at : self.at + len(piece)], factor, out=piece)

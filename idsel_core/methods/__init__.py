@@ -1,4 +1,4 @@
-"""Selection methods, by name."""
+"""Selection methods by name; one file holds one method."""
 
 from __future__ import annotations
 
@@ -105,24 +105,24 @@ METHODS: Mapping[str, type[Method]] = {
 
 
 def list_methods() -> tuple[str, ...]:
-    """Return the names that `get_method` knows."""
+    """Return the names of all methods, as `get_method` takes them."""
     return tuple(METHODS)
 
 
 def get_method(name: str, **knobs: Any) -> Method:
-    """Build a method by name.
+    """Build a method by its name.
 
     Parameters
     ----------
     name : str
         One of `list_methods`.
     knobs
-        Fields of the method; ``budget`` is one of all.
+        Fields of the method. Every method has ``budget``.
 
     Raises
     ------
     ValueError
-        If the name or a knob is unknown; the message lists the known ones.
+        If the name or a knob is unknown; the message lists the known names.
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{_hint(name, METHODS)}; known: {', '.join(METHODS)}")

@@ -17,25 +17,25 @@ from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
 SPENT = 1e-4
-"""Share of its variance, in float32, below which a token is taken to be explained by the picked ones."""
+"""Share of its first variance below which a token counts as explained by the picks, in float32."""
 
 
 @dataclass(frozen=True)
 class CDPruner(Method):
-    """Pick greedily for the largest determinant of similarity, scaled by relevance to the question.
+    """Pick tokens greedily to maximise the determinant of their similarity, weighted by relevance to the question.
 
-    Tokens that the picked ones explain whole, such as duplicates, follow after all others, by falling relevance.
+    Tokens that the picks explain completely, such as duplicates, come after all others, by falling relevance.
 
     Source: CDPruner, arXiv 2506.10967.
 
     Parameters
     ----------
     negated : bool
-        Take the least similar tokens as the relevant ones, as the authors do: CLIP's own patches, which were not
-        trained to match text, answer with the wrong sign. A companion tuned on patches needs no such thing.
+        Count the least similar tokens as the most relevant, as the authors do: the similarity of CLIP's patches, which
+        were not trained to match text, has the wrong sign. A companion tuned on patches does not need it.
     faithful : bool
-        Go on when nothing is left to explain, as the authors do: the root of a negative number makes tokens be picked
-        again, and fewer tokens are kept.
+        Continue when no variance is left, as the authors' code does: the root of a negative number then makes it pick
+        tokens again, and fewer tokens are kept.
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -52,7 +52,7 @@ class CDPruner(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
         relevance = tokens.relevance.float() * (-1 if self.negated else 1)
         low, high = (
@@ -67,15 +67,27 @@ class CDPruner(Method):
 
 
 def _largest_volume(similarity: Tensor, relevance: Tensor, rounds: int, guarded: bool) -> Tensor:
-    """Pick for the largest determinant by an incremental Cholesky factor of `similarity` (B, N, N); (B, rounds)."""
+    """Return greedy picks (B, rounds) for the largest determinant, by an incremental Cholesky factor.
+
+    Parameters
+    ----------
+    similarity : Tensor
+        Cosines of tokens, (B, N, N).
+    relevance : Tensor
+        (B, N), 0 or more, -inf at padding.
+    rounds : int
+        Number of picks.
+    guarded : bool
+        Whether tokens without variance come last, by relevance, instead of the roots of negative numbers.
+    """
     rows = torch.arange(len(relevance), device=relevance.device)
     padding = relevance < 0
     weight = relevance.square().masked_fill(padding, 0)
     variance = similarity.diagonal(dim1=1, dim2=2).clone()
     spent = SPENT * variance
-    # Below every gain, and rising with relevance.
+    # Below every gain, and rising with relevance: (B, N) in -1 to 0.
     last_resort = -1 / (1 + relevance.relu())
-    factor = similarity.new_zeros(len(rows), rounds, similarity.shape[2])
+    factor = similarity.new_zeros(len(rows), rounds, similarity.shape[2])  # one row of the Cholesky factor a round
     gone = padding.clone()
     picks: list[Tensor] = []
     for step in range(rounds):

@@ -1,4 +1,4 @@
-"""DART: a few tokens of large keys, and those that are least alike to them."""
+"""DART: pivot tokens of large keys, and the tokens least similar to them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens
 
 @dataclass(frozen=True)
 class DART(InLLM):
-    """Drop tokens once: keep pivots, and for each pivot in turn its share of the tokens that are least alike to it.
+    """Drop tokens once: keep pivots, and for each pivot in turn the tokens least similar to it.
 
-    Pivots are the tokens of the image, and those of the text after it, whose keys in the layer before have the largest
-    sums of magnitudes, over all heads. The image's pivots are kept and come first, larger before smaller; each then
-    takes an equal share of what is left to take, those of lowest cosine between states after the language model's last
-    norm. No attention is read. Kept tokens keep their positions.
+    Pivots are the tokens of the image, and of the text after it, whose keys in the layer before the drop have the
+    largest L1 norm over all heads. The image's pivots are kept. Then every pivot, larger before smaller and image
+    before text, takes an equal share of the remaining budget: the tokens of lowest cosine with it, between hidden
+    states after the last norm of the language model. No attention is read. Kept tokens keep their positions.
 
     Source: DART, arXiv 2502.11494.
 
     Parameters
     ----------
     layer : int or float
-        First layer that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
+        Drop layer, the first that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
     image_pivots, text_pivots : int
-        Pivots of each kind, as far as there are so many tokens.
+        Number of pivots of each kind; fewer if there are fewer tokens.
     faithful : bool
-        Give each pivot the number of tokens divided by that of all pivots, rounded down, as the authors do, and keep
-        the image's pivots beside them: 132 tokens for 128. Pivots then come in the order of a Python set of their
-        places.
+        As the authors' code does, give each pivot the budget divided by the number of pivots, rounded down, and keep
+        the image's pivots in addition: 132 tokens for a budget of 128. Pivots then take turns in the order of a Python
+        set of their positions.
     """
 
     name: ClassVar[str] = "dart"
@@ -55,11 +55,11 @@ class DART(InLLM):
         check_flag("faithful", self.faithful)
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layer before which tokens are dropped."""
+        """Return the drop layer."""
         return resolve_layers((self.layer,), num_layers)
 
     def counts(self, full: Tensor, entering: Tensor, num_layers: int) -> Tensor:
-        """Return how many tokens of each image are left, int64 (I, 1); more than planned if `faithful`."""
+        """Return the number of tokens of each image after the drop, int64 (I, 1); above the budget if `faithful`."""
         counts = super().counts(full, entering, num_layers)
         if not self.faithful:
             return counts
@@ -68,23 +68,21 @@ class DART(InLLM):
         return (counts.minimum(room) // pivots * pivots + self.image_pivots).minimum(entering[:, None])
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
-        """Keep pivots and what is least alike to them.
-
-        The scores are the magnitudes of the keys.
-        """
+        """Keep pivots and the tokens least similar to them; the scores are the L1 norms of the keys."""
         mask, place = tokens.mask, torch.arange(tokens.columns.shape[1], device=counts.device)
-        size = tokens.read()[1].float().abs().sum((1, 3))
+        size = tokens.read()[1].float().abs().sum((1, 3))  # (I, L): L1 norm of the keys over heads
         scores = size.gather(1, tokens.columns.clamp_min(0)).masked_fill(~mask, -torch.inf)
         own = counts.clamp_max(self.image_pivots)
-        image = truncate(argsort_by((scores,), mask), own)
+        image = truncate(argsort_by((scores,), mask), own)  # (I, image pivots), token indices
         words = tokens.text.sum(1).clamp_max(self.text_pivots)
-        text = truncate(argsort_by((size,), tokens.text), words)
+        text = truncate(argsort_by((size,), tokens.text), words)  # (I, text pivots), columns
+        # (I, P): columns of all pivots in the prompt, -1 at the end.
         pivots = torch.cat([tokens.columns.gather(1, image.clamp_min(0)).masked_fill(image < 0, -1), text], 1)
         pivots = pivots.gather(1, argsort_by((pivots >= 0,), torch.ones_like(pivots, dtype=torch.bool)))
         if self.faithful:
             pivots = _as_a_set(pivots, tokens.real.int().argmax(1))
         x = unit_vectors(tokens.norm(tokens.states), torch.ones_like(tokens.real))
-        alike = cosines(gather_tokens(x, pivots), tokens.visual(x))
+        alike = cosines(gather_tokens(x, pivots), tokens.visual(x))  # (I, P, N)
         quota = (counts - self.image_pivots).clamp_min(0) // (self.image_pivots + self.text_pivots)
         pool, left, order = mask & ~to_mask(image, mask.shape[1]), counts - own, [image]
         turns = (pivots >= 0).sum(1)
@@ -100,7 +98,7 @@ class DART(InLLM):
 
 
 def _as_a_set(pivots: Tensor, first: Tensor) -> Tensor:
-    """Order pivots (I, P), -1 at padding, as Python iterates a set of their places from the first token of a prompt."""
+    """Order pivots (I, P), -1 at padding, as Python iterates over a set of their positions in the prompt."""
     rows = []
     for row, start in zip(pivots.tolist(), first.tolist(), strict=True):
         places = list({place - start for place in row if place >= 0})

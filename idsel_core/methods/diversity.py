@@ -1,4 +1,4 @@
-"""Control: diversity alone."""
+"""Control: diversity without importance."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class DiversityOnly(Greedy):
-    """Run ID-Selection's greedy on equal scores; the first pick is the first token."""
+    """Run ID-Selection on equal scores; the first pick is the first token."""
 
     name: ClassVar[str] = "diversity"
     label: ClassVar[str] = "diversity only"
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         return self.pick(tokens, torch.ones(tokens.mask.shape, device=tokens.features.device))

@@ -1,4 +1,4 @@
-"""DivPrune: the tokens that lie furthest apart."""
+"""DivPrune: max-min diversity."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class DivPrune(Method):
-    """Pick the token that is furthest from all picked ones, again and again, by cosine distance.
+    """Pick the token with the largest distance to its nearest pick, round by round, by cosine distance.
 
-    The first pick is the token whose nearest other token is furthest away.
+    The first pick is the token with the largest distance to its nearest other token.
 
-    Source: DivPrune, arXiv 2503.02175, max-min diversity.
+    Source: DivPrune, arXiv 2503.02175.
 
     Parameters
     ----------
     faithful : bool
-        Compute distances in the features' own dtype and leave picked tokens in the race, as the authors do: among
-        duplicates a token is then picked again, and fewer tokens are kept.
+        As the authors' code does, compute distances in the dtype of the features and let picks be picked again: among
+        duplicates that happens, and fewer tokens are kept.
     """
 
     name: ClassVar[str] = "divprune"
@@ -43,7 +43,7 @@ class DivPrune(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
         x = unit_vectors(tokens.features, tokens.mask)
         if self.faithful:
@@ -53,7 +53,7 @@ class DivPrune(Method):
         to_itself = itself.clone() if self.faithful else torch.full_like(itself, -torch.inf)
         itself.fill_(2.0)
         distances.masked_fill_(~(tokens.mask[:, None] & tokens.mask[..., None]), 2.0)
-        # Over rows and columns, so that two tokens that are each other's nearest are tied exactly.
+        # The minimum over rows and columns, so that two tokens that are nearest to each other tie exactly.
         alone = torch.minimum(distances.amin(1), distances.amin(2)).masked_fill(~tokens.mask, -torch.inf)
         itself.copy_(to_itself)
         order = truncate(_furthest(distances, alone, int(counts.max())), counts)
@@ -61,10 +61,10 @@ class DivPrune(Method):
 
 
 def _furthest(distances: Tensor, scores: Tensor, rounds: int) -> Tensor:
-    """Pick by the highest score, then by the largest least distance (B, N, N) to what was picked, (B, rounds)."""
+    """Return picks (B, rounds): the highest score, then the largest distance (B, N, N) to the nearest pick."""
     rows = torch.arange(len(scores), device=scores.device)
     picks = [scores.max(dim=1).indices]
-    nearest = torch.where(scores > -torch.inf, torch.inf, scores)
+    nearest = torch.where(scores > -torch.inf, torch.inf, scores)  # (B, N): distance to the nearest pick
     for _ in range(rounds - 1):
         nearest = torch.minimum(nearest, distances[rows, picks[-1]])
         picks.append(nearest.max(dim=1).indices)

@@ -1,4 +1,4 @@
-"""Control: the image itself made smaller."""
+"""Control: a smaller image instead of fewer tokens."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Downsample(Method):
-    """Make the image smaller, so that all its tokens are about the budget and never above it.
+    """Resize the image so that the number of its tokens is near the budget K and never above it.
 
-    A square image of K tokens or more comes out at floor(sqrt(K)) by floor(sqrt(K)); others keep their shape as nearly
-    as whole tokens allow. ``counts`` of the selection tells what came out.
+    A square image gets floor(sqrt(K)) by floor(sqrt(K)) tokens; others keep their shape as nearly as whole tokens
+    allow. ``counts`` of the selection holds the resulting numbers.
     """
 
     name: ClassVar[str] = "downsample"
     label: ClassVar[str] = "smaller image"
 
     def target_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return the token grid of the smaller image."""
+        """Return the token grid of the resized image."""
         count = int(resolve_budget(self.budget, torch.tensor([rows * columns])))
         high = max(1, math.isqrt(count * rows // columns))
         return high, max(1, min(math.isqrt(count * columns // rows), count // high))
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Keep all tokens of images that were made smaller.
+        """Keep all tokens of images that were resized.
 
         Raises
         ------
         ValueError
-            If an image has more tokens than the budget, because it was encoded as it is.
+            If an image has more tokens than the budget, because it was not resized.
         """
         full = tokens.lengths if tokens.placeholders is None else tokens.placeholders
         counts = resolve_budget(self.budget, full)

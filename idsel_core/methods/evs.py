@@ -1,4 +1,4 @@
-"""EVS: the tokens of a video that differ from the frame before."""
+"""EVS: the tokens of a video that differ from the previous frame."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
 NEW = 255.0
-"""Score of tokens that have none before them, above every distance."""
+"""Score of tokens without a token in the previous frame, above every distance."""
 
 CHUNK = 2**18
-"""Numbers of the features that are looked at together."""
+"""Most numbers of the features that are read at a time."""
 
 
 @dataclass(frozen=True)
 class EVS(Method):
-    """Keep the tokens of a video that are least like the token at the same place in the frame before.
+    """Keep the tokens of a video that differ most from the token at the same place in the previous frame.
 
-    Tokens of the first frame, and others that have no such token, come before all others, by their place; the budget is
-    one for all frames together. Frames are compared with the one before alone, so slow changes go unnoticed.
+    Tokens of the first frame, and others without such a token, come first, in raster order. The budget is for all
+    frames together. Each frame is compared with the previous one only, so slow changes are missed.
 
     Source: Efficient Video Sampling, arXiv 2510.14624, as implemented in vLLM, which compares tokens by cosine distance
     where the paper compares pixels.
@@ -35,7 +35,7 @@ class EVS(Method):
     Parameters
     ----------
     faithful : bool
-        Keep the whole first frame, as the authors do, also where the budget is less, and round shares down.
+        As the authors' code does, keep the whole first frame even if the budget is less, and round shares down.
     """
 
     name: ClassVar[str] = "evs"
@@ -50,12 +50,12 @@ class EVS(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each video.
+        """Select tokens of each video.
 
         Raises
         ------
         Unavailable
-            If the images are no frames of a video.
+            If the images are not frames of a video.
         """
         mask, frames = tokens.mask, tokens.frames.where(tokens.mask, -1)
         counts = resolve_budget(self.budget, tokens.lengths)
@@ -75,20 +75,20 @@ class EVS(Method):
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return 1 - cos (B, N) of unit vectors or zeros (B, N, D), without loss of digits where it is next to nothing."""
-    zeros = 2 - x.any(2).byte() - y.any(2).byte()
+    """Return 1 - cos (B, N) of unit vectors or zeros (B, N, D), as |x - y|^2 / 2, which is exact near 0 too."""
+    zeros = 2 - x.any(2).byte() - y.any(2).byte()  # (B, N): number of zero vectors of each pair
     return ((x - y).square_().sum(2) + zeros) / 2
 
 
 def _before(frames: Tensor, grid: Tensor) -> Tensor:
-    """Return the token at the same place one frame earlier, (B, N); -1 where there is none."""
+    """Return the index of the token at the same place in the previous frame, (B, N); -1 if there is none."""
     rows, columns = (grid.flatten(0, 1).amax(0) + 1).tolist()
     frame = rows * columns
     placed = (frames >= 0) & (grid[..., 0] >= 0)
-    cell = frames * frame + grid[..., 0] * columns + grid[..., 1]
+    cell = frames * frame + grid[..., 0] * columns + grid[..., 1]  # (B, N): frame, row and column as one number
     nowhere = (int(frames.max()) + 1) * frame
     place = torch.arange(frames.shape[1], device=frames.device).expand(frames.shape)
-    table = place.new_full((len(place), nowhere + 1), -1)
+    table = place.new_full((len(place), nowhere + 1), -1)  # token index of each cell; the last cell is a dump
     table.scatter_(1, cell.where(placed, nowhere), place)
     table[:, nowhere] = -1
     earlier = cell - frame

@@ -1,4 +1,4 @@
-"""FasterVLM: the attention of [CLS] alone."""
+"""FasterVLM: the attention of [CLS]."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class FasterVLM(Attended):
     label: ClassVar[str] = "FasterVLM"
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         return take_best(self.row(tokens), tokens, self.budget)

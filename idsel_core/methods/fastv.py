@@ -1,4 +1,4 @@
-"""FastV: the tokens that the prompt's last token attends to in an early layer of the language model."""
+"""FastV: attention of the last prompt token in an early layer of the language model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positi
 
 @dataclass(frozen=True)
 class FastV(InLLM):
-    """Drop tokens once, by the attention of the prompt's last token in the layer before.
+    """Drop tokens once, by the attention of the last prompt token in the layer before the drop.
 
     Kept tokens keep their positions.
 
@@ -22,7 +22,7 @@ class FastV(InLLM):
     Parameters
     ----------
     layer : int or float
-        First layer that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
+        Drop layer, the first that reads fewer tokens, or its share of the depth; by default layer 2 of 32.
     """
 
     name: ClassVar[str] = "fastv"
@@ -37,7 +37,7 @@ class FastV(InLLM):
         check_layer("layer", self.layer)
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layer before which tokens are dropped."""
+        """Return the drop layer."""
         return resolve_layers((self.layer,), num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:

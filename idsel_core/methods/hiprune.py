@@ -1,4 +1,4 @@
-"""HiPrune: anchors of a shallow layer with their neighbours, and what the whole image looks at in a deep one."""
+"""HiPrune: anchors of a shallow tower layer with their neighbours, and the most attended tokens of a deep layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class HiPrune(Method):
-    """Keep anchor tokens of a shallow layer, their neighbours, and the tokens that are attended to most in a deep one.
+    """Keep anchors of a shallow tower layer, their neighbours, and the most attended tokens of a deep layer.
 
-    Attention is what a token receives from all tokens. At small budgets there are no anchors: with 5 tokens an anchor
-    and its neighbours, and a tenth of the budget for them, the first anchor comes above 25 tokens.
+    Attention is the mean that a token receives from all tokens. Small budgets have no anchors: an anchor and its
+    neighbours are 5 tokens and get a tenth of the budget, so the first anchor comes above 25 tokens.
 
     Source: HiPrune, arXiv 2508.00553.
 
@@ -30,10 +30,10 @@ class HiPrune(Method):
     anchors : float
         Share of the budget for anchors and their neighbours.
     depth : float
-        Depth of the shallow layer, as a share of the tower's layers: the 9th of CLIP ViT-L's 24.
+        Depth of the shallow layer, as a share of the tower's layers; the default is layer 9 of 24 in CLIP ViT-L.
     faithful : bool
-        Take neighbours by index, as the authors do: the left one of the first column is the end of the row above,
-        and those outside of the image are its first and last token.
+        As the authors' code does, find neighbours by index: the left neighbour in the first column is the end of the
+        row above, and neighbours outside the image are its first and last token.
     """
 
     name: ClassVar[str] = "hiprune"
@@ -52,12 +52,12 @@ class HiPrune(Method):
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
-        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        """Depths of the vision tower that the method reads, other than the layer that feeds the projector."""
         return (self.depth,)
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
         shallow = tokens.at_depth("received_attention", self.depth).float()
         deep = tokens.received_attention.float().masked_fill(~mask, -torch.inf)
@@ -70,8 +70,8 @@ class HiPrune(Method):
 
 
 def _on_grid(anchors: Tensor, grid: Tensor) -> Tensor:
-    """Return which tokens lie above, below, left or right of an anchor, bool (B, N)."""
-    # Tokens off the grid, at -1, land in a corner of the margin, which is next to no cell.
+    """Return a mask of the tokens above, below, left or right of an anchor, bool (B, N)."""
+    # (B, rows + 2, columns + 2): the grid with a margin; tokens off the grid fall into its corner, next to no cell.
     rows, columns = (grid.flatten(0, 1).amax(0) + 3).tolist()
     image = torch.arange(len(grid), device=grid.device)[:, None]
     row, column = (grid + 1).unbind(-1)
@@ -83,7 +83,7 @@ def _on_grid(anchors: Tensor, grid: Tensor) -> Tensor:
 
 
 def _by_index(anchors: Tensor, tokens: VisualTokens) -> Tensor:
-    """Return which tokens come one token or one row of tokens before or after an anchor, bool (B, N)."""
+    """Return a mask of the tokens one index or one row width before or after an anchor, bool (B, N)."""
     width = tokens.grid[..., 1].amax(1, keepdim=True) + 1
     place = torch.arange(anchors.shape[1], device=anchors.device)
     near = [place + step for step in (-1, 1)] + [place + step for step in (-width, width)]

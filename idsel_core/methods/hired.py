@@ -1,4 +1,4 @@
-"""HiRED: a budget for each crop, by what the thumbnail looks at, and the attention of [CLS] within it."""
+"""HiRED: a budget for each crop from the attention of the thumbnail, and the attention of [CLS] in each crop."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class HiRED(Attended):
-    """Share the budget out over the crops of an image, and keep the most attended tokens of each.
+    """Distribute the budget over the crops of an image, and keep the most attended tokens of each crop.
 
-    The thumbnail gets its share. The crops share the rest by how many of the thumbnail's most attended tokens, in the
-    tower's first layer, lie in each. An image that is encoded whole is one crop, and the method is FasterVLM.
+    The thumbnail gets a fixed share. The rest is distributed over the crops by the number of the thumbnail's most
+    attended tokens, in the first tower layer, that lie in each. For an image without crops the method is FasterVLM.
 
     Source: HiRED, arXiv 2408.10945.
 
     Parameters
     ----------
     thumbnail : float
-        Share of the budget for the thumbnail, which has no more than its tokens; 1 minus it is the share of its tokens
-        that are counted for the crops.
+        Share of the budget for the thumbnail. One minus this share is the share of the thumbnail's tokens that count
+        as most attended.
     depth : float
-        Depth of the first layer.
+        Depth of the tower layer whose attention distributes the budget; 0 is the first layer.
     faithful : bool
-        Count the thumbnail's tokens, as the authors do, by runs in reading order instead of by where they lie, and
-        round every part of the budget down, so that fewer tokens are kept.
+        As the authors' code does, assign the thumbnail's tokens to crops by runs in reading order instead of by place,
+        and round every part of the budget down, so that fewer tokens are kept.
     """
 
     name: ClassVar[str] = "hired"
@@ -54,12 +54,12 @@ class HiRED(Attended):
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
-        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        """Depths of the vision tower that the method reads, other than the layer that feeds the projector."""
         return (self.depth,)
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, scores = tokens.mask, self.row(tokens)
         counts = resolve_budget(self.budget, tokens.lengths)
         if self.faithful and isinstance(self.budget, float):
@@ -68,7 +68,7 @@ class HiRED(Attended):
             return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
         crops = torch.where(mask[..., None], tokens.crops, -1)
         layout = crops.amax(1).clamp_min(0) + 1
-        # 0 is the thumbnail.
+        # (B, N): number of the crop in reading order, from 1; 0 is the thumbnail.
         part = torch.where(crops[..., 0] < 0, 0, crops[..., 0] * layout[:, 1:] + crops[..., 1] + 1)
         marks, sizes = self._marks(tokens, part, layout), _tally(part, mask, int(part.max()) + 1)
         quotas = [self._quotas(*row) for row in zip(counts.tolist(), sizes.tolist(), marks.tolist(), strict=True)]
@@ -77,7 +77,7 @@ class HiRED(Attended):
         return Selection.from_order(truncate(argsort_by((keep, scores), mask), keep.sum(1)), scores, self.budget)
 
     def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor) -> Tensor:
-        """Count the thumbnail's most attended tokens that lie in each part, (B, P); none in part 0."""
+        """Return the number of the thumbnail's most attended tokens in each crop, (B, P); 0 for the thumbnail."""
         base = tokens.mask & (part == 0)
         size = base.sum(1, keepdim=True)
         wanted = (size * (1 - self.thumbnail)).floor().long()[:, 0]
@@ -91,7 +91,7 @@ class HiRED(Attended):
         return _tally(cell.clamp_min(0) + 1, marked, int(part.max()) + 1)
 
     def _quotas(self, count: int, sizes: list[int], marks: list[int]) -> list[int]:
-        """Share `count` tokens out over parts of the given sizes, the thumbnail first."""
+        """Distribute `count` tokens over the thumbnail and the crops, which have `sizes` tokens."""
         base = min(math.floor(count * self.thumbnail), sizes[0])
         if not any(marks):
             marks = [0] + [1 if size else 0 for size in sizes[1:]]
@@ -99,7 +99,7 @@ class HiRED(Attended):
         quotas = [base] + [min(math.floor(s), n) for s, n in zip(shares[1:], sizes[1:], strict=True)]
         if self.faithful and any(quotas):
             return quotas
-        # One by one to the part that is furthest below its share; a part that is full passes it on.
+        # The rest goes one by one to the part furthest below its share that is not full.
         shares[0] = base
         for _ in range(count - sum(quotas)):
             open_parts = [p for p, n in enumerate(sizes) if quotas[p] < n]
@@ -108,5 +108,5 @@ class HiRED(Attended):
 
 
 def _tally(part: Tensor, counted: Tensor, parts: int) -> Tensor:
-    """Return how many of the tokens `counted` (B, N) are of each part, (B, parts)."""
+    """Return the number of `counted` tokens (B, N) in each part, (B, parts)."""
     return part.new_zeros(len(part), parts).scatter_add(1, part.where(counted, 0), counted.long())

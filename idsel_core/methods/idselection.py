@@ -1,4 +1,4 @@
-"""ID-Selection: importance first, diversity by suppression."""
+"""ID-Selection: importance, and diversity by suppression."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from idsel_core.visual_tokens import VisualTokens
 class IDSelection(Greedy, Scored):
     """Pick the most important token, suppress the tokens that look like it, repeat.
 
-    Source: "ID-Selection", arXiv 2604.05601. Importance, its normalisation, the features and the update rule are knobs,
-    because public material does not settle them.
+    The importance score, its normalisation, the features and the update rule are knobs, because the public material
+    leaves them open. The rule itself is in `idsel_core.selection`.
+
+    Source: "ID-Selection", arXiv 2604.05601.
     """
 
     name: ClassVar[str] = "idselection"
     label: ClassVar[str] = "ID-Selection"
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         return self.pick(tokens, self.scores(tokens))

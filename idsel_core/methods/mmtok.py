@@ -1,4 +1,4 @@
-"""MMTok: tokens that cover both the question's words and the image."""
+"""MMTok: coverage of the words of the question and of the image."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class MMTok(Method):
-    """Pick greedily what best covers the words of the question and the patches of the image.
+    """Pick tokens greedily to cover the words of the question and the tokens of the image.
 
-    A word or a patch is covered by the largest share that a picked token has of its similarities, which are softmaxed
-    over the image. Words count as the prompt has them, with no stop words taken out.
+    The similarities of a word, or of a token, with all tokens go through a softmax; the largest value among the picks
+    is its coverage. All words of the question count, stop words included.
 
     Source: MMTok, arXiv 2508.18264.
 
     Parameters
     ----------
     alpha : float
-        Weight of the patches' coverage beside that of the words.
+        Weight of the coverage of the image; the coverage of the words has weight 1.
     word_temperature, patch_temperature : float
-        What cosines with words, and between patches, are divided by before their softmax.
+        Temperatures of the softmax of cosines with words, and between tokens.
     """
 
     name: ClassVar[str] = "mmtok"
@@ -49,16 +49,16 @@ class MMTok(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
         words = tokens.word_similarity.float().masked_fill(~mask[..., None], -torch.inf).mT
         real = words.amax(2) > -torch.inf
-        # A softmax of nothing but -inf is NaN.
+        # (B, T, N); rows of padding are 0, because a softmax of -inf only is NaN.
         words = (words.where(real[..., None], 0) / self.word_temperature).softmax(2) * real[..., None]
         x = unit_vectors(tokens.encoder_features, mask)
         patches = cosines(x, x).masked_fill_(~mask[:, None], -torch.inf).div_(self.patch_temperature).softmax(2)
         words /= real.sum(1)[:, None, None]
         patches *= self.alpha * mask[..., None] / tokens.lengths[:, None, None]
-        table = torch.cat([words, patches], 1)
+        table = torch.cat([words, patches], 1)  # (B, T + N, N)
         order, gains = cover(table, torch.ones_like(table[:, 0]), mask, int(counts.max()))
         return Selection.from_order(truncate(order, counts), gains, self.budget)

@@ -1,4 +1,4 @@
-"""PruMerge+: attended and evenly spaced tokens, each with its likes added, and the sum of all others."""
+"""PruMerge+: attended and evenly spaced tokens with their neighbours merged in, and the sum of all others."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ LAST_LAYER = 1.0
 
 @dataclass(frozen=True)
 class PruMergePlus(Method):
-    """Keep the most attended tokens and as many evenly spaced ones, and add to each the tokens that are most like it.
+    """Keep the most attended and as many evenly spaced tokens, and add to each the tokens most similar to it.
 
-    Attention and keys are those of the tower's last layer, with all heads taken as one. Tokens are added times their
-    attention as it is, not normalised. The last token is the sum, weighted alike, of all that were not kept; it stands
-    in the place of the most attended of them, which is the last one of the selection's ``order``. Tokens are read in
-    this order: by falling attention, then the spaced ones, then the sum.
+    Attention and keys are those of the last tower layer, with all heads concatenated to one. Tokens are added with
+    their attention as weight, without normalisation. The last token is the weighted sum of all tokens that are not
+    kept; it takes the place of the most attended of them, which ends the ``order`` of the selection. The language model
+    reads the attended tokens by falling attention, then the spaced tokens, then the sum.
 
-    Source: LLaVA-PruMerge, arXiv 2403.15388, the variant with spatial tokens. The number of tokens is the budget, never
-    adaptive: half of it are attended, one is the sum, and the rest lie evenly spaced among the tokens not attended.
+    Source: LLaVA-PruMerge, arXiv 2403.15388, the variant with spatial tokens. The number of tokens is the budget, not
+    adaptive: half of it are attended, one is the sum, and the rest are evenly spaced among the other tokens.
 
     Parameters
     ----------
     neighbours : int
-        Tokens that are added to each; all others where there are fewer.
+        Number of tokens that are added to each kept token; all others if there are fewer.
     faithful : bool
-        As the authors do, keep as many attended tokens as the budget, as many again evenly spaced over the whole image,
-        and the sum, which is twice the budget and one. A spaced token that is attended too is read twice; so that each
-        has a place, one of the most attended tokens that are not kept lends its own.
+        As the authors' code does, keep as many attended tokens as the budget, as many tokens evenly spaced over the
+        whole image, and the sum: twice the budget and one. A spaced token that is attended too is then read twice, in
+        the place of one of the most attended tokens that are not kept.
     """
 
     name: ClassVar[str] = "prumergeplus"
@@ -65,17 +65,17 @@ class PruMergePlus(Method):
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
-        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        """Depths of the vision tower that the method reads, other than the layer that feeds the projector."""
         return (LAST_LAYER,)
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image.
+        """Select tokens of each image.
 
         Raises
         ------
         ValueError
-            If `faithful` and the authors' code would fail, or more tokens be read than an image has.
+            If `faithful` and the authors' code would fail, or read more tokens than an image has.
         """
         mask, size = tokens.mask, tokens.mask.shape[1]
         attention = tokens.at_depth("wide_cls_attention", LAST_LAYER).float()
@@ -97,22 +97,23 @@ class PruMergePlus(Method):
         return with_merged_features(Selection.from_order(order, scores, self.budget), tokens, merged)
 
     def _centres(self, ranking: Tensor, mask: Tensor) -> Tensor:
-        """Return attended, then spaced tokens, one fewer than the budget, (B, C)."""
+        """Return attended, then spaced tokens, one less than the budget, (B, C)."""
         counts = resolve_budget(self.budget, mask.sum(1))
         attended, spaced = truncate(ranking, counts // 2), (counts - 1) // 2
         rest = mask & ~to_mask(attended, mask.shape[1])
         nth = torch.arange(int(spaced.max()), device=mask.device)
+        # (B, spaced): the middle of each of as many equal stretches of the tokens that are not attended.
         ranks = (2 * nth + 1) * rest.sum(1, keepdim=True) // (2 * spaced.clamp_min(1))[:, None]
         places = argsort_by((rest,), mask).gather(1, ranks.clamp_max(mask.shape[1] - 1))
         return move_padding_last(torch.cat([attended, truncate(places, spaced)], 1))
 
     def _as_published(self, ranking: Tensor, lengths: Tensor) -> Tensor:
-        """Return attended, then spaced tokens, some of them again, as many of each as the budget, (B, C)."""
+        """Return attended, then spaced tokens, as many of each as the budget, with repeats, (B, C)."""
         counts = resolve_budget(self.budget, lengths)
         spaced = []
         for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
             share = self.budget if isinstance(self.budget, float) else count / length
-            # Products that ought to be whole may fall short of it.
+            # 1e-9, because a product that should be a whole number may be rounded below it.
             attended, step = math.floor(length * share + 1e-9), math.floor(1 / share + 1e-9)
             spaced.append(torch.arange(step // 2, length, step, device=ranking.device))
             if len(spaced[-1]) != attended or 2 * attended + 1 > length:
@@ -125,7 +126,7 @@ class PruMergePlus(Method):
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
-    """Return which are the `count` highest finite scores of each row (B, M, N), the first of equals."""
+    """Return a mask of the `count` highest finite scores of each row (B, M, N); ties go to the lowest index."""
     least = scores.topk(count, dim=2).values[..., -1:]
     above, level = scores > least, scores == least
     spare = count - above.sum(2, keepdim=True)
@@ -133,7 +134,7 @@ def _highest(scores: Tensor, count: int) -> Tensor:
 
 
 def _weighted_sums(values: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """Return the sums (B, M, D) of values (B, N, D) times weights (B, N) over the chosen ones, bool (B, M, N)."""
+    """Return sums (B, M, D) of values (B, N, D) times weights (B, N) over the chosen tokens, bool (B, M, N)."""
     image, _, token = chosen.nonzero(as_tuple=True)
     numbers = chosen.sum(2).flatten()
     sums = torch.nn.functional.embedding_bag(

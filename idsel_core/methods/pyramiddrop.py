@@ -1,4 +1,4 @@
-"""PyramidDrop: fewer tokens from stage to stage, by the attention of the prompt's last token."""
+"""PyramidDrop: fewer tokens from stage to stage, by the attention of the last prompt token."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from idsel_core.methods._shared.in_llm import AttentionFrom, Choice, InLLM, Laye
 
 @dataclass(frozen=True)
 class PyramidDrop(InLLM):
-    """Drop tokens in stages, by the attention that the prompt's last token would pay in the layer that follows.
+    """Drop tokens in stages, by the attention that the last prompt token would pay to them in the next layer.
 
-    From stage to stage the tokens fall by one factor, which follows from the budget: by half for 72 of 576 tokens at
-    last, or 270 on average. Positions are numbered anew at each stage.
+    Every stage multiplies the number of tokens by the same factor, which follows from the budget: by one half if 72 of
+    576 tokens are left at last, or 270 on average. Positions are numbered anew at each stage.
 
     Source: PyramidDrop, arXiv 2410.17247.
 
     Parameters
     ----------
     layers : tuple of int or float
-        First layer of each stage but the first, or its share of the depth; by default layers 8, 16 and 24 of 32.
+        Drop layers, the first of each stage but the first stage, or their shares of the depth; by default layers 8, 16
+        and 24 of 32.
     """
 
     name: ClassVar[str] = "pyramiddrop"
@@ -39,7 +40,7 @@ class PyramidDrop(InLLM):
         check_layers("layers", self.layers)
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layers before which tokens are dropped."""
+        """Return the drop layers."""
         return resolve_layers(self.layers, num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:

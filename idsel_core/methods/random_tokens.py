@@ -1,4 +1,4 @@
-"""Control: tokens drawn at random."""
+"""Control: random tokens."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Keep tokens drawn at random, each as likely as any other.
+    """Keep random tokens, all with the same probability.
 
-    The draw depends on `seed` and on the image's pixels alone, so an image keeps the same tokens in whatever batch and
-    place it comes, and what a smaller budget keeps, a larger one keeps too.
+    The draw depends on `seed` and the pixels of the image only. So an image keeps the same tokens in every batch, and a
+    larger budget keeps all tokens of a smaller one.
 
     Parameters
     ----------
     seed : int
-        0 or more.
+        Seed of the draw, 0 or more.
     """
 
     name: ClassVar[str] = "random"
@@ -38,7 +38,7 @@ class Random(Method):
             raise ValueError(f"seed must be an int, 0 or more, not {self.seed!r}")
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         scores = torch.zeros(tokens.mask.shape)
         for row, (key, length) in enumerate(zip(tokens.image_key.tolist(), tokens.lengths.tolist(), strict=True)):
             draw = np.random.default_rng([self.seed, key % 2**64]).random(length, dtype=np.float32)

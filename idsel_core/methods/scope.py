@@ -1,4 +1,4 @@
-"""SCOPE: saliency times what a token adds to the coverage of the image."""
+"""SCOPE: saliency times coverage gain."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class SCOPE(Attended):
-    """Pick the token of largest attention times coverage gain, again and again.
+    """Pick the token of largest attention times coverage gain, round by round.
 
-    A token covers every other by their cosine, negative ones not at all; its gain is what it adds to the best cover so
+    A token covers every token by their cosine, or 0 if it is negative. Its gain is the increase of the best coverage so
     far, summed over the image.
 
     Source: SCOPE, arXiv 2510.24214.
@@ -28,7 +28,7 @@ class SCOPE(Attended):
     Parameters
     ----------
     alpha : float
-        Power of the attention.
+        Exponent of the attention.
     """
 
     name: ClassVar[str] = "scope"
@@ -43,7 +43,7 @@ class SCOPE(Attended):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
         x = unit_vectors(tokens.encoder_features, tokens.mask)
         weights = self.row(tokens).relu().pow(self.alpha)

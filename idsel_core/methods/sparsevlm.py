@@ -1,4 +1,4 @@
-"""SparseVLM: the words that look at the image rate its tokens, and of the worst ones some are merged."""
+"""SparseVLM: attention of the words that match the image, and merging of dropped tokens."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ AUTHORS_COUNTS: Mapping[int, tuple[int, ...]] = {
     96: (238, 48, 26),
     64: (66, 30, 17),
 }
-"""Tokens of 576 that the authors keep after each drop, beside the merged ones, by what they call the number kept."""
+"""Tokens of 576 that the authors keep after each drop, without merged ones, by their name of the setting."""
 
 PER_CLUSTER = 10
-"""Tokens, beyond a first one, that are recycled for each merged token."""
+"""Number of recycled tokens for each merged token beyond the first."""
 
 
 @dataclass(frozen=True)
 class SparseVLM(InLLM):
-    """Drop tokens in stages by the attention of the words that look at the image, and merge the best of the dropped.
+    """Drop tokens in stages by the attention of the words that match the image, and merge the best dropped tokens.
 
-    The words that rate are those after the image that get more than their share when each visual token spreads a
-    softmax over the words, by the products of input embeddings; they are chosen once. Of the tokens that a stage
-    drops, the best rated `recycle` and one more are clustered by density peaks, and the mean of each of the clusters,
-    one for every ten tokens and one more, follows behind the kept ones. From stage to stage the tokens, merged ones
-    among them, fall by one factor, which follows from the budget. Positions are numbered anew at each stage. The
-    authors' clustering breaks ties at random; here they go to the token that comes first.
+    The query tokens are chosen once: each visual token distributes a softmax over the words after the image, by inner
+    products of input embeddings, and the words that receive more than the mean are the query tokens. Of the tokens that
+    a stage drops, the share `recycle` of highest attention, and one more, is clustered by density peaks. The mean of
+    each cluster, one for every ten tokens and one more, follows the kept tokens. Every stage multiplies the number of
+    tokens, merged ones included, by the same factor, which follows from the budget. Positions are numbered anew at each
+    stage. The authors' clustering breaks ties at random; here ties go to the first token.
 
     Source: SparseVLM, arXiv 2410.04417, version 1.
 
@@ -46,10 +46,10 @@ class SparseVLM(InLLM):
     layers : tuple of int or float
         Layers after which tokens are dropped, from 0, or their shares of the depth; by default 2, 6 and 15 of 32.
     recycle : float
-        Share of the dropped tokens that is clustered; at 0 none is.
+        Share of the dropped tokens that is clustered and merged; 0 merges none.
     faithful : bool
         Keep the authors' numbers of tokens after each of three drops, which they give for budgets of 192, 128, 96 and
-        64 of 576 tokens, whatever the convention. The layers' mean is then 206.5, 145.4, 114.1 and 82.3.
+        64 of 576 tokens, under either convention. The mean over layers is then 206.5, 145.4, 114.1 and 82.3.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -68,24 +68,24 @@ class SparseVLM(InLLM):
         check_flag("faithful", self.faithful)
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layers before which tokens are dropped."""
+        """Return the drop layers."""
         return resolve_layers(self.layers, num_layers, after=True)
 
     def recycled(self, dropped: int) -> int:
-        """Return how many of a number of dropped tokens are clustered."""
+        """Return how many of `dropped` tokens are clustered."""
         return min(math.floor(self.recycle * dropped) + 1, dropped) if self.recycle else 0
 
     def clusters(self, dropped: int) -> int:
-        """Return how many merged tokens stand for a number of dropped ones."""
+        """Return how many merged tokens replace `dropped` tokens."""
         recycled = self.recycled(dropped)
         return recycled // PER_CLUSTER + 1 if recycled else 0
 
     def least(self, count: int) -> int:
-        """Return the fewest tokens that a drop can leave of `count`: one and the merged ones."""
+        """Return the fewest tokens that a drop can leave of `count`: one kept token and the merged ones."""
         return min(1 + self.clusters(count - 1), count)
 
     def counts(self, full: Tensor, entering: Tensor, depth: int) -> Tensor:
-        """Return how many tokens of each image are left after each drop, int64 (I, places).
+        """Return the number of tokens of each image after each drop, int64 (I, drops).
 
         Raises
         ------
@@ -111,7 +111,7 @@ class SparseVLM(InLLM):
         return torch.tensor(rows, device=entering.device)
 
     def query_tokens(self, prompt: LayerTokens) -> Tensor:
-        """Return the words that rate, bool (I, L).
+        """Return a mask of the words that match the image, bool (I, L).
 
         Raises
         ------
@@ -120,18 +120,19 @@ class SparseVLM(InLLM):
         """
         words = prompt.text.sum(1)
         if bool((words == 0).any()):
-            raise ValueError(f"sparsevlm needs words that rate, but no text follows image {int(words.argmin())}")
-        places = truncate(argsort_by((prompt.text,), torch.ones_like(prompt.text)), words)
+            raise ValueError(f"sparsevlm needs text after the image, but no text follows image {int(words.argmin())}")
+        places = truncate(argsort_by((prompt.text,), torch.ones_like(prompt.text)), words)  # (I, T), columns
         present = places >= 0
         products = cosines(prompt.visual(prompt.states).float(), gather_tokens(prompt.states, places).float())
         spread = products.masked_fill(~present[:, None], -torch.inf).softmax(-1)
+        # (I, T): mean over visual tokens of the softmax over words, (I, N, T).
         share = spread.masked_fill(~prompt.mask[..., None], 0).sum(1) / prompt.lengths[:, None]
         rating = present & (share > 1 / words[:, None])
         rating = torch.where(rating.any(1, keepdim=True), rating, present)
         return to_mask(places.masked_fill(~rating, -1), prompt.text.shape[1])
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
-        """Keep the best rated tokens, and merge some of the others."""
+        """Keep the most attended tokens, and merge some of the others."""
         mask = tokens.mask
         scores = tokens.attention.masked_fill(~mask, -torch.inf)
         pairs = list(zip(tokens.lengths.tolist(), counts.tolist(), strict=True))
@@ -148,7 +149,7 @@ class SparseVLM(InLLM):
         return Choice(truncate(ranking, kept), scores, merged, merged_counts)
 
     def kept(self, length: int, count: int) -> int:
-        """Return how many tokens are kept, beside the merged ones, if `count` are left of `length`."""
+        """Return how many tokens are kept, without merged ones, if a drop leaves `count` of `length` tokens."""
         if count >= length:
             return length
         return next(kept for kept in range(count, -1, -1) if kept + self.clusters(length - kept) <= count)
@@ -157,34 +158,39 @@ class SparseVLM(InLLM):
 def density_peaks(states: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
     """Cluster tokens by density peaks, and return the mean of each cluster, (I, max count, D).
 
-    The density of a token is exp(-m), m the mean square of the distances to its `counts` nearest tokens, itself among
-    them. Centres are the tokens of largest density times distance to the nearest denser one; every token belongs to the
-    nearest centre. Clusters come in the order of their centres, best first.
+    The density of a token is exp(-m), where m is the mean squared distance to its `counts` nearest tokens, itself
+    included. Centres are the tokens of largest density times distance to the nearest denser token. Every token belongs
+    to the cluster of the nearest centre. Clusters come in the order of their centres, best first.
 
     Parameters
     ----------
     states : Tensor
         (I, T, D), any float dtype.
     mask : Tensor
-        bool (I, T); true on tokens.
+        bool (I, T); True at tokens.
     counts : Tensor
-        Clusters of each image, int64 (I,), no more than it has tokens.
+        Number of clusters of each image, int64 (I,), at most its number of tokens.
     """
     x = states.float().masked_fill(~mask[..., None], 0)
+    # (I, T, T)
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").double() / x.shape[-1] ** 0.5
     far = distance.masked_fill(~mask[:, None], torch.inf)
     place = torch.arange(x.shape[1], device=x.device)
+    # (I, T, T): distances of each token by rank, those beyond the `counts` nearest set to 0.
     nearest = far.sort(dim=2).values.masked_fill((place >= counts[:, None])[:, None], 0)
-    spread = nearest.square().sum(2) / counts[:, None].clamp_min(1)
-    # Of equally dense tokens the first one counts as denser.
+    spread = nearest.square().sum(2) / counts[:, None].clamp_min(1)  # (I, T): m; smaller is denser
+    # denser[i, t, s]: token s is denser than token t; of equally dense tokens the first counts as denser.
     first, equal = place < place[:, None], spread[:, None] == spread[..., None]
     denser = mask[:, None] & ((spread[:, None] < spread[..., None]) | (equal & first))
     widest = distance.masked_fill(~(mask[:, None] & mask[..., None]), 0).amax((1, 2))
+    # (I, T): distance to the nearest denser token, or the largest distance for the densest token.
     gap = distance.masked_fill(~denser, torch.inf).amin(2).minimum(widest[:, None])
     centres = truncate(argsort_by(((-spread).exp() * gap,), mask), counts)
+    # (I, T): cluster of each token, from distances (I, C, T) to the centres; a centre belongs to its own cluster.
     owner = gather_tokens(distance, centres).masked_fill((centres < 0)[..., None], torch.inf).argmin(1)
     image, cluster = (centres >= 0).nonzero(as_tuple=True)
     owner[image, centres[image, cluster]] = cluster
+    # (I, T, C)
     member = torch.nn.functional.one_hot(owner, centres.shape[1]).masked_fill(~mask[..., None], 0).to(x)
-    sums = cosines(member.mT, x.mT)
+    sums = cosines(member.mT, x.mT)  # (I, C, D)
     return (sums / member.sum(1)[..., None].clamp_min(1)).to(states.dtype)

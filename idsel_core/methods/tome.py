@@ -1,4 +1,4 @@
-"""ToMe: tokens merged in pairs, round by round, until the budget is left."""
+"""ToMe: merging of similar tokens, round by round, until the budget is left."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class ToMe(Method):
-    """Merge tokens whose keys are alike, by bipartite soft matching, until the budget is left.
+    """Merge tokens of similar keys by bipartite soft matching, until the budget is left.
 
-    A round compares the tokens at even places with those at odd places, and merges the even ones that are most alike to
-    an odd one into it: as many as the budget asks for, at most half of all. A merged token is the mean of all tokens
-    that it is made of, and so is its key, averaged over heads. It stands in the lowest of their places.
+    A round compares the tokens at even places with those at odd places, and merges the even tokens that are most
+    similar to an odd token into it: as many as the budget needs, at most half of all. A merged token is the mean of all
+    tokens that it is made of; so is its key, averaged over heads. It takes the lowest of their places.
 
-    The authors merge some tokens in each layer of a tower, and attend to merged ones in proportion to their size; here
-    all rounds come between the tower and the projector.
+    The authors merge some tokens in each tower layer, with attention in proportion to their size; here all rounds come
+    between the tower and the projector.
 
     Source: ToMe, arXiv 2210.09461.
 
     Parameters
     ----------
     faithful : bool
-        Leave the tokens of a round, as the authors do, in the order of its halves, the even ones that were not merged
-        first, instead of in raster order.
+        As the authors' code does, keep the tokens after a round in the order of its halves, even tokens first, instead
+        of raster order.
     """
 
     name: ClassVar[str] = "tome"
@@ -57,14 +57,14 @@ class ToMe(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, size = tokens.mask, tokens.mask.shape[1]
         counts, keys = resolve_budget(self.budget, tokens.lengths), tokens.keys.float().mean(2)
         group = torch.arange(size, device=mask.device).expand(mask.shape).masked_fill(~mask, -1)
         order, sizes = group, tokens.lengths
         left, wanted = sizes.tolist(), counts.tolist()
         while left != wanted:
-            # The same on both sides, so that the host need not wait.
+            # Counted on the host and on the device, so that the host does not wait for the device.
             left = [n - min(n - goal, n // 2) for n, goal in zip(left, wanted, strict=True)]
             gone = torch.minimum(sizes - counts, sizes // 2)
             sizes = sizes - gone
@@ -79,17 +79,18 @@ class ToMe(Method):
 def _matched(order: Tensor, group: Tensor, keys: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
     """Merge `gone` (B,) tokens at even places of `order` (B, M) into tokens at odd places.
 
-    Each of `order` is the lowest place of a group of tokens, and `group` (B, N) names that of each token's group.
-    Returns both as they are afterwards, the order with -1 where a token was merged.
+    A merged token is a group of tokens, named by its lowest index. `order` lists the groups, and `group` (B, N) holds
+    the group of each token. Returns both after the round, with -1 in the order where a token was merged.
     """
     size = group.shape[1]
     sums, _ = sum_by_group(keys, group, size)
     x = unit_vectors(gather_tokens(sums, order), order >= 0)
-    even, odd = order[:, ::2], order[:, 1::2]
+    even, odd = order[:, ::2], order[:, 1::2]  # (B, E), (B, O)
     alike = cosines(x[:, ::2], x[:, 1::2]).masked_fill_((odd < 0)[:, None], -torch.inf)
-    nearest, partner = alike.max(dim=2)
+    nearest, partner = alike.max(dim=2)  # (B, E): similarity and place of the most similar odd token
     first = torch.arange(even.shape[1], device=order.device) < gone[:, None]
     merges = torch.zeros_like(first).scatter(1, argsort_by((nearest,), even >= 0), first)
+    # (B, O): names of the odd groups after the round, and (B, N + 1): new name of each old one.
     lowest = odd.scatter_reduce(1, partner, even.where(merges, size), "amin")
     before = torch.cat([odd, even.masked_fill(~merges, -1)], 1)
     after = torch.cat([lowest, lowest.gather(1, partner)], 1)

@@ -1,4 +1,4 @@
-"""Control: importance alone."""
+"""Control: importance without diversity."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class TopK(Scored):
-    """Keep the tokens of highest importance; the limit of ID-Selection without suppression."""
+    """Keep the tokens of highest importance: ID-Selection without suppression."""
 
     name: ClassVar[str] = "topk"
     label: ClassVar[str] = "top-K importance"
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         return take_best(self.scores(tokens), tokens, self.budget)

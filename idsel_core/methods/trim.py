@@ -1,4 +1,4 @@
-"""TRIM: the tokens that match the question, and one mean of the others."""
+"""TRIM: the tokens most similar to the question, and the mean of all others."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class TRIM(Method):
-    """Keep the tokens that are closest to the question in a shared image-text space, and the mean of all others.
+    """Keep the tokens most similar to the question in a shared image-text space, and the mean of all others.
 
-    The mean is taken before the projector and read last. It stands in the place of the best token that was not kept,
-    which is the last one of the selection's ``order``.
+    The mean is taken before the projector and read last. It takes the place of the best token that is not kept, which
+    ends the ``order`` of the selection.
 
-    Source: TRIM, arXiv 2409.10994. The number of tokens is the budget, never adaptive.
+    Source: TRIM, arXiv 2409.10994. The number of tokens is the budget, not adaptive.
 
     Parameters
     ----------
     negated : bool
-        Keep the least similar tokens, as the authors do, because CLIP's own patches, which were not trained to match
-        text, answer with the wrong sign. A companion tuned on patches needs no such thing.
+        Keep the least similar tokens, as the authors do: the similarity of CLIP's patches, which were not trained to
+        match text, has the wrong sign. A companion tuned on patches does not need it.
     faithful : bool
-        As the authors do, compare by the product without norms, and keep the mean beside the budget, rounded down,
-        instead of within it.
+        As the authors' code does, compare by inner products instead of cosines, round shares down, and keep the mean
+        in addition to the budget.
     """
 
     name: ClassVar[str] = "trim"
@@ -55,7 +55,7 @@ class TRIM(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
         if self.faithful:
             if isinstance(self.budget, float):

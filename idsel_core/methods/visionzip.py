@@ -1,4 +1,4 @@
-"""VisionZip: the most attended tokens, and the others merged into a few."""
+"""VisionZip: the most attended tokens, and all others merged into a few."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class VisionZip(Attended):
-    """Keep the [CLS] token and the most attended tokens, and merge the others around evenly spaced ones.
+    """Keep the [CLS] token and the most attended tokens, and merge the others into evenly spaced tokens.
 
-    Every other token joins the spaced one whose key, averaged over heads, it is most like. What is read is [CLS], then
-    the attended tokens in raster order, then the merged ones.
+    Every other token is merged into the spaced token of most similar key, averaged over heads. The language model reads
+    [CLS], then the attended tokens in raster order, then the merged tokens.
 
-    [CLS] is one of the budget's tokens, as the authors count: 64 are [CLS], 53 tokens and 10 merged ones, and a budget
-    of 1 is [CLS] alone. Having no place in the image, it stands in that of the most attended token that is neither kept
-    nor merged into, which is the last one of the selection's ``order``. With the attention "received", for towers
-    without a [CLS] token, one more token is kept instead of it.
+    [CLS] counts as one token of the budget, as in the paper: a budget of 64 is [CLS], 53 tokens and 10 merged tokens,
+    and a budget of 1 is [CLS] only. [CLS] has no place in the image; it takes the place of the most attended token that
+    is neither kept nor merged into, which ends the ``order`` of the selection. With the attention "received", for
+    towers without [CLS], one more token is kept instead of [CLS].
 
     Source: VisionZip, arXiv 2412.04467.
 
     Parameters
     ----------
     dominant : float
-        Share of the budget for [CLS] and the attended tokens, rounded half up; the rest is merged tokens.
+        Share of the budget for [CLS] and the attended tokens, rounded half up; the rest are merged tokens.
     faithful : bool
-        Add, as the authors do, the mean of those that join to the token that they join, which makes merged tokens up
-        to twice as long, instead of taking the mean of all.
+        As the authors' code does, add the mean of the merged tokens to the spaced token instead of taking the mean of
+        all, which makes merged tokens up to twice as long.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -61,7 +61,7 @@ class VisionZip(Attended):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image."""
+        """Select tokens of each image."""
         mask, scores = tokens.mask, self.row(tokens)
         counts = resolve_budget(self.budget, tokens.lengths)
         dominant = (counts.double() * self.dominant + 0.5).floor().long()
@@ -69,6 +69,7 @@ class VisionZip(Attended):
         with_cls = (dominant > 0) & (self.attention == "cls")
         kept = to_mask(truncate(argsort_by((scores,), mask), dominant - with_cls.long()), mask.shape[1])
         rest = mask & ~kept
+        # (B, N): rank among the other tokens; every step-th of them is a target, until there are enough.
         rank, step = rest.cumsum(1) - 1, (rest.sum(1) // merged.clamp_min(1)).clamp_min(1)[:, None]
         target = rest & (rank % step == 0) & (rank // step < merged[:, None])
         targets = truncate(argsort_by((target,), mask), merged.clamp_min(1))

@@ -1,4 +1,4 @@
-"""VScan: tokens of all parts of the image and of the whole, others merged in, and fewer half way through the LLM."""
+"""VScan: local and global tokens with the others merged in, and a drop in the middle of the language model."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 @dataclass(frozen=True)
 class VScan(Attended, InLLM):
-    """Keep the most attended tokens of each window in a shallow layer, then those of the image in a deep one.
+    """Keep the most attended tokens of each window in a shallow tower layer, and of the image in a deep one.
 
-    Each other token is merged into the kept one that it is most like, by what the language model reads, and a kept
-    token becomes the mean of all that it is made of. More tokens enter the language model than the budget allows; half
-    way through it, those are dropped that the prompt's last token would attend to least in the layer that follows, and
-    positions are numbered anew. For an average of 64 tokens, 96 enter and 32 are left.
+    Every other token is merged into the kept token of most similar projector output, and a kept token becomes the mean
+    of all that it is made of. More tokens than the budget enter the language model. In its middle, the tokens that the
+    last prompt token would attend to least in the next layer are dropped, and positions are numbered anew. For an
+    average of 64 tokens, 96 enter and 32 are left.
 
     Source: VScan, arXiv 2505.22654.
 
     Parameters
     ----------
     local : float
-        Share of what enters for the windows, rounded down. It goes round the windows one token at a time; where it does
-        not go round once more, to those whose next token is attended to most.
+        Share of the entering tokens for the windows, rounded down. Every window gets one token in turn; when there is
+        not one for every window, those get it whose next token is attended to most.
     windows : int
-        Windows on each side of the image.
+        Number of windows along each side of the image.
     depth : float
-        Depth of the shallow layer, as a share of the tower's layers: the 6th of CLIP ViT-L's 24.
+        Depth of the shallow layer, as a share of the tower's layers; the default is layer 6 of 24 in CLIP ViT-L.
     layer : int or float, optional
-        First layer of the language model that reads fewer tokens, or its share of the depth; by default layer 16 of
-        32. None: drop none there, so that exactly the budget enters, whatever the convention.
+        Drop layer of the language model, or its share of the depth; by default layer 16 of 32. With None no tokens are
+        dropped there, and exactly the budget enters under either convention.
     left : float
-        Share, above 0 and up to 1, of the tokens that enter which that layer's drop leaves; how many enter follows from
-        it and the budget, up to all. By default, at layer 16 of 32, 1.5 times an average budget or 3 times a final one.
+        Share, above 0 and up to 1, of the entering tokens that the drop leaves. It and the budget determine how many
+        enter: by default, at layer 16 of 32, 1.5 times an average budget or 3 times a final one, at most all.
     faithful : bool
-        As the authors do, lose what does not go round all windows once more, so that fewer tokens enter. As many are
-        left at last as if none were lost.
+        As the authors' code does, give every window the same number of tokens and lose the remainder, so that fewer
+        tokens enter. The drop leaves as many as if none were lost.
     """
 
     name: ClassVar[str] = "vscan"
@@ -84,11 +84,11 @@ class VScan(Attended, InLLM):
 
     @property
     def inside(self) -> bool:
-        """Whether tokens are dropped inside the language model at all."""
+        """Whether the method drops tokens inside the language model at all."""
         return self.layer is not None
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layer before which tokens are dropped, if any."""
+        """Return the drop layer, if there is one."""
         return () if self.layer is None else resolve_layers((self.layer,), num_layers)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
@@ -96,23 +96,23 @@ class VScan(Attended, InLLM):
         return most_attended(tokens, counts)
 
     def entering(self, full: Tensor, depth: int | None) -> Tensor:
-        """Return how many tokens of each image are to enter the language model, int64 (B,).
+        """Return the number of tokens of each image that enter the language model, int64 (B,).
 
-        Under the "average" convention they are no more than leave room for one token behind the drop.
+        Under the "average" convention it leaves room for at least one token after the drop.
 
         Parameters
         ----------
         full : Tensor
-            Tokens of each image, int64 (B,).
+            Number of tokens of each image, int64 (B,).
         depth : int, optional
-            Layers of the language model.
+            Number of layers of the language model.
 
         Raises
         ------
         Unavailable
             If `depth` is None and the budget is an average over the layers.
         ValueError
-            If there is no such layer to drop tokens before.
+            If there is no such drop layer.
         """
         budgets = resolve_budget(self.budget, full)
         if self.layer is None:
@@ -121,7 +121,7 @@ class VScan(Attended, InLLM):
         if self.budget_convention == "final":
             times = 1 / self.left
         elif depth is None:
-            raise Unavailable("decoder_layers", "a budget that is an average over layers needs their number")
+            raise Unavailable("decoder_layers", "an average budget needs the number of layers of the language model")
         else:
             (before,) = self.drop_layers(depth)
             behind = depth - before
@@ -130,29 +130,29 @@ class VScan(Attended, InLLM):
         return (budgets.double() * times + 0.5).floor().minimum(most.double()).long()
 
     def counts(self, full: Tensor, entering: Tensor, depth: int) -> Tensor:
-        """Return how many tokens of each image are left after the drop, int64 (B, 1)."""
+        """Return the number of tokens of each image after the drop, int64 (B, 1)."""
         planned = self.entering(full, depth) if self.faithful else entering
         return super().counts(full, planned, depth).minimum(entering[:, None])
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
-        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        """Depths of the vision tower that the method reads, other than the layer that feeds the projector."""
         return (self.depth,)
 
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image.
+        """Select tokens of each image.
 
         Raises
         ------
         ValueError
-            If the number of tokens that enter cannot be told, see `entering`, or if `faithful` and the authors' code
-            would fail, with fewer local tokens than windows.
+            As for `entering`, or if `faithful` and there are fewer local tokens than windows, on which the authors'
+            code fails.
         """
-        return merged(self.scan(tokens), tokens)
+        return merge_others(self.scan(tokens), tokens)
 
     @torch.no_grad()
     def scan(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image without merging the others into them."""
+        """Select tokens of each image without merging the others into them."""
         mask, deep, shallow = tokens.mask, self.row(tokens), self.row(tokens, self.depth)
         counts = self.entering(tokens.lengths, tokens.decoder_layers)
         local = (counts.double() * self.local).floor().long()
@@ -171,15 +171,15 @@ class VScan(Attended, InLLM):
         return Selection.from_order(truncate(order, counts), deep, self.budget)
 
     def _window(self, grid: Tensor) -> Tensor:
-        """Return the window of each token (B, N); those off the grid have one of their own."""
+        """Return the window of each token, (B, N); tokens off the grid share the window -1."""
         sides = grid.amax(1, keepdim=True) + 1
         row, column = (grid * self.windows // sides.clamp_min(1)).unbind(-1)
         return (row * self.windows + column).where(row >= 0, -1)
 
 
 @torch.no_grad()
-def merged(selection: Selection, tokens: VisualTokens) -> Selection:
-    """Make each kept token the mean of itself and of the others that are more like it than like any other kept one."""
+def merge_others(selection: Selection, tokens: VisualTokens) -> Selection:
+    """Replace each kept token by the mean of itself and of the tokens that are most similar to it."""
     places, mask = selection.indices, tokens.mask
     x = unit_vectors(tokens.features, mask)
     likeness = cosines(x, gather_tokens(x, places)).masked_fill_((places < 0)[:, None], -torch.inf)

@@ -111,7 +111,7 @@ class Patch:
         if hasattr(self.model.base_model, "rope_deltas"):
             self.model.base_model.rope_deltas = self.remembered
 
-    @torch.compiler.disable  # selection looks at values, which no graph holds
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # selection looks at values, which no graph holds
     def shortened(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``generate`` or ``forward`` on shorter prompts."""
         plain = {entrance.name: entrance.plain for entrance in self.entrances}[name]

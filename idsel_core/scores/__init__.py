@@ -1,5 +1,5 @@
 """Importance scores of visual tokens."""
 
-from idsel_core.scores.registry import IMPORTANCE, importance_scores
+from idsel_core.scores.registry import IMPORTANCE, Combination, importance_scores
 
-__all__ = ["IMPORTANCE", "importance_scores"]
+__all__ = ["IMPORTANCE", "Combination", "importance_scores"]

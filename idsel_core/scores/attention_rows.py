@@ -1,4 +1,4 @@
-"""Attention that visual tokens receive, from queries and keys."""
+"""Attention that visual tokens receive, computed from queries and keys."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     Parameters
     ----------
     query : Tensor
-        (B, H, T, d), any float dtype; only the first of the T is used.
+        (B, H, T, d), any float dtype; only the first of the T queries is used.
     key : Tensor
-        (B, H', N, d) with H a multiple of H' (grouped queries), [CLS] among them.
+        (B, H', N, d), [CLS] included. H is a multiple of H' (grouped queries).
     scale : float
-        Factor of the products before the softmax.
+        Factor of the inner products before the softmax.
 
     Returns
     -------
@@ -36,21 +36,27 @@ def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tenso
     query, key, scale
         As in `cls_row`; all T queries are used.
     chunk : int
-        Queries taken at a time, which bounds the memory to B x H x chunk x N numbers.
+        Number of queries at a time, which bounds the memory to B x H x chunk x N numbers.
 
     Returns
     -------
     Tensor
         float32 (B, N); rows sum to 1.
     """
-    key = key.float().contiguous()  # once, not for each part
+    key = key.float().contiguous()  # once, not for each chunk
     parts = [_shares(part, key, scale).sum(dim=(1, 2, 3)) for part in torch.split(query, chunk, dim=2)]
     return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
 
 
 def last_token(real: Tensor) -> Tensor:
-    """Mark the last token of each row, bool (B, L), given the columns that are no padding, one at least."""
-    place = torch.arange(real.shape[1], device=real.device)
+    """Return a mask of the last token of each row, bool (B, L).
+
+    Parameters
+    ----------
+    real : Tensor
+        bool (B, L); False at padding. Each row has at least one token.
+    """
+    place = torch.arange(real.shape[1], device=real.device)  # (L,)
     return place == (place * real).amax(1, keepdim=True)
 
 
@@ -63,29 +69,29 @@ def instruction_row(
     which: Literal["last", "mean"] = "last",
     softcap: float | None = None,
 ) -> Tensor:
-    """Return the attention of the instruction to the visual tokens, softmax over these alone, mean over heads.
+    """Return the attention of the instruction to the visual tokens, with a softmax over these only, mean over heads.
 
     Parameters
     ----------
     query : Tensor
-        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+        (B, H, L, d), any float dtype; of the whole sequence in one layer of the language model.
     key : Tensor
-        (B, H', L, d) with H a multiple of H' (grouped queries).
+        (B, H', L, d). H is a multiple of H' (grouped queries).
     scale : float
-        Factor of the products before the softmax.
+        Factor of the inner products before the softmax.
     question : Tensor
-        bool (B, L); true on the instruction's tokens.
+        bool (B, L); True at the tokens of the instruction.
     columns : Tensor
-        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+        Long (B, N); columns of the visual tokens in the sequence, -1 at padding.
     which : {"last", "mean"}
-        The query: the instruction's last token, or each of its tokens, averaged afterwards.
+        Query tokens: the last token of the instruction, or all of its tokens, whose attention is averaged.
     softcap : float, optional
-        Bound of the products, c in c tanh(x / c), where the layer has one.
+        Bound c of the products, c tanh(x / c), if the layer has one.
 
     Returns
     -------
     Tensor
-        float32 (B, N); rows sum to 1, padding is 0.
+        float32 (B, N); rows sum to 1; 0 at padding.
 
     Raises
     ------
@@ -101,54 +107,55 @@ def instruction_row(
     if which == "last":
         question = last_token(question)
     counts = question.sum(dim=1, keepdim=True)
-    places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, T)
+    # (B, T, N): queries of the T question tokens, keys of the N visual tokens.
     rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None], softcap)
-    share = question.gather(1, places) / counts
+    share = question.gather(1, places) / counts  # (B, T), 0 beyond a row's own question tokens
     return (rows * share[..., None]).sum(dim=1)
 
 
 def causal_row(query: Tensor, key: Tensor, scale: float, query_tokens: Tensor, real: Tensor, columns: Tensor) -> Tensor:
-    """Return the attention of some tokens to the visual tokens, mean over heads, then over the tokens that ask.
+    """Return the attention of the query tokens to the visual tokens, mean over heads and query tokens.
 
-    The softmax is over all tokens that the query_tokens one may see: those up to itself. Only the rows of the query_tokens tokens
-    are computed.
+    The softmax of a query token is over all tokens that it may attend to: those up to itself. Only the rows of the
+    query tokens are computed.
 
     Parameters
     ----------
     query : Tensor
-        (B, H, L, d), any float dtype: the whole sequence in one layer of the language model.
+        (B, H, L, d), any float dtype; of the whole sequence in one layer of the language model.
     key : Tensor
-        (B, H', L, d) with H a multiple of H' (grouped queries).
+        (B, H', L, d). H is a multiple of H' (grouped queries).
     scale : float
-        Factor of the products before the softmax.
+        Factor of the inner products before the softmax.
     query_tokens, real : Tensor
-        bool (B, L); true on the tokens that ask; false at padding.
+        bool (B, L); True at the query tokens; False at padding.
     columns : Tensor
-        Long (B, N); where in the sequence the visual tokens are, -1 for padding.
+        Long (B, N); columns of the visual tokens in the sequence, -1 at padding.
 
     Returns
     -------
     Tensor
-        float32 (B, N), padding is 0.
+        float32 (B, N); 0 at padding.
 
     Raises
     ------
     ValueError
-        If no token of a row asks.
+        If a row has no query token.
     """
     counts = query_tokens.sum(dim=1, keepdim=True)
     if bool((counts == 0).any()):
-        raise ValueError(f"a token of every row must ask; none of row {int((counts[:, 0] == 0).int().argmax())} does")
-    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
-    visible = real[:, None] & (torch.arange(real.shape[1], device=real.device) <= places[..., None])
-    rows = _attend(_take(query, places), key, scale, visible)
-    # Places beyond a row's own are padding, which may see nothing.
+        raise ValueError(f"every row needs a query token; row {int((counts[:, 0] == 0).int().argmax())} has none")
+    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, T)
+    visible = real[:, None] & (torch.arange(real.shape[1], device=real.device) <= places[..., None])  # (B, T, L)
+    rows = _attend(_take(query, places), key, scale, visible)  # (B, T, L)
+    # Beyond a row's own query tokens are arbitrary ones, and a row of padding that sees nothing is NaN.
     mean = rows.masked_fill(~query_tokens.gather(1, places)[..., None], 0).sum(dim=1) / counts
     return mean.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
 
 
 def _take(states: Tensor, places: Tensor) -> Tensor:
-    """Return states (B, H, L, d) at places (B, T), as (B, H, T, d)."""
+    """Gather states (B, H, L, d) at places (B, T), giving (B, H, T, d)."""
     heads, width = states.shape[1], states.shape[3]
     return states.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
 
@@ -158,7 +165,7 @@ def _attend(
 ) -> Tensor:
     """Return attention (B, T, N) of queries (B, H, T, d) to keys (B, H', N, d), in float32, mean over heads.
 
-    Keys are left out where `mask` (B, T or 1, N) is false; `softcap` bounds the products.
+    Keys are left out where `mask` (B, T or 1, N) is False; `softcap` bounds the products.
     """
     rows: Tensor = _shares(query, key, scale, mask, softcap).mean(dim=(1, 2))
     return rows
@@ -167,7 +174,7 @@ def _attend(
 def _shares(
     query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Return the attention (B, H', H / H', T, N) of every head."""
+    """Return the attention of every head, (B, H', H / H', T, N)."""
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
     batch, heads, length, width = query.shape

@@ -1,4 +1,4 @@
-"""Scores of visual tokens from cosines with words."""
+"""Cosines of visual tokens with the question and its words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def relevance_row(patches: Tensor, text: Tensor) -> Tensor:
-    """Return the cosine of each patch and the text in their shared space.
+    """Return the cosine of each patch with the text in their shared space.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ def relevance_row(patches: Tensor, text: Tensor) -> Tensor:
 
 
 def relevance_product(patches: Tensor, text: Tensor) -> Tensor:
-    """Return the inner product of each patch and the text; arguments and result as of `relevance_row`."""
+    """Return the inner product of each patch with the text; see `relevance_row` for shapes."""
     with torch.autocast(patches.device.type, enabled=False):
         return (patches.float() @ text.float()[..., None])[..., 0]
 
 
 def word_cosines(tokens: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """Return the cosine of each visual token and each word.
+    """Return the cosine of each visual token with each word.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ def word_cosines(tokens: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     words : Tensor
         (B, T, D), any float dtype.
     mask : Tensor
-        bool (B, T); true on words.
+        bool (B, T); True at words, False at padding.
 
     Returns
     -------
     Tensor
-        float32 (B, N, T), -1 to 1; 0 for zero vectors, -inf where there is no word.
+        float32 (B, N, T), -1 to 1; 0 for zero vectors, -inf at padding.
     """
     unit = [torch.nn.functional.normalize(x.float(), dim=-1) for x in (tokens, words)]
     with torch.autocast(tokens.device.type, enabled=False):

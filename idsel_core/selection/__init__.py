@@ -1,4 +1,4 @@
-"""The method: pick the best token, suppress the tokens that look like it, repeat."""
+"""ID-Selection itself: `id_select`, its update rule (`suppression`) and four backends that pick the same tokens."""
 
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.greedy import id_select

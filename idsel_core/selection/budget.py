@@ -1,4 +1,4 @@
-"""How many tokens a budget stands for."""
+"""The number of tokens that a budget keeps."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
-    """Turn a budget into the number of tokens that each row keeps.
+    """Return the number of tokens to keep of each row.
 
     Parameters
     ----------
     budget : int or float
-        int: tokens, and a row that has fewer keeps all it has. float in (0, 1]: share of each row's own
+        An int is a number of tokens; a row with fewer tokens keeps all. A float in (0, 1] is a share of each row's
         length, rounded half up, at least one token.
     lengths : Tensor
-        Long (B,); tokens of each row.
+        Long (B,); number of tokens of each row.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
     TypeError
         If the budget is not a number.
     ValueError
-        If the budget is not in its range, or is more tokens than the longest row has.
+        If the budget is out of range, or exceeds the longest row.
     """
     allowed = "a number of tokens (int, 1 or more) or a share of them (float, above 0 and up to 1)"
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):

@@ -1,7 +1,8 @@
-"""The greedy of id_select on a CPU, compiled by numba: similarities are computed when a pick depends on them.
+"""Backend "numba": picks on a CPU with compiled loops that compute only the similarities a pick depends on.
 
-Scores never rise. So the tokens stand in a heap by their scores when they were last brought up to date. The first is
-picked if that was after the last pick; else it is brought up to date, and sinks, and so do others that stand high.
+This is the lazy greedy algorithm. Scores never rise, so an outdated score is an upper bound. The tokens are kept in a
+heap by their last known scores. If the score of the first token is up to date, it is picked; otherwise it is updated,
+together with others near the top, and sinks to its place.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from torch import Tensor
 from idsel_core.selection.suppression import Update, finite_exponent, rounding
 
 GROUP = 4
-"""Tokens that are brought up to date together, so that the features of picks are read once for all of them."""
+"""Number of tokens that are updated together, so that the features of the picks are read once for all of them."""
 HIGH = 31
-"""Places of the heap, from its top, that they are taken from."""
+"""Number of places at the top of the heap that these tokens are taken from."""
 STRETCH = 2048
-"""Products that are added in the features' dtype before their sum goes into float64, which bounds the rounding."""
+"""Number of products that are summed in the features' dtype before the sum is added in float64, to bound rounding."""
 Features: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Longs: TypeAlias = npt.NDArray[np.int64]
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function when it is first called, and keep the result for later processes where there is a place."""
+    """Compile a function at its first call, and cache the result on disk where a folder can be written to."""
 
     def compile_(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder can be written to
+        except RuntimeError:  # there is no such folder
             return numba.njit(nogil=True, **options)(function)
 
     return compile_
 
 
-# Sums may be taken in any order, but infinities and NaN stay what they are.
+# Sums may be reordered, but infinities and NaN keep their meaning.
 _in_any_order = compiled(fastmath={"reassoc", "contract", "nsz"})
 
 
@@ -59,7 +60,7 @@ def _product(a: Features, b: Features) -> float:
 
 @_in_any_order
 def _four_by_three(x: Features, tokens: Longs, picks: Longs, out: Floats) -> None:
-    """Write products (4, 3), read from x once for each of the seven and kept in registers."""
+    """Write the inner products (4, 3) of four tokens and three picks to `out`; each of the seven rows is read once."""
     out[:] = 0.0
     a, b, c, d = x[tokens[0]], x[tokens[1]], x[tokens[2]], x[tokens[3]]
     p, q, r = x[picks[0]], x[picks[1]], x[picks[2]]
@@ -116,11 +117,11 @@ def _greedy(
     least: float,
     multiply: bool,
 ) -> None:
-    """Fill `order` with picks among the tokens of `heap`; scores (N,) end as they were when last up to date."""
+    """Fill `order` (K,) with picks among the tokens of `heap`; scores (N,) are updated in place, as far as needed."""
     size = len(heap)
     values = np.empty(len(order))
-    effective = 0  # the first picks, which had scores above 0 and so lower others
-    known = np.zeros(len(scores), np.int64)  # how many of them each score reckons with
+    effective = 0  # number of picks that had a positive score; they come first, and only they lower other scores
+    known = np.zeros(len(scores), np.int64)  # number of these picks that each score already accounts for
     group, places = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)
     for place in range(size // 2 - 1, -1, -1):
         _sink(heap, size, scores, place)
@@ -150,6 +151,7 @@ def _greedy(
             for step in range(start, effective):
                 cosine = products[member, step - start] * inverse[token] * inverse[order[step]]
                 distance = 1.0 - cosine
+                # The update rule, as in `Suppression.strengths` and `Suppression.suppress`.
                 power = exponent * distance * distance if distance > least else 0.0
                 if multiply:
                     scores[token] *= -math.expm1(power)
@@ -160,15 +162,15 @@ def _greedy(
             _sink(heap, size, scores, places[member])
 
 
-def numba_greedy(
+def pick_compiled(
     x: Tensor, inverse: Tensor, scores: Tensor, dead: Tensor, counts: Tensor, gamma: float, update: Update
 ) -> Tensor:
-    """Pick the tokens that `suppression.greedy` picks.
+    """Pick the tokens that `pick_in_rounds` picks.
 
     Parameters
     ----------
     x : Tensor
-        float32 or float64 (B, N, D) on the CPU; dead tokens may hold anything.
+        float32 or float64 (B, N, D) on the CPU; dead tokens may hold any value.
     inverse : Tensor
         (B, N); 1 / |x|, 0 for zero vectors.
     scores : Tensor
@@ -176,14 +178,14 @@ def numba_greedy(
     dead : Tensor
         bool (B, N); tokens that cannot be picked.
     counts : Tensor
-        Long (B,); tokens to pick of each image, at most those not dead.
+        Long (B,); number of tokens to pick of each image, at most the number of tokens that are not dead.
     gamma, update
-        As of `id_select`.
+        As in `id_select`.
 
     Returns
     -------
     Tensor
-        Long (B, K); the picks in order, -1 after the last one of a shorter row.
+        Long (B, K); the picks in order, -1 after the last pick of a shorter row.
     """
     order = np.full((len(x), int(counts.max())), -1)
     features, factors, now = x.contiguous().numpy(), inverse.contiguous().numpy(), scores.clone().numpy()

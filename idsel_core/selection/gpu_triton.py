@@ -1,7 +1,7 @@
-"""The greedy of id_select on a GPU: one matrix product, then one kernel that runs all rounds of all images.
+"""Backend "triton": picks on a GPU with one matrix product, then one kernel for all rounds of all images.
 
-A program runs the rounds of one image with its scores in registers. A round reads one row of the similarities, so that
-its time hardly depends on the number of tokens, and none waits for the host.
+Each program of the kernel runs the rounds of one image and keeps its scores in registers. A round reads one row of the
+similarities, so its time hardly depends on the number of tokens, and no round waits for the host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from idsel_core.selection.suppression import Update, finite_exponent, rounding
 
 WORKSPACE = 2**30
-"""Bytes that tables of similarities may take at once; images take turns beyond it, though each has its own whole."""
+"""Most bytes of similarities (B, N, N) at a time; more images than fit are done one group after the other."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -43,14 +43,14 @@ def _rounds(
         value, pick = tl.max(now, axis=0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(order + image * most + step, pick.to(tl.int64))
         row = tl.load(table + pick.to(tl.int64) * n + token, mask=inside, other=0.0)
-        # In the dtype of the similarities, because most GPUs have few units for float64, and only one multiprocessor
-        # works on an image.
+        # The update rule, as in `Suppression.strengths` and `Suppression.suppress`. The weight has the dtype of the
+        # similarities: most GPUs have few float64 units, and only one multiprocessor works on an image.
         distance = 1.0 - row * tl.load(inverse + image * n + pick) * own
         distance = tl.where(distance > LEAST, distance, 0.0)
         power = distance * distance * factor
         weight = tl.exp(power)
         if MULTIPLY:
-            # 1 - w from its logarithm, by Kahan, where the difference would lose digits that w has.
+            # Near w = 1 the difference 1 - w loses digits; Kahan's formula computes it from log w instead.
             near = weight > 0.5
             below = near & (weight < 1.0)
             rest = tl.where(below, (1.0 - weight) * power / tl.log(tl.where(below, weight, 0.5)), -power)
@@ -60,32 +60,32 @@ def _rounds(
         now = tl.where((token == pick) | (now == float("-inf")), float("-inf"), lowered)
 
 
-def triton_greedy(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamma: float, update: Update) -> Tensor:
-    """Pick the tokens that `suppression.greedy` picks.
+def pick_on_gpu(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamma: float, update: Update) -> Tensor:
+    """Pick the tokens that `pick_in_rounds` picks.
 
     Parameters
     ----------
     x : Tensor
-        (B, N, D), any float dtype; padding may hold anything.
+        (B, N, D), any float dtype; padding may hold any value.
     inverse : Tensor
         float32 or float64 (B, N); 1 / |x|, 0 for zero vectors.
     scores : Tensor
-        float64 (B, N), -inf on padding.
+        float64 (B, N), -inf at padding.
     counts : Tensor
-        Long (B,), on any device; tokens to pick of each image, at most those that are not padding.
+        Long (B,), on any device; number of tokens to pick of each image, at most the tokens that are no padding.
     gamma, update
-        As of `id_select`.
+        As in `id_select`.
 
     Returns
     -------
     Tensor
-        Long (B, K); the picks in order, -1 after the last one of a shorter row.
+        Long (B, K); the picks in order, -1 after the last pick of a shorter row.
     """
     images, n = scores.shape
     most = int(counts.max())
     order = torch.full((images, most), -1, dtype=torch.long, device=x.device)
     counts = counts.to(x.device, non_blocking=True)
-    # A plain number would reach the kernel in float32.
+    # A tensor, because a plain number would reach the kernel as float32.
     exponent = torch.full_like(inverse[0, :1], finite_exponent(gamma, inverse.dtype))
     block = triton.next_power_of_2(n)
     at_once = max(1, WORKSPACE // (n * n * inverse.element_size()))
@@ -110,10 +110,10 @@ def triton_greedy(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, ga
 
 
 def _similarities(x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Return products (B, N, N) in float32 or float64, and the factors (B, N) that make cosines of them."""
+    """Return inner products (B, N, N) in float32 or float64, and factors (B, N) that turn them into cosines."""
     if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and hasattr(torch.ops.aten.bmm, "dtype"):
-        # Products of halves are exact in float32, in which tensor cores add them. In bfloat16 they may be too large or
-        # too small for it, so that powers of two, which it multiplies exactly, bring all norms near 1.
+        # Tensor cores multiply halves exactly and add them in float32. Products of bfloat16 may leave its range, so
+        # rows are first scaled to norms near 1 by powers of two, which is exact.
         scale = torch.ones_like(inverse) if x.dtype == torch.float16 else inverse.log2().floor().exp2()
         scaled = x if x.dtype == torch.float16 else x * scale[..., None].to(x.dtype)
         return torch.bmm(scaled, scaled.mT, out_dtype=torch.float32), (inverse / scale).nan_to_num_(nan=0.0)

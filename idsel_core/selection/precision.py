@@ -1,4 +1,4 @@
-"""Full precision for similarities, whatever the caller's settings are."""
+"""Full precision for similarities under any setting of the caller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Keep autocast and TF32, which the caller may have on for the model, away from the similarities."""
+    """Switch autocast and TF32, which the caller may use for the model, off while similarities are computed."""
     matmul = torch.backends.cuda.matmul
     with torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext():
         if device.type != "cuda":

@@ -15,19 +15,19 @@ class Selection:
     Attributes
     ----------
     indices : Tensor
-        Long (B, K); kept tokens in raster (ascending) order, -1 after the last one of a shorter row.
+        Long (B, K); kept tokens in raster (ascending) order, -1 after the last token of a shorter row.
     order : Tensor
-        Long (B, K); the same tokens in the order in which they were picked, padded alike.
+        Long (B, K); the same tokens in the order of the picks, padded in the same way.
     scores : Tensor
-        float32 (B, N); the scores that the choice started from, -inf on padding.
+        float32 (B, N); the scores before the first pick, -inf at padding.
     counts : Tensor
-        Long (B,); tokens kept per row.
+        Long (B,); number of tokens kept of each row.
     requested : int or float
-        The budget as it was asked for: tokens, or a share of each row.
+        The budget as it was given: a number of tokens, or a share of each row.
     features : Tensor or None
-        (B, K, D); new features of the kept tokens, aligned with `indices`, for methods that merge.
+        (B, K, D); new features of the kept tokens, aligned with `indices`, if the method merges tokens.
     trace : Tensor or None
-        float32 (B, K, N); the scores before each pick, -inf on padding and on tokens picked before.
+        float32 (B, K, N); the scores before each pick, -inf at padding and at tokens picked before.
     """
 
     indices: Tensor
@@ -42,14 +42,14 @@ class Selection:
     def from_order(
         cls, order: Tensor, scores: Tensor, requested: int | float, trace: Tensor | None = None
     ) -> Selection:
-        """Build the selection that picks tokens in the given order.
+        """Build the selection from the picks in their order.
 
         Parameters
         ----------
         order : Tensor
-            Long (B, K); picks of each row, -1 after the last one of a shorter row.
+            Long (B, K); picks of each row, -1 after the last pick of a shorter row.
         scores, requested, trace
-            As the attributes of the same name.
+            See the attributes of the same name.
         """
         behind_all = scores.shape[1]
         indices = order.masked_fill(order < 0, behind_all).sort(dim=1).values
@@ -61,7 +61,7 @@ class Selection:
         return self.indices.shape[0]
 
     def keep_mask(self, n: int) -> Tensor:
-        """Return a bool (B, n) mask that is true on the kept tokens of rows of n tokens.
+        """Return a bool mask (B, n) of the kept tokens, for rows of n tokens.
 
         Raises
         ------

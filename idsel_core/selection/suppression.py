@@ -1,6 +1,14 @@
-"""How picked tokens suppress the tokens that look like them, for id_select's ways to run the greedy.
+"""The update rule of ID-Selection: how a pick lowers the scores of the other tokens.
 
-Source: "ID-Selection", arXiv 2604.05601, Eq. 7-9.
+`Suppression.strengths` turns cosines into weights (Eq. 7 and 8 of arXiv 2604.05601), and `Suppression.suppress` lowers
+the scores by them (Eq. 9). To change the rule, change these two and call ``id_select(..., backend="torch")``, which
+runs them as they stand. Three faster backends repeat the rule in their inner loops, at the comment "The update rule":
+
+* `cpu_shortlist`, the last lines of ``_on_shortlist`` (it takes the weights from here);
+* `cpu_numba`, in ``_greedy``;
+* `gpu_triton`, in ``_rounds``.
+
+``tests/selection`` fails until all four agree with the slow reference `follow` in ``tests/support/selections.py``.
 """
 
 from __future__ import annotations
@@ -16,24 +24,24 @@ Update = Literal["subtract", "multiply"]
 
 
 def score_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype in which scores are computed on a device."""
-    # In float32 equal scores stay equal after 1 - 1e-9, and the choice would fall to the tokens' places.
+    """Return the dtype of the scores on a device."""
+    # In float32, 1 - 1e-9 is 1: scores that differ would be equal, and the lowest index would decide.
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return the distance up to which tokens count as duplicates, in similarities of a dtype."""
+    """Return the largest cosine distance at which tokens count as duplicates, for similarities of a dtype."""
     return 32 * torch.finfo(dtype).eps
 
 
 def finite_exponent(gamma: float, dtype: torch.dtype) -> float:
-    """Return the factor -gamma on squared distances, which infinity would make NaN of where they are 0."""
+    """Return -gamma as a finite number, because an infinite one times a distance of 0 is NaN."""
     return -min(gamma, torch.finfo(dtype).max)
 
 
 @dataclass(frozen=True)
 class Suppression:
-    """Features of B images, and how much a token of theirs suppresses another.
+    """Features of B images, and how strongly their tokens suppress each other.
 
     Parameters
     ----------
@@ -53,13 +61,13 @@ class Suppression:
     update: Update
 
     def of(self, image: int) -> Suppression:
-        """Return the same of one image (B = 1)."""
+        """Return the part that belongs to one image (B = 1)."""
         one = slice(image, image + 1)
         return Suppression(self.x[one], self.inverse[one], self.gamma, self.update)
 
     def unit(self, tokens: Tensor) -> Tensor:
         """Return the unit features (B, T, D) of tokens (B, T)."""
-        flat = (tokens + self._starts).flatten()
+        flat = (tokens + self._starts).flatten()  # (B * T,) rows of x as (B * N, D)
         rows = self.x.flatten(0, 1).index_select(0, flat)
         return rows.mul_(self.inverse.flatten()[flat, None]).view(*tokens.shape, -1)
 
@@ -77,14 +85,20 @@ class Suppression:
         return self.strengths(products(unit, unit))
 
     def strengths(self, cosines: Tensor) -> Tensor:
-        """Return w = exp(-gamma d^2), or for *multiply* 1 - w, without the loss of digits near w = 1."""
+        """Return the weights w = exp(-gamma d^2) of cosines, or 1 - w for *multiply*, exact near w = 1 too.
+
+        Distances d = 1 - cos below the rounding error of the cosines count as 0.
+        """
         distance = 1 - cosines.to(score_dtype(cosines.device))
         distance = torch.nn.functional.threshold(distance, rounding(cosines.dtype), 0.0)
         exponent = distance.square_().mul_(finite_exponent(self.gamma, distance.dtype))
         return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
 
     def suppress(self, scores: Tensor, dead: Tensor, strengths: Tensor, values: Tensor) -> Tensor:
-        """Lower scores (B, N) by T picks of strengths (B, T, N) that had the scores `values` (B, T)."""
+        """Return scores (B, N) lowered by T picks, whose strengths are (B, T, N) and whose scores were `values` (B, T).
+
+        *subtract*: S_j - sum_t max(values_t, 0) strengths_tj. *multiply*: S_j prod_t strengths_tj. -inf where `dead`.
+        """
         if self.update == "subtract":
             lowered = torch.baddbmm(scores[:, None], values[:, None].relu(), strengths, alpha=-1)[:, 0]
         else:
@@ -100,6 +114,6 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products (B, T, N) of the rows of (B, T, D) and (B, N, D)."""
     one_image = len(a) == 1 < a.shape[1]
     if one_image and a.device.type == "cpu" and a.dtype == torch.float32 and _has_onednn():
-        # oneDNN, which torch has for float32 matrices if asked, takes half the time of its default on some processors.
+        # On some processors oneDNN takes half the time of the library that torch uses for float32 by default.
         return torch.nn.functional.linear(a[0].to_mkldnn(), b[0]).to_dense()[None]
     return a @ b.mT

@@ -1,4 +1,4 @@
-"""The greedy by torch alone, round by round, on any device."""
+"""Backend "torch": picks round by round on any device, the most readable of the four."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from torch import Tensor
 from idsel_core.selection.suppression import Suppression
 
 
-def greedy(images: Suppression, scores: Tensor, dead: Tensor, rounds: int, steps: list[Tensor] | None = None) -> Tensor:
-    """Run rounds on all tokens; a round is a few kernels for the whole batch and never waits for the device.
+def pick_in_rounds(
+    images: Suppression, scores: Tensor, dead: Tensor, rounds: int, steps: list[Tensor] | None = None
+) -> Tensor:
+    """Pick one token of each image a round, and update the scores of all others.
+
+    A round is a few kernels for the whole batch and never waits for the device.
 
     Parameters
     ----------
@@ -20,9 +24,9 @@ def greedy(images: Suppression, scores: Tensor, dead: Tensor, rounds: int, steps
     dead : Tensor
         bool (B, N); tokens that cannot be picked.
     rounds : int
-        Tokens to pick of each image.
+        Number of tokens to pick of each image.
     steps : list of Tensor, optional
-        Receives the scores before each pick, float32 (B, N).
+        The scores before each pick are appended to it, float32 (B, N).
 
     Returns
     -------
@@ -34,7 +38,7 @@ def greedy(images: Suppression, scores: Tensor, dead: Tensor, rounds: int, steps
     for _ in range(rounds):
         if steps is not None:
             steps.append(scores.float())
-        value, pick = scores.max(dim=1, keepdim=True)
+        value, pick = scores.max(dim=1, keepdim=True)  # (B, 1); the lowest index of equal scores
         scores = images.suppress(scores, dead.scatter_(1, pick, True), images.strengths_of(pick), value)
         picks.append(pick)
     return torch.cat(picks, dim=1)

@@ -114,7 +114,7 @@ def test_without_markers_each_run_is_an_image(family, model):
 
 def test_what_cannot_be_encoded_is_refused(family, model):
     backbone, inputs = adapter_for(model), family.prompts(((1, 0),))
-    with pytest.raises(Unavailable, match="a smaller image is not available: images are cut into tiles"):
+    with pytest.raises(Unavailable, match="a smaller image is not available: this model cuts images into tiles"):
         backbone.encode(inputs["pixel_values"], (3, 3))
     mask = inputs["pixel_attention_mask"].clone()
     mask[0, 2, :, -1] = 0
@@ -124,7 +124,7 @@ def test_what_cannot_be_encoded_is_refused(family, model):
         backbone.encode(inputs["pixel_values"][0])
     with pytest.raises(ValueError, match="pixel_values are all zero, which is padding: there is no image"):
         backbone.encode(inputs["pixel_values"] * 0)
-    with pytest.raises(ValueError, match=r"images have \[3\] tiles, but there are pixels of 4"):
+    with pytest.raises(ValueError, match=r"the images have \[3\] tiles, but pixel_values has 4"):
         backbone.encode(inputs["pixel_values"], tiles=[3])
     assert backbone.encode(inputs["pixel_values"]).placeholders.tolist() == [9] * 4
     ids = [1, *[IMAGE] * 8, 5, IMAGE, 6]

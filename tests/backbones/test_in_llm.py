@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaModel, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
-from idsel_core.backbones._shared.qk_capture import attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones.in_llm.checks import check_decoder
 from idsel_core.backbones.in_llm.hooks import dropping
 from idsel_core.methods import DART, METHODS, FastV, InLLM, PyramidDrop, SparseVLM, VScan
@@ -395,7 +395,7 @@ def test_dart_works_without_text_and_with_few_tokens():
 
 
 def test_sparsevlm_needs_words_and_takes_all_where_none_stands_out():
-    with pytest.raises(ValueError, match="sparsevlm needs words that rate, but no text follows image 1"):
+    with pytest.raises(ValueError, match="sparsevlm needs text after the image, but no text follows image 1"):
         layer_tokens(SparseVLM(1), [scene(0, 10), scene(1, 10, words=0)], True)
     single = layer_tokens(SparseVLM(1), [scene(0, 10, words=1)], True)
     assert torch.equal(single.query_tokens, single.text)
@@ -593,7 +593,7 @@ def test_watched_rows_are_those_of_eager_attention():
     query_tokens[:, -3:] = True
     assert len(tokens) == 3
     for layer in range(DEPTH):
-        with watch(attention_modules(sdpa.model.language_model)[layer]) as seen, torch.no_grad():
+        with capture_qk(attention_modules(sdpa.model.language_model)[layer]) as seen, torch.no_grad():
             sdpa(**inputs)
         query, key, scale = seen.tensors()
         one = LayerTokens(

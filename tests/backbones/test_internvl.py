@@ -122,9 +122,9 @@ def test_tiles_are_images_of_their_own_where_nothing_else_is_said(model):
     backbone, inputs = adapter_for(model), FAMILY.prompts(MIXED)
     assert backbone.image_arguments(inputs)["tiles"] == [2, 3, 1]
     assert backbone.encode(inputs["pixel_values"]).placeholders.tolist() == [9] * 6
-    with pytest.raises(ValueError, match=r"images have \[2, 3\] tiles, but there are pixels of 6"):
+    with pytest.raises(ValueError, match=r"the images have \[2, 3\] tiles, but pixel_values has 6"):
         backbone.encode(inputs["pixel_values"], tiles=[2, 3])
-    with pytest.raises(Unavailable, match="a smaller image is not available: images are cut into tiles"):
+    with pytest.raises(Unavailable, match="a smaller image is not available: this model cuts images into tiles"):
         backbone.encode(inputs["pixel_values"], (2, 2))
 
 

@@ -173,5 +173,5 @@ def test_what_cannot_be_encoded_is_refused(model):
     backbone, inputs = adapter_for(model), FAMILY.prompts(MIXED)
     with pytest.raises(ValueError, match="images of any resolution need image_sizes"):
         backbone.encode(inputs["pixel_values"])
-    with pytest.raises(Unavailable, match="a smaller image is not available: images are cut into tiles"):
+    with pytest.raises(Unavailable, match="a smaller image is not available: this model cuts images into tiles"):
         backbone.encode(inputs["pixel_values"], (3, 3), image_sizes=inputs["image_sizes"])

@@ -142,7 +142,7 @@ def test_clips_that_do_not_fit_are_refused(model):
     short = (torch.arange(100) < 2).long()[None]
     with pytest.raises(ValueError, match="audio clip 0 has 2 steps, which is too short for a token"):
         backbone.encode(**{**clips, "feature_attention_mask": short})
-    with pytest.raises(Unavailable, match="a smaller image is not available: audio clips are no images"):
+    with pytest.raises(Unavailable, match="a smaller image is not available: audio clips are not images"):
         backbone.encode(grid=(1, 5), **clips)
     # As processors once wrote it, for the model to expand.
     ids = torch.tensor([[1, families.IMAGE, 7]])

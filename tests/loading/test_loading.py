@@ -1,4 +1,4 @@
-"""load(): what comes back is the model that was saved, wherever its parts are and however many bits they have."""
+"""`load` gives back the saved model, on every device map and at every precision."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def check_alike(model, again, inputs):
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "cpu"}], ids=["plain", "mapped"])
-def test_a_loaded_model_prunes_as_the_saved_one(case, options):
+def test_a_loaded_model_prunes_like_the_saved_one(case, options):
     model, inputs, folder = case
     again = read(folder, dtype="float32", **options)
     assert not again.training
@@ -95,7 +95,7 @@ def test_a_loaded_model_prunes_as_the_saved_one(case, options):
 @pytest.mark.feature("parts on disk")
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 @pytest.mark.parametrize("place", ["all", "what does not fit"])
-def test_a_model_with_parts_on_disk_prunes_as_the_saved_one(case, place, tmp_path):
+def test_a_model_with_modules_on_disk_prunes_like_the_saved_one(case, place, tmp_path):
     """Such parts have no weights until they run, which is also how parts on other devices are reached."""
     model, inputs, folder = case
     most = {"cpu": model.get_memory_footprint() // 2}
@@ -110,7 +110,7 @@ def test_a_model_with_parts_on_disk_prunes_as_the_saved_one(case, place, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["fastv", "sparsevlm", "tome", "visionzip", "trim"])
-def test_methods_of_every_kind_run_on_what_waits_on_disk(name, tmp_path):
+def test_methods_of_every_kind_run_with_modules_on_disk(name, tmp_path):
     model, inputs = tiny.build(), tiny.prompts((1, 2))
     again = read(saved(model, tmp_path / "model"), dtype="float32", device_map=on_disk(model), offload_folder=tmp_path)
     knobs = {"budget_convention": "final"} if name in ("fastv", "sparsevlm") else {}
@@ -128,14 +128,14 @@ def companion():
     return Companion(tiny.companion())
 
 
-def test_the_dtype_is_the_asked_one(case):
+def test_weights_have_the_given_dtype(case):
     _, _, folder = case
     assert {weight.dtype for weight in read(folder).parameters()} == {torch.bfloat16}
     assert {weight.dtype for weight in read(folder, dtype="auto").parameters()} == {torch.float32}
     assert read(folder, dtype=torch.float16).dtype == torch.float16
 
 
-def test_the_processor_comes_with_the_model(tmp_path):
+def test_the_processor_is_loaded_with_the_model(tmp_path):
     saved(tiny.build(), tmp_path)
     build_processor().save_pretrained(tmp_path)
     model, processor = load(tmp_path, attention="eager")
@@ -149,7 +149,7 @@ def quantised_parts(model):
 
 @pytest.mark.feature("8 bits")
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-def test_eight_bits_keep_the_selection_and_nearly_the_logits(case):
+def test_int8_keeps_the_picks_and_nearly_the_logits(case):
     _, inputs, folder = case
     full, small = read(folder), read(folder, quantisation="int8")
     quantised = quantised_parts(small)
@@ -163,7 +163,7 @@ def test_eight_bits_keep_the_selection_and_nearly_the_logits(case):
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 @pytest.mark.parametrize(("quantisation", "error"), [("int8", 0.05), ("int4", 0.3)])
-def test_fewer_bits_take_less_memory(quantisation, error, tmp_path):
+def test_quantised_models_take_less_memory(quantisation, error, tmp_path):
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=tiny.VOCABULARY, pad_token_id=tiny.PAD)
@@ -193,7 +193,7 @@ def with_config(folder, **changes):
     return folder
 
 
-def test_unknown_families_are_refused_with_the_known_ones(tmp_path):
+def test_unknown_families_are_refused_with_the_supported_ones(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=8, n_positions=8)).config.save_pretrained(
         tmp_path
     )
@@ -218,20 +218,20 @@ def test_code_of_the_checkpoint_is_refused(tmp_path):
         ({"text_config": "llama"}, "field 'text_config'"),
     ],
 )
-def test_parts_that_transformers_does_not_know_are_told(tmp_path, raw, message):
+def test_configurations_that_transformers_cannot_read_are_refused(tmp_path, raw, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", **raw}))
-    with pytest.raises(ValueError, match=rf"is none that transformers reads itself \(.*{message}"):
+    with pytest.raises(ValueError, match=rf"transformers cannot read the configuration of .* \(.*{message}"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("raw", ["{", "[1]"])
-def test_a_damaged_configuration_is_told(tmp_path, raw):
+def test_a_damaged_configuration_is_refused(tmp_path, raw):
     (tmp_path / "config.json").write_text(raw)
     with pytest.raises(ValueError, match=r"the config\.json of .* cannot be read"):
         load(tmp_path)
 
 
-def test_code_beside_a_known_family_is_left_alone(tmp_path):
+def test_code_of_a_checkpoint_of_a_known_family_is_not_run(tmp_path):
     model, ran = tiny.build(), tmp_path / "ran"
     (tmp_path / "modeling_own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     saved(model, tmp_path)
@@ -246,7 +246,7 @@ def test_pickles_are_refused(tmp_path):
         load(tmp_path)
 
 
-def test_missing_weights_are_told(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no weights"):
         load(with_config(tmp_path))
 
@@ -258,7 +258,7 @@ def test_missing_weights_are_told(tmp_path):
         (lambda w: w.update({"lm_head.weight": torch.zeros(3, 32)}), "cannot be read"),
     ],
 )
-def test_weights_that_do_not_fit_are_told(llava, tmp_path, damage, message):
+def test_incomplete_weights_and_other_shapes_are_refused(llava, tmp_path, damage, message):
     weights = {f"{name}": value for name, value in tiny.build().state_dict().items()}
     damage(weights)
     save_file(weights, with_config(tmp_path) / "model.safetensors", metadata={"format": "pt"})
@@ -266,26 +266,28 @@ def test_weights_that_do_not_fit_are_told(llava, tmp_path, damage, message):
         read(tmp_path)
 
 
-def test_truncated_weights_are_told(llava, tmp_path):
+def test_truncated_weights_are_refused(llava, tmp_path):
     assert load_file(llava / "model.safetensors")
     (with_config(tmp_path) / "model.safetensors").write_bytes((llava / "model.safetensors").read_bytes()[:-5000])
     with pytest.raises(ValueError, match=r"weights of .* cannot be read"):
         read(tmp_path)
 
 
-def test_a_missing_processor_is_told(llava):
-    with pytest.raises(ValueError, match="has no processor that can be read"):
+def test_a_missing_processor_is_refused(llava):
+    with pytest.raises(ValueError, match=r"the processor of .* cannot be read"):
         load(llava)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_a_processor_that_needs_more_is_told(tmp_path):
+def test_a_processor_that_needs_a_missing_package_is_refused_with_the_remedy(tmp_path):
     saved(FAMILIES["qwen2_vl"].build(), tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     Qwen2VLImageProcessorPil().save_pretrained(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "Qwen2VLProcessor"}))
-    with pytest.raises(ImportError, match=r"the processor of .*Torchvision.*processor=False goes without"):
+    with pytest.raises(
+        ImportError, match=r"the processor of .*Torchvision.*processor=False loads the model without it"
+    ):
         load(tmp_path)
     assert load(tmp_path, processor=False)[1] is None
 
@@ -297,12 +299,12 @@ def test_a_processor_that_needs_more_is_told(tmp_path):
         ("llava-hf/llava-1.5-7b-hf", r"no model 'llava-hf/llava-1.5-7b-hf': .*Without a network, give a folder"),
     ],
 )
-def test_a_missing_model_is_told(name, message):
+def test_a_missing_model_is_refused(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         load(name, local_files_only=True)
 
 
-def test_an_empty_folder_is_told(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder has no config\.json"):
         load(tmp_path)
 
@@ -310,15 +312,15 @@ def test_an_empty_folder_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "bf16"}, "dtype must be auto or a floating torch dtype, .* not 'bf16'"),
-        ({"dtype": "int8"}, "dtype must be auto or a floating torch dtype, .* not 'int8'"),
+        ({"dtype": "bf16"}, "dtype must be auto or a floating-point torch dtype, .* not 'bf16'"),
+        ({"dtype": "int8"}, "dtype must be auto or a floating-point torch dtype, .* not 'int8'"),
         ({"quantisation": "int3"}, "quantisation must be one of int8, int4, not 'int3'"),
-        ({"max_memory": {0: "1GiB"}}, "give device_map"),
+        ({"max_memory": {0: "1GiB"}}, "need a device_map"),
         ({"device_map": {"": "cuda:9"}}, r"device_map names 'cuda:9', but torch sees \d+ GPUs"),
         ({"device_map": {"": 99}}, r"device_map names 99, but torch sees \d+ GPUs"),
     ],
 )
-def test_bad_options_are_told(llava, options, message):
+def test_bad_options_are_refused(llava, options, message):
     with pytest.raises(ValueError, match=message):
         load(llava, **options)
 
@@ -331,14 +333,14 @@ def test_bad_options_are_told(llava, options, message):
         ("bitsandbytes", {"quantisation": "int4"}),
     ],
 )
-def test_a_missing_package_is_told_with_the_command_that_installs_it(llava, package, options, monkeypatch):
+def test_a_missing_package_is_refused_with_the_command_that_installs_it(llava, package, options, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"needs {package}: pip install 'idsel_core\[quantised\]'"):
         load(llava, **options)
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-def test_other_quantisations_go_to_transformers_as_they_are(llava):
+def test_other_quantisation_configurations_are_passed_to_transformers(llava):
     """Here the tower and the projector are quantised, too, whose integers are no dtype for features."""
     own = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
     full, small, inputs = read(llava), read(llava, quantisation=own), tiny.prompts((1, 2))

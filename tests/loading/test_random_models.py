@@ -1,4 +1,4 @@
-"""Published models by name: sizes against published ones, and random models of their shape that run."""
+"""Random models of published sizes: their parameters are counted, and they run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ def rounded(number: int, digits: int) -> int:
     return int(float(f"{number:.{digits - 1}e}"))
 
 
-def test_every_configuration_has_its_source():
+def test_configurations_are_found_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list_architectures() == NAMES and len(NAMES) > 10
+    assert build_random("llava-1.5-7b", device="meta").config.model_type == "llava"
+
+
+def test_every_configuration_names_its_source():
     assert set(PUBLISHED) == set(NAMES)
     assert all(row["checkpoint"] and row["source"] for row in PUBLISHED.values())
 
@@ -40,7 +46,7 @@ def test_a_model_has_the_published_number_of_parameters(name):
     assert rounded(count, int(row["digits"])) == int(row["parameters"])
 
 
-def test_every_family_but_the_embedded_one_s_has_a_published_size():
+def test_the_main_families_have_a_published_size():
     families = {read_architecture(name).model_type for name in NAMES}
     assert {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"} <= families & set(BACKBONES)
 
@@ -54,7 +60,7 @@ def buffers(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_random_model_is_as_its_class_draws_it(dtype):
+def test_random_weights_have_the_spread_of_the_class(dtype):
     """Against the class's own initialisation: the same constants, and noise of the same spread."""
     config = LlavaConfig(**{**small().to_dict(), "text_config": {**small().text_config.to_dict(), "vocab_size": 4096}})
     torch.manual_seed(7)
@@ -72,7 +78,7 @@ def test_a_random_model_is_as_its_class_draws_it(dtype):
         assert torch.equal(buffers(built)[name], tensor) and buffers(built)[name].dtype == tensor.dtype
 
 
-def test_no_two_rows_or_weights_are_alike():
+def test_no_two_rows_or_matrices_are_equal():
     model = build_random(small(), torch.float32)
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight.std() > 0]
     for weight in matrices:
@@ -81,7 +87,7 @@ def test_no_two_rows_or_weights_are_alike():
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(squares, 2))
 
 
-def test_the_seed_decides_and_the_callers_noise_goes_on():
+def test_weights_depend_on_the_seed_only_and_leave_the_global_generator():
     config = small()
     torch.manual_seed(3)
     first = torch.rand(1)
@@ -101,7 +107,7 @@ def test_a_random_model_prunes():
 
 
 @torch.no_grad()
-def test_a_published_model_runs_at_full_width():
+def test_a_model_of_published_width_runs():
     """One layer of the language model and the whole tower: what a full one repeats."""
     model = build_random("smolvlm2-2.2b", layers=1)
     assert model.config.text_config.num_hidden_layers == len(model.model.text_model.layers) == 1
@@ -110,13 +116,13 @@ def test_a_published_model_runs_at_full_width():
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b", "qwen3-vl-8b"])
-def test_layers_of_every_kind_can_be_fewer(name):
+def test_models_with_several_kinds_of_layers_can_be_shallower(name):
     model = build_random(name, device="meta", layers=3)
     assert model.config.get_text_config().num_hidden_layers == len(model.model.language_model.layers) == 3
     assert read_architecture(name).get_text_config().num_hidden_layers > 3
 
 
-def test_projectors_that_begin_with_zeros_are_drawn():
+def test_projectors_that_are_initialised_with_zeros_are_drawn():
     config = read_architecture("gemma-3-4b").to_dict()
     config["text_config"] |= {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 64}
     config["text_config"] |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
@@ -131,13 +137,16 @@ def test_projectors_that_begin_with_zeros_are_drawn():
         (lambda: build_random("llava-1.5-7"), "named 'llava-1.5-7'; did you mean 'llava-1.5-7b'; known: gemma-3-4b, "),
         (lambda: build_random("other"), "named 'other'; known: gemma-3-4b, "),
         (lambda: read_architecture("other"), "named 'other'; known: gemma-3-4b, "),
-        (lambda: build_random("llava-1.5-7b", torch.int8), "dtype must be a floating torch dtype, .* not torch.int8"),
-        (lambda: build_random("llava-1.5-7b", "bf16"), "dtype must be a floating torch dtype, .* not 'bf16'"),
+        (
+            lambda: build_random("llava-1.5-7b", torch.int8),
+            "dtype must be a floating-point torch dtype, .* not torch.int8",
+        ),
+        (lambda: build_random("llava-1.5-7b", "bf16"), "dtype must be a floating-point torch dtype, .* not 'bf16'"),
         (lambda: build_random("llava-1.5-7b", layers=0), "layers must be an int from 1 to 32, not 0"),
         (lambda: build_random("llava-1.5-7b", layers=33), "layers must be an int from 1 to 32, not 33"),
     ],
 )
-def test_bad_input_is_told(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -1,4 +1,4 @@
-"""What all methods promise, and what each one does."""
+"""Promises of all methods in one matrix, and the controls one by one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch import Tensor
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
 from idsel_core.methods import METHODS, Downsample, InLLM, Method
-from idsel_core.scores.registry import IMPORTANCE
+from idsel_core.methods._shared.in_llm import LayerTokens
+from idsel_core.scores.registry import IMPORTANCE, importance_scores
+from idsel_core.visual_tokens import VisualTokens
 from tests.support.images import SIDE, batch, image
 
-# One row a method; knobs that a test of its own covers are left alone.
+# One row for each method; add yours. Knobs are covered by tests of their own.
 MATRIX = [
     IDSelection(budget=1),
     IDSelection(budget=1, features="encoder", importance="unified-product", update="multiply"),
@@ -40,7 +42,7 @@ MATRIX = [
     METHODS["vscan"](budget=1, layer=None),
     METHODS["evs"](budget=1),
 ]
-# Methods that choose inside the language model; tests of their own cover what they choose there.
+# Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
     METHODS["fastv"](budget=1),
     METHODS["sparsevlm"](budget=1),
@@ -49,18 +51,21 @@ INSIDE = [
 ]
 
 
+IN_LLM = {type(method).name for method in INSIDE}
+
+
 def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
     return [row.tolist() for row in method.select(batch(*images)).rows()]
 
 
-def test_every_method_is_in_the_matrix():
+def test_the_matrix_has_a_row_for_every_method():
     assert {type(method) for method in MATRIX + INSIDE} | {Downsample} == set(METHODS.values())
     assert {type(method) for method in INSIDE} <= {method for method in METHODS.values() if issubclass(method, InLLM)}
 
 
 @pytest.mark.parametrize("method", INSIDE, ids=repr)
 @pytest.mark.parametrize("budget", [1, 36, 0.1, 1.0])
-def test_all_tokens_enter_where_the_language_model_drops_them(method, budget):
+def test_all_tokens_enter_the_language_model_before_methods_that_drop_inside(method, budget):
     tokens = batch(image(0), image(1, 4, 6))
     picks = dataclasses.replace(method, budget=budget).select(tokens)
     assert [row.tolist() for row in picks.rows()] == [list(range(36)), list(range(24))]
@@ -70,7 +75,7 @@ def test_all_tokens_enter_where_the_language_model_drops_them(method, budget):
 
 @pytest.mark.parametrize("method", MATRIX, ids=repr)
 @pytest.mark.parametrize("budget", [1, 7, 24, 36, 0.1, 0.5, 1.0])
-def test_budgets_are_kept_exactly(method, budget):
+def test_every_method_keeps_exactly_the_budget(method, budget):
     tokens = batch(image(0), image(1, 4, 6), image(2))
     picks = dataclasses.replace(method, budget=budget).select(tokens)
     wanted = [min(budget, n) if isinstance(budget, int) else max(1, math.floor(budget * n + 0.5)) for n in (36, 24, 36)]
@@ -84,7 +89,7 @@ def test_budgets_are_kept_exactly(method, budget):
 
 
 @pytest.mark.parametrize("method", MATRIX, ids=repr)
-def test_a_batch_chooses_as_its_images_alone(method):
+def test_picks_do_not_depend_on_the_other_images_of_a_batch(method):
     images = [image(0), image(1, 4, 6), image(2, 6, 5), image(3)]
     method = dataclasses.replace(method, budget=9)
     together = method.select(batch(*images))
@@ -93,7 +98,7 @@ def test_a_batch_chooses_as_its_images_alone(method):
 
 
 @pytest.mark.parametrize("method", MATRIX + INSIDE, ids=repr)
-def test_too_many_tokens_are_refused(method):
+def test_a_budget_above_the_longest_row_is_refused(method):
     with pytest.raises(ValueError, match="got 37 tokens, and the longest row has 36"):
         dataclasses.replace(method, budget=37).select(batch(image(0)))
 
@@ -126,7 +131,7 @@ def test_too_many_tokens_are_refused(method):
     ],
     ids=repr,
 )
-def test_a_method_pays_for_what_it_reads(method, reads):
+def test_a_method_computes_only_the_views_that_it_needs(method, reads):
     tokens = batch(image(0))
     method.select(tokens)
     assert tokens.computed == reads
@@ -134,9 +139,9 @@ def test_a_method_pays_for_what_it_reads(method, reads):
 
 @pytest.mark.parametrize("normalise", ["minmax", "raw"])
 @pytest.mark.parametrize("importance", list(IMPORTANCE))
-def test_idselection_is_the_greedy_on_its_importance(importance, normalise):
+def test_idselection_is_id_select_on_its_importance(importance, normalise):
     tokens = batch(image(0), image(1, 4, 6))
-    scores = IMPORTANCE[importance](tokens, normalise=normalise)
+    scores = importance_scores(tokens, importance, normalise)
     method = IDSelection(budget=9, gamma=3.0, importance=importance, normalise=normalise)
     wanted = id_select(tokens.features, scores, 9, gamma=3.0, mask=tokens.mask)
     assert torch.equal(method.select(tokens).order, wanted.order)
@@ -145,7 +150,7 @@ def test_idselection_is_the_greedy_on_its_importance(importance, normalise):
     assert torch.equal(multiply.order, wanted.order)
 
 
-def test_instruction_attention_is_read_where_the_method_says():
+def test_instruction_attention_is_read_at_the_layer_and_query_tokens_of_the_method():
     asked = []
     tokens = batch(image(0))
     source = tokens.sources["instruction_attention"]
@@ -157,20 +162,20 @@ def test_instruction_attention_is_read_where_the_method_says():
     assert asked == [(3, "mean")]
 
 
-def test_topk_takes_the_best_and_the_first_of_equals():
+def test_topk_keeps_the_highest_scores_and_the_lowest_index_of_ties():
     one = image(0)
     assert kept(TopK(budget=5, importance="saliency"), one) == [sorted(one["cls_attention"].topk(5).indices.tolist())]
     one["cls_attention"] = torch.tensor([0.5] * 30 + [0.9] + [0.5] * 5)
     assert TopK(budget=4, importance="saliency").select(batch(one)).order.tolist() == [[30, 0, 1, 2]]
 
 
-def test_diversity_is_the_greedy_on_equal_scores():
+def test_diversity_only_is_id_select_on_equal_scores():
     tokens = batch(image(0))
     wanted = id_select(tokens.features, torch.ones(1, 36), 12, gamma=20.0)
     assert torch.equal(METHODS["diversity"](budget=12).select(tokens).order, wanted.order)
 
 
-def test_random_depends_on_seed_and_image_alone_and_budgets_nest():
+def test_random_picks_depend_on_seed_and_image_only_and_nest_over_budgets():
     one, other = image(0), image(1)
     assert kept(Random(budget=6), one, other)[1] == kept(Random(budget=6), other)[0] != kept(Random(budget=6), one)[0]
     assert kept(Random(budget=6, seed=1), one) != kept(Random(budget=6), one)
@@ -182,7 +187,7 @@ def test_random_depends_on_seed_and_image_alone_and_budgets_nest():
     assert draws.min() > 60 and draws.max() < 140
 
 
-def test_uniform_is_even():
+def test_uniform_grid_is_evenly_spaced():
     assert kept(UniformGrid(budget=4), image(0)) == [[7, 10, 25, 28]]
     assert kept(UniformGrid(budget=9), image(0)) == [[7, 9, 11, 19, 21, 23, 31, 33, 35]]
     assert kept(UniformGrid(budget=3), image(0, 1, 12)) == [[2, 6, 10]]
@@ -194,7 +199,7 @@ def test_uniform_is_even():
         assert abs(int((halves == 0).sum()) - int((halves == 1).sum())) < SIDE
 
 
-def test_uniform_takes_tokens_off_the_grid_last():
+def test_uniform_grid_keeps_tokens_off_the_grid_last():
     one = image(0)
     one["grid"] = torch.cat([torch.tensor([[-1, -1]]), one["grid"][:35]])
     assert 0 not in kept(UniformGrid(budget=34), one)[0]
@@ -216,11 +221,11 @@ def test_uniform_takes_tokens_off_the_grid_last():
         (50, (10, 5), (10, 5)),
     ],
 )
-def test_downsample_asks_for_a_grid_within_the_budget(budget, grid, wanted):
+def test_downsample_wants_a_grid_within_the_budget(budget, grid, wanted):
     assert Downsample(budget=budget).target_grid(*grid) == wanted
 
 
-def test_downsample_keeps_all_of_a_smaller_image_and_refuses_a_whole_one():
+def test_downsample_keeps_all_tokens_of_a_resized_image_and_refuses_others():
     small = dataclasses.replace(batch(image(0, 2, 2), image(1, 1, 2)), placeholders=torch.tensor([36, 36]))
     for budget in (5, 0.15):
         picks = Downsample(budget=budget).select(small)
@@ -230,7 +235,7 @@ def test_downsample_keeps_all_of_a_smaller_image_and_refuses_a_whole_one():
             Downsample(budget=budget).select(batch(image(0)))
 
 
-def test_methods_are_values():
+def test_methods_are_hashable_values_with_a_readable_repr():
     method = IDSelection(64, gamma=5.0)
     assert method == get_method("idselection", budget=64, gamma=5.0) and len({method, IDSelection(64, gamma=5.0)}) == 1
     assert "gamma=5.0" in repr(method)
@@ -271,7 +276,7 @@ def test_wrong_budgets_are_refused(name, budget):
         get_method(name, budget=budget)
 
 
-def test_importing_the_package_loads_neither_torch_nor_transformers_and_methods_no_transformers():
+def test_the_package_imports_torch_and_transformers_only_when_they_are_needed():
     code = (
         "import sys, idsel_core; assert not {'torch', 'transformers'} & set(sys.modules);"
         "from idsel_core import IDSelection, id_select; import idsel_core.visual_tokens;"
@@ -281,9 +286,67 @@ def test_importing_the_package_loads_neither_torch_nor_transformers_and_methods_
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_package_exports_what_it_lists():
-    for name in idsel_core._MODULE_OF:
-        assert getattr(idsel_core, name).__name__ == name
+def test_every_public_name_resolves():
+    for name in idsel_core.__all__:
+        assert getattr(idsel_core, name) is not None
         assert name in dir(idsel_core)
-    with pytest.raises(AttributeError, match="no attribute 'IDSelect'"):
+    with pytest.raises(AttributeError, match="IDSelect"):
         idsel_core.IDSelect  # noqa: B018
+
+
+def test_a_star_import_binds_every_public_name_and_every_method():
+    names: dict[str, object] = {}
+    exec("from idsel_core import *", names)
+    assert set(idsel_core.__all__) == set(names) - {"__builtins__"}
+    assert len(METHODS) == 24
+    assert all(names[method.__name__] is method for method in METHODS.values())
+
+
+def padded_inputs(padding: float) -> tuple[LayerTokens, VisualTokens]:
+    """Return prompts and images whose padding holds a number: the prompts of two images, the first padded in front."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.tensor([[False] * 5 + [True] * 45, [True] * 50])
+    columns = torch.stack([torch.arange(8, 44), torch.cat([torch.arange(3, 27), torch.full((12,), -1)])])
+    states, keys, queries = (torch.randn(2, *shape, generator=generator) for shape in ((50, 8), (2, 50, 4), (4, 50, 4)))
+    for values in (states, keys.transpose(1, 2), queries.transpose(1, 2)):
+        values[~real] = padding
+    text = real & (torch.arange(50) >= torch.tensor([[44], [27]]))
+    read = (queries, keys, 0.5)
+    prompt = LayerTokens(states, columns, real, text, torch.zeros_like(real), lambda: read)
+    tokens = batch(image(0), image(1, 4, 6))
+    sources = {name: lambda *_, name=name: filled(tokens.sources[name](), tokens.mask) for name in tokens.sources}
+
+    def filled(view: Tensor, mask: Tensor) -> Tensor:
+        padded = view.shape[:2] == mask.shape and view.is_floating_point()
+        return view.masked_fill(~mask.view(*mask.shape, *[1] * (view.ndim - 2)), padding) if padded else view
+
+    features = filled(tokens.features, tokens.mask)
+    sources["projector"] = tokens.sources["projector"]
+    return prompt, dataclasses.replace(tokens, features=features, sources=sources, decoder_layers=8)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_picks_do_not_depend_on_padding(name):
+    """Padding that is NaN, in features, views and hidden states, gives what zeros give."""
+    method = METHODS[name](budget=12, **({"layer": None} if name == "vscan" else {}))
+    method = dataclasses.replace(method, **({"budget_convention": "final"} if name in IN_LLM else {}))
+    results = []
+    for padding in (0.0, math.nan):
+        prompt, tokens = padded_inputs(padding)
+        if name == "downsample":
+            tokens = dataclasses.replace(tokens, placeholders=3 * tokens.lengths)
+            method = Downsample(budget=36)
+        picks = method.select(tokens)
+        found = [picks.order, picks.scores]
+        if picks.features is not None:
+            found += [row[:count] for row, count in zip(picks.features, picks.counts.tolist(), strict=True)]
+        if name in IN_LLM:
+            query_tokens = method.query_tokens(prompt)
+            counts = method.counts(prompt.lengths, prompt.lengths, 8)[:, 0]
+            choice = method.choose(dataclasses.replace(prompt, query_tokens=query_tokens), counts)
+            found += [query_tokens, choice.order, choice.scores]
+            if choice.merged is not None:
+                found += [row[:n] for row, n in zip(choice.merged, choice.merged_counts.tolist(), strict=True)]
+        results.append(found)
+    for zeros, nans in zip(*results, strict=True):
+        assert torch.equal(zeros, nans)

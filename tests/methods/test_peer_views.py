@@ -25,7 +25,7 @@ def views(model, inputs, relevance=None, tower_depths=DEPTHS) -> VisualTokens:
 
 @pytest.mark.parametrize(("depth", "layer"), [(0.0, 0), (0.3, 0), (0.5, 1), (0.67, 1), (1.0, 2)])
 @pytest.mark.parametrize("tower", ["clip", "dinov2", "siglip"])
-def test_attention_at_a_depth_is_that_of_its_layer(tower, depth, layer):
+def test_attention_at_a_depth_is_that_of_its_tower_layer(tower, depth, layer):
     inputs = tiny.prompts((1, 1))
     tokens = views(tiny.build(tower), inputs, tower_depths=(depth,))
     eager = tiny.build(tower, attention="eager").model.vision_tower
@@ -43,15 +43,18 @@ def test_attention_at_a_depth_is_that_of_its_layer(tower, depth, layer):
             _ = tokens.cls_features
 
 
-def test_a_depth_that_was_not_encoded_says_how_to_get_it(clip):
+def test_a_depth_that_was_not_encoded_is_refused_with_the_remedy(clip):
     tokens = views(clip, tiny.prompts((1,)), tower_depths=())
-    with pytest.raises(Unavailable, match=r"keys@0.25 is not available: .* call encode\(..., tower_depths=\(0.25,\)\)"):
+    with pytest.raises(
+        Unavailable,
+        match=r"keys@0.25 is not available: encode the images with it: encode\(..., tower_depths=\(0.25,\)\)",
+    ):
         tokens.at_depth("keys", 0.25)
     with pytest.raises(ValueError, match=r"depth must be a share of the tower's layers, 0 to 1, not 1\.5"):
         views(clip, tiny.prompts((1,)), tower_depths=(1.5,))
 
 
-def test_keys_are_those_of_the_layer_and_one_wide_head_sees_them_whole(clip):
+def test_keys_and_wide_cls_attention_are_those_of_the_layer(clip):
     inputs = tiny.prompts((1, 1))
     tokens, tower = views(clip, inputs), clip.model.vision_tower
     states = {}
@@ -75,7 +78,7 @@ def test_keys_are_those_of_the_layer_and_one_wide_head_sees_them_whole(clip):
     assert {"keys", "keys@1", "wide_cls_attention@1", "cls_features"} == tokens.computed
 
 
-def test_the_cls_token_of_several_layers_is_joined_as_the_patches_are():
+def test_cls_features_of_several_layers_are_concatenated_like_patches():
     model, inputs = tiny.build("clip", vision_feature_layer=[-3, -2]), tiny.prompts((1,))
     tokens = views(model, inputs)
     hidden = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
@@ -83,7 +86,7 @@ def test_the_cls_token_of_several_layers_is_joined_as_the_patches_are():
     assert tokens.cls_features.shape[-1] == tokens.encoder_features.shape[-1]
 
 
-def test_a_tower_is_not_changed_by_watching_a_layer_for_two_reasons(clip):
+def test_capturing_a_layer_for_two_views_does_not_change_the_tower(clip):
     inputs = tiny.prompts((1,))
     plain, watched = (views(clip, inputs, tower_depths=tower_depths) for tower_depths in ((), (0.67, 0.6, 0.0)))
     assert torch.equal(plain.features, watched.features)
@@ -98,7 +101,7 @@ def test_projecting_encoder_features_gives_the_features(clip):
         bare.project(tokens.encoder_features)
 
 
-def test_words_are_compared_as_the_language_model_reads_them(clip):
+def test_word_similarity_is_computed_from_the_inputs_of_the_language_model(clip):
     inputs = tiny.prompts((2, 1))
     tokens = views(clip, inputs)
     got = tokens.word_similarity
@@ -113,7 +116,7 @@ def test_words_are_compared_as_the_language_model_reads_them(clip):
     assert got.shape[2] == 10 and bool((got[1] == -torch.inf).any())
 
 
-def test_the_product_with_the_text_is_the_cosine_times_the_norms(clip):
+def test_relevance_product_is_the_cosine_times_the_norms(clip):
     dual, inputs = tiny.companion(), tiny.prompts((1, 1))
     tokens = views(clip, inputs, relevance=Companion(dual))
     norms = dual.visual_projection(tokens.encoder_features).norm(dim=-1)
@@ -124,6 +127,6 @@ def test_the_product_with_the_text_is_the_cosine_times_the_norms(clip):
 
 
 @pytest.mark.parametrize("name", ["frames", "crops"])
-def test_one_whole_picture_has_no_frames_and_no_crops(clip, name):
+def test_a_single_image_has_no_frames_and_no_crops(clip, name):
     with pytest.raises(Unavailable, match=f"{name} is not available: the images are "):
         getattr(views(clip, tiny.prompts((1,))), name)

@@ -1,4 +1,4 @@
-"""The peers against slow float64 references, over the edges of their budgets, in padded batches."""
+"""The peers against slow float64 references, at the edges of their budgets, in padded batches."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def greedy(name: str, image: dict[str, np.ndarray], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", list(reference.NEXT))
-def test_greedy_methods_pick_what_the_formula_picks(name):
+def test_greedy_methods_pick_the_tokens_of_the_reference(name):
     images = [numpy_of(image) for image in PICTURES]
     _, longest = rows_of(peer(name, budget=100), batch(*PICTURES))
     for image, order in zip(images, longest, strict=True):
@@ -155,7 +155,7 @@ def test_greedy_methods_pick_what_the_formula_picks(name):
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", list(reference.KEPT))
-def test_methods_keep_what_the_formula_keeps(name, budget):
+def test_methods_keep_the_tokens_of_the_reference(name, budget):
     method, tokens = peer(name, budget=budget), batch(*PICTURES)
     picks = method.select(tokens)
     compared = 0
@@ -169,7 +169,7 @@ def test_methods_keep_what_the_formula_keeps(name, budget):
 
 
 @pytest.mark.parametrize("name", [*reference.NEXT, *reference.KEPT])
-def test_half_precision_keeps_nearly_the_same(name, record_property):
+def test_half_precision_keeps_nearly_the_same_tokens(name, record_property):
     shares = []
     for budget in (16, 64):
         method = peer(name, budget=budget)
@@ -209,7 +209,7 @@ def test_duplicates_and_zero_vectors_do_not_repeat_or_lose_tokens(name, how):
 
 @pytest.mark.parametrize("how", ["duplicates", "zeros"])
 @pytest.mark.parametrize("name", list(reference.NEXT))
-def test_picks_among_duplicates_and_zero_vectors_are_as_good_as_the_best(name, how):
+def test_picks_among_duplicates_and_zero_vectors_have_the_best_score(name, how):
     images = [spoilt(image, how) for image in PICTURES]
     _, order = rows_of(peer(name, budget=64), batch(*images))
     for image, picks in zip(images, order, strict=True):
@@ -219,7 +219,7 @@ def test_picks_among_duplicates_and_zero_vectors_are_as_good_as_the_best(name, h
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_one_token_is_kept_and_equal_scores_are_settled(name):
+def test_one_token_and_equal_scores_keep_the_budget(name):
     one = picture(0, 1, 1)
     assert rows_of(peer(name, budget=1), batch(one))[0] == [[0]]
     equal = {key: torch.ones_like(v) if key in PER_TOKEN else v for key, v in PICTURES[0].items()}
@@ -229,7 +229,7 @@ def test_one_token_is_kept_and_equal_scores_are_settled(name):
 # ------------------------------------------------------------------------------------------------ as published
 
 
-def test_vispruner_as_published_cannot_start_with_an_odd_list():
+def test_vispruner_as_published_refuses_an_odd_list():
     tokens = batch(PICTURES[0])
     for budget, fits in ((64, True), (58, False), (30, False), (2, False), (16, True)):
         if fits:
@@ -301,7 +301,7 @@ def test_cdpruner_as_published_loses_tokens_when_nothing_is_left_to_explain():
     assert exact == published
 
 
-def test_cdpruner_fills_up_by_relevance():
+def test_cdpruner_picks_explained_tokens_by_relevance():
     image = spoilt(PICTURES[0], "duplicates")
     order = rows_of(peer("cdpruner", budget=64), batch(image))[1][0]
     filled = image["relevance"][order[20:]]
@@ -309,7 +309,7 @@ def test_cdpruner_fills_up_by_relevance():
 
 
 @pytest.mark.parametrize("name", ["cdpruner", "trim"])
-def test_clips_sign_can_be_turned(name):
+def test_negated_relevance_turns_the_sign(name):
     turned = {**PICTURES[0], "relevance": -PICTURES[0]["relevance"]}
     plain = rows_of(peer(name, budget=20), batch(turned))
     assert rows_of(peer(name, budget=20, negated=True), batch(PICTURES[0])) == plain
@@ -331,7 +331,7 @@ MERGING = ("trim", "visionzip", "prumergeplus", "tome", "vscan")
 
 @pytest.mark.parametrize("budget", [*BUDGETS, 0.03, 0.2, 0.5])
 @pytest.mark.parametrize("name", MERGING)
-def test_a_batch_merges_as_its_images_alone(name, budget):
+def test_merged_tokens_do_not_depend_on_the_other_images_of_a_batch(name, budget):
     together = read_rows(peer(name, budget=budget), batch(*PICTURES))
     for row, image in zip(together, PICTURES, strict=True):
         method = peer(name, budget=min(budget, len(image["features"])))
@@ -342,7 +342,7 @@ def test_a_batch_merges_as_its_images_alone(name, budget):
 @pytest.mark.parametrize(
     ("name", "knobs"), [("tome", {}), ("vscan", {}), ("visionzip", {"attention": "received", "dominant": 1.0})]
 )
-def test_nothing_is_merged_where_everything_is_kept(name, knobs):
+def test_nothing_is_merged_if_all_tokens_are_kept(name, knobs):
     tokens = batch(*PICTURES)
     rows = read_rows(peer(name, budget=100, **knobs), tokens)
     source = tokens.features if name == "vscan" else project(tokens.encoder_features)
@@ -351,7 +351,7 @@ def test_nothing_is_merged_where_everything_is_kept(name, knobs):
 
 
 @pytest.mark.parametrize("name", MERGING)
-def test_half_precision_is_merged_infull_precision(name):
+def test_half_precision_tokens_are_merged_in_full_precision(name):
     coarse = [{key: v.bfloat16().float() if v.is_floating_point() else v for key, v in one.items()} for one in PICTURES]
     method = peer(name, budget=16)
     for half, full in zip(
@@ -402,7 +402,7 @@ def test_visionzip_of_a_tower_without_cls_keeps_one_more_token(budget):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_visionzip_takes_other_splits(share):
+def test_visionzip_takes_other_shares_of_dominant_tokens(share):
     picks = peer("visionzip", budget=20, dominant=share).select(batch(*PICTURES))
     for row, image in enumerate(map(numpy_of, PICTURES)):
         wanted = reference.visionzip(image, 20, share)
@@ -428,7 +428,7 @@ def test_prumergeplus_as_published_reads_twice_the_budget_and_some_tokens_again(
 
 
 @pytest.mark.parametrize(("budget", "spaced", "attended"), [(0.2222, 144, 127), (288, 288, 288), (1, 1, 1)])
-def test_prumergeplus_as_published_fails_where_the_counts_do_not_fit(budget, spaced, attended):
+def test_prumergeplus_as_published_refuses_budgets_on_which_its_code_fails(budget, spaced, attended):
     tokens = batch(picture(7, 24, 24) if budget != 1 else picture(7, 1, 2))
     with pytest.raises(ValueError, match=rf"a budget of {budget} gives {spaced} and {attended} of (576|2) tokens"):
         peer("prumergeplus", budget=budget, faithful=True).select(tokens)
@@ -472,7 +472,7 @@ def test_tome_weighs_merged_tokens_by_what_they_are_made_of():
 
 
 @pytest.mark.parametrize(("budget", "published"), [(96, 96), (100, 98), (48, 40), (64, 64), (32, 32), (33, 33)])
-def test_vscan_as_published_loses_what_the_windows_do_not_share(budget, published):
+def test_vscan_as_published_loses_the_remainder_over_windows(budget, published):
     image = picture(8, 24, 24)
     counts = [int(peer("vscan", budget=budget, faithful=flag).select(batch(image)).counts) for flag in (False, True)]
     assert counts == [budget, published]
@@ -482,7 +482,7 @@ def test_vscan_as_published_loses_what_the_windows_do_not_share(budget, publishe
     check_features(picks, 0, wanted)
 
 
-def test_vscan_as_published_fails_with_fewer_local_tokens_than_windows():
+def test_vscan_as_published_refuses_fewer_local_tokens_than_windows():
     with pytest.raises(ValueError, match=r"needs a local token for each of 16 windows; got \[8, 8, 8\]"):
         peer("vscan", budget=16, faithful=True).select(batch(*PICTURES))
     assert peer("vscan", budget=16).select(batch(*PICTURES)).counts.tolist() == [16, 16, 16]
@@ -492,7 +492,7 @@ def test_vscan_as_published_fails_with_fewer_local_tokens_than_windows():
     ("budget", "convention", "depth", "entering"),
     [(64, "average", 32, 96), (192, "average", 32, 288), (32, "final", None, 96), (20, "average", 5, 27)],
 )
-def test_vscan_lets_more_tokens_enter_where_some_are_dropped_later(budget, convention, depth, entering):
+def test_vscan_lets_more_tokens_enter_if_it_drops_some_later(budget, convention, depth, entering):
     tokens = batch(picture(8, 24, 24))
     method = get_method("vscan", budget=budget, budget_convention=convention)
     picks = method.select(replace(tokens, decoder_layers=depth))
@@ -501,13 +501,13 @@ def test_vscan_lets_more_tokens_enter_where_some_are_dropped_later(budget, conve
     assert picks.counts.tolist() == [entering] and picks.requested == budget
 
 
-def test_vscan_needs_the_depth_for_an_average():
-    message = "decoder_layers is not available: a budget that is an average over layers needs their number"
+def test_vscan_needs_the_number_of_layers_for_an_average_budget():
+    message = "decoder_layers is not available: an average budget needs the number of layers of the language model"
     with pytest.raises(Unavailable, match=message):
         get_method("vscan", budget=9).select(batch(*PICTURES))
 
 
-def test_vscan_goes_round_the_windows():
+def test_vscan_gives_every_window_a_token_in_turn():
     image = picture(8, 24, 24)
     shallow = image["cls_attention@0.25"] = torch.linspace(2, 1, 576)
     for local, least, most in ((32, 2, 2), (40, 2, 3), (8, 0, 1)):
@@ -548,7 +548,7 @@ def videos(*shown: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Vis
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_evs_keeps_what_the_formula_keeps(budget):
+def test_evs_keeps_the_tokens_of_the_reference(budget):
     picks = peer("evs", budget=budget).select(videos(*VIDEOS))
     for row, shown in enumerate(map(numpy_of, VIDEOS)):
         wanted = reference.evs(shown, min(budget, len(shown["features"])))
@@ -564,7 +564,7 @@ def test_evs_keeps_what_the_formula_keeps(budget):
         )
 
 
-def test_evs_ranks_what_stands_still_by_its_place_and_lost_tokens_as_the_formula_does():
+def test_evs_ranks_unchanged_tokens_by_place_and_zero_vectors_as_the_reference():
     still = {**video(0, 3, 4, 4), "features": video(0, 1, 4, 4)["features"].repeat(3, 1)}
     assert peer("evs", budget=30).select(videos(still)).rows()[0].tolist() == list(range(30))
     still["features"][[17, 18, 2, 40]] = 0
@@ -573,7 +573,7 @@ def test_evs_ranks_what_stands_still_by_its_place_and_lost_tokens_as_the_formula
     assert picks.scores[0, [17, 18, 33, 34, 40]].tolist() == [1.0, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_evs_finds_the_same_place_whatever_the_order_and_where_there_is_none():
+def test_evs_finds_the_previous_token_in_every_order_of_tokens():
     shown = VIDEOS[0]
     plain = peer("evs", budget=60).select(videos(shown))
     mixed = torch.randperm(100, generator=torch.Generator().manual_seed(0))
@@ -596,7 +596,7 @@ def test_evs_as_published_keeps_the_first_frame_and_rounds_down():
         assert counts == [fixed, published]
 
 
-def test_evs_in_half_precision_keeps_nearly_the_same(record_property):
+def test_evs_in_half_precision_keeps_nearly_the_same_tokens(record_property):
     kept = [
         peer("evs", budget=60).select(videos(VIDEOS[0], dtype=dtype)).rows()[0].tolist()
         for dtype in (torch.float32, torch.bfloat16)
@@ -623,7 +623,7 @@ CROPS = [cropped(1, 2, 2), cropped(2, 1, 3), cropped(3, 2, 1)]
 
 @pytest.mark.parametrize("slip", [False, True])
 @pytest.mark.parametrize("budget", [2, 15, 16, 30, 58, 64, 107, 108, 144])
-def test_hired_keeps_what_the_formula_keeps_of_unequal_crops(budget, slip):
+def test_hired_keeps_the_tokens_of_the_reference_for_unequal_crops(budget, slip):
     picks = peer("hired", budget=budget, faithful=slip).select(batch(*CROPS))
     for row, image in enumerate(map(numpy_of, CROPS)):
         wanted = reference.hired(image, min(budget, len(image["features"])), slip)
@@ -649,7 +649,7 @@ def test_hired_as_published_mistakes_columns_for_rows():
     assert sum(published[2:]) > 170 and max(published) < 110
 
 
-def test_hired_of_a_whole_image_is_fastervlm_and_rounds_down_as_published():
+def test_hired_without_crops_is_fastervlm_and_rounds_down_as_published():
     tokens = batch(*PICTURES)
     assert rows_of(peer("hired", budget=20), tokens) == rows_of(peer("fastervlm", budget=20), tokens)
     assert tokens.computed == {"cls_attention"}
@@ -657,7 +657,7 @@ def test_hired_of_a_whole_image_is_fastervlm_and_rounds_down_as_published():
     assert counts == [[20, 14, 20], [19, 14, 19]]
 
 
-def test_hired_passes_on_what_a_full_crop_cannot_take():
+def test_hired_gives_the_rest_of_a_full_crop_to_other_crops():
     image = cropped(1, 2, 1)
     image["cls_attention@0"] = torch.zeros(108)
     image["cls_attention@0"][:36] = 1 - image["grid"][:36, 0] / 6  # All marks lie in the upper crop.
@@ -691,7 +691,7 @@ def test_hired_passes_on_what_a_full_crop_cannot_take():
         ("evs", "frames"),
     ],
 )
-def test_a_view_that_is_not_there_is_named(name, missing):
+def test_a_missing_view_is_refused_by_name(name, missing):
     tokens = batch(PICTURES[0])
     sources = {view: source for view, source in tokens.sources.items() if view != missing}
     with pytest.raises(Unavailable, match=f"{missing} is not available"):
@@ -699,7 +699,7 @@ def test_a_view_that_is_not_there_is_named(name, missing):
 
 
 @pytest.mark.parametrize("name", ["fastervlm", "vispruner", "hired", "scope", "vscan"])
-def test_towers_without_cls_can_be_read_by_what_tokens_receive(name):
+def test_towers_without_cls_are_read_by_received_attention(name):
     tokens = batch(*PICTURES)
     early = "attention@0.25"
     swapped = [

@@ -430,7 +430,7 @@ def test_an_image_over_two_prompts_is_refused(clip):
     ids = inputs["input_ids"].clone()
     ids[0, (ids[0] == tiny.IMAGE).nonzero()[0]] = 5
     ids[1, -1] = tiny.IMAGE
-    with prune(clip, ALL), pytest.raises(ValueError, match=r"image 0 would be spread over two prompts; .*\[35, 37\]"):
+    with prune(clip, ALL), pytest.raises(ValueError, match=r"image 0 would extend over two prompts; .*\[35, 37\]"):
         clip(**{**inputs, "input_ids": ids})
 
 

@@ -1,4 +1,4 @@
-"""ID-Selection's greedy against a slow float64 reference, its properties and its errors."""
+"""`id_select` against a slow float64 reference, its properties and its errors."""
 
 import dataclasses
 import itertools
@@ -49,7 +49,7 @@ def small_cases(count, feature_kind, update):
 
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("features", FEATURES)
-def test_float64_order_is_that_of_the_slow_reference(features, update):
+def test_picks_in_float64_are_those_of_the_slow_reference(features, update):
     for x, s, k, gamma in small_cases(300, features, update):
         cosines = cosine_table(x.tolist())
         for trace in (False, True):
@@ -61,7 +61,7 @@ def test_float64_order_is_that_of_the_slow_reference(features, update):
             assert max(behind) <= allowed
 
 
-def test_float32_order_leaves_the_reference_only_at_ties_within_rounding():
+def test_picks_in_float32_differ_from_the_reference_only_at_ties_within_rounding():
     cases = left = 0
     for features, update in itertools.product(FEATURES, UPDATES):
         for x, s, k, gamma in small_cases(120, features, update):
@@ -78,7 +78,7 @@ def test_float32_order_leaves_the_reference_only_at_ties_within_rounding():
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("features", ["gaussian", "clustered"])
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 0.0), (torch.float32, 1e-7)])
-def test_long_images_and_large_budgets(features, update, dtype, allowed):
+def test_picks_nest_over_budgets_and_follow_the_reference_for_many_tokens(features, update, dtype, allowed):
     rng = np.random.default_rng(7)
     n = 300
     x = torch.tensor(make_features(features, n, 64, rng)).to(dtype)
@@ -96,7 +96,7 @@ def test_long_images_and_large_budgets(features, update, dtype, allowed):
 
 @given(problems(torch.float32), st.booleans())
 @settings(max_examples=80, deadline=None)
-def test_keeps_exactly_the_budget_once_each_in_raster_order(problem, trace):
+def test_selection_keeps_exactly_the_budget_in_raster_order_without_repeats(problem, trace):
     picks = id_select(**problem, trace=trace)
     lengths = problem["mask"].sum(1)
     asked = resolve_budget(problem["budget"], lengths)
@@ -119,7 +119,7 @@ def test_keeps_exactly_the_budget_once_each_in_raster_order(problem, trace):
 
 @given(problems())
 @settings(max_examples=60, deadline=None)
-def test_rows_do_not_depend_on_each_other_nor_on_padding(problem):
+def test_picks_do_not_depend_on_other_rows_or_on_padding(problem):
     mask = problem["mask"]
     dirty = problem | {
         "features": problem["features"].masked_fill(~mask[..., None], math.nan),
@@ -156,7 +156,7 @@ def test_permuting_the_tokens_permutes_the_picks(problem, random):
 
 @given(problems(torch.float32), st.integers(-20, 20))
 @settings(max_examples=60, deadline=None)
-def test_scaling_all_scores_changes_nothing(problem, power):
+def test_picks_do_not_depend_on_the_scale_of_the_scores(problem, power):
     scaled = problem | {"scores": problem["scores"] * 2.0**power}
     assert torch.equal(id_select(**problem).order, id_select(**scaled).order)
 
@@ -173,7 +173,7 @@ def test_infinite_gamma_is_top_k_with_ties_to_the_lowest_index(problem):
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("gamma", [20.0, INF])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equal_scores_spread_over_what_differs_before_duplicates(dtype, gamma, update):
+def test_of_equal_scores_one_token_of_each_kind_is_picked_before_duplicates(dtype, gamma, update):
     rng = np.random.default_rng(3)
     kinds = rng.integers(12, size=80)
     x = torch.tensor(rng.standard_normal((12, 40))[kinds] * rng.uniform(0.1, 9, (80, 1))).to(dtype)
@@ -184,7 +184,7 @@ def test_equal_scores_spread_over_what_differs_before_duplicates(dtype, gamma, u
 
 @given(problems(torch.float32), st.sampled_from([torch.float16, torch.bfloat16]))
 @settings(max_examples=40, deadline=None)
-def test_half_precision_is_computed_in_float32(problem, dtype):
+def test_half_precision_inputs_are_computed_in_float32(problem, dtype):
     problem["scores"] = problem["scores"] / problem["scores"].max().clamp_min(1)
     half = {name: problem[name].to(dtype) for name in ("features", "scores")}
     full = {name: value.float() for name, value in half.items()}
@@ -214,7 +214,7 @@ def test_trace_holds_the_scores_before_each_pick(problem):
         assert (trace.diff(dim=0).nan_to_num(neginf=0) <= 0).all()
 
 
-def test_after_the_last_positive_score_the_least_suppressed_comes_next():
+def test_the_least_suppressed_token_is_next_once_no_score_is_positive():
     x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.7, 0.7], [0.0, 1.0]])
     s = torch.tensor([1.0, 0.9, 0.4, 0.0])
     picks = id_select(x, s, 4, gamma=2.0, trace=True)
@@ -234,12 +234,12 @@ def test_opposite_tokens_are_suppressed_less_than_orthogonal_ones():
     assert id_select(x, torch.ones(3), 2, gamma=0.5).order.tolist() == [[0, 2]]
 
 
-def test_unbatched_is_a_batch_of_one():
+def test_unbatched_input_is_a_batch_of_one():
     x, s, mask = torch.randn(9, 5), torch.rand(9), torch.arange(9) < 7
     assert torch.equal(id_select(x, s, 4, mask=mask).order, id_select(x[None], s[None], 4, mask=mask[None]).order)
 
 
-def test_inputs_are_left_alone_and_nothing_is_differentiated():
+def test_inputs_are_not_changed_and_no_gradient_is_recorded():
     x, s = torch.randn(2, 30, 4, requires_grad=True), torch.rand(2, 30, requires_grad=True)
     before = x.detach().clone(), s.detach().clone()
     for trace in (False, True):
@@ -250,7 +250,7 @@ def test_inputs_are_left_alone_and_nothing_is_differentiated():
     assert torch.equal(s, before[1])
 
 
-def test_autocast_does_not_reach_the_similarities():
+def test_autocast_does_not_change_the_picks():
     x, s = torch.randn(200, 64), torch.ones(200)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = [id_select(x, s, 150, trace=trace).order for trace in (False, True)]
@@ -258,7 +258,7 @@ def test_autocast_does_not_reach_the_similarities():
     assert torch.equal(inside[1], id_select(x, s, 150, trace=True).order)
 
 
-def test_tensor_cores_are_given_back_as_they_were():
+def test_the_tf32_setting_is_restored():
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     try:
@@ -290,14 +290,14 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("scores", [torch.rand(3000), torch.ones(3000)])
-def test_no_table_of_all_pairs_is_built(scores, trace):
+def test_no_tensor_of_all_pairs_is_allocated(scores, trace):
     x = torch.randn(3000, 8)
     with Watch() as seen:
         id_select(x, scores, 10, trace=trace)
     assert seen.largest <= 10 * 3000
 
 
-def test_rounds_serve_the_whole_batch_and_never_wait_for_the_device():
+def test_a_round_is_a_few_kernels_for_the_whole_batch_without_synchronisation():
     def cost(batch, budget):
         x, s = torch.randn(batch, 50, 8), torch.rand(batch, 50)
         with Watch() as seen:
@@ -309,10 +309,10 @@ def test_rounds_serve_the_whole_batch_and_never_wait_for_the_device():
     assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 20
 
 
-@pytest.mark.parametrize("backend", ["lazy", "numba"])
+@pytest.mark.parametrize("backend", ["shortlist", "numba"])
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 200)])
-def test_lazy_and_step_by_step_pick_alike(n, k, update, backend):
+def test_cpu_backends_pick_the_same_tokens_as_torch(n, k, update, backend):
     rng = np.random.default_rng(n + k)
     for features, scores in itertools.product(("gaussian", "clustered", "common"), ("peaked", "uniform", "flat")):
         x = make_features("clustered" if features == "common" else features, n, 64, rng)
@@ -320,28 +320,28 @@ def test_lazy_and_step_by_step_pick_alike(n, k, update, backend):
         s = torch.tensor(make_scores(scores, n, rng))
         problem = {"features": x[None], "scores": s[None], "gamma": 20.0, "update": update}
         problem["mask"] = torch.ones(1, n, dtype=torch.bool)
-        ours, torched = (id_select(**problem, budget=k, backend=form).order[0] for form in (backend, "torch"))
+        ours, torched = (id_select(**problem, budget=k, backend=name).order[0] for name in (backend, "torch"))
         assert resembles(ours, torched, problem, 0), (features, scores)
 
 
-@pytest.mark.parametrize("backend", ["lazy", "numba"])
+@pytest.mark.parametrize("backend", ["shortlist", "numba"])
 @given(problems())
 @settings(max_examples=60, deadline=None)
-def test_lazy_is_step_by_step_on_ragged_batches(backend, problem):
-    ours, torched = (id_select(**problem, backend=form).order for form in (backend, "torch"))
+def test_cpu_backends_pick_the_same_tokens_as_torch_in_ragged_batches(backend, problem):
+    ours, torched = (id_select(**problem, backend=name).order for name in (backend, "torch"))
     for row, count in enumerate((torched >= 0).sum(1).tolist()):
         assert resembles(ours[row, :count], torched[row, :count], problem, row)
 
 
-@pytest.mark.parametrize("backend", ["lazy", "numba", "torch"])
-def test_long_duplicates_count_as_duplicates(backend):
+@pytest.mark.parametrize("backend", ["shortlist", "numba", "torch"])
+def test_duplicates_of_many_features_count_as_duplicates(backend):
     x = torch.cat([torch.full((3, 40_000), 0.1), torch.eye(3, 40_000)])
     assert id_select(x, torch.tensor([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), 4, backend=backend).order.tolist() == [
         [0, 3, 4, 5]
     ]
 
 
-def test_images_of_a_batch_may_be_selected_by_several_threads():
+def test_numba_picks_the_same_tokens_with_several_threads():
     x, s, mask = (
         torch.randn(7, 90, 16),
         torch.rand(7, 90),
@@ -356,7 +356,7 @@ def test_images_of_a_batch_may_be_selected_by_several_threads():
     assert torch.equal(ours, id_select(x, s, 0.4, mask=mask, backend="torch").order)
 
 
-def test_what_numba_compiled_need_not_be_kept():
+def test_numba_compiles_without_a_cache_folder():
     from idsel_core.selection.cpu_numba import compiled
 
     code: dict = {}
@@ -364,48 +364,43 @@ def test_what_numba_compiled_need_not_be_kept():
     assert compiled()(code["double"])(21) == 42
 
 
-def test_a_cpu_without_numba_selects_by_torch(monkeypatch):
+def test_auto_takes_the_shortlist_on_a_cpu_without_numba(monkeypatch):
     monkeypatch.setattr(selection, "find_spec", lambda name: None)
     seen = []
-    monkeypatch.setattr(selection, "lazy_greedy", lambda *given: seen.append(given) or [0, 1])
+    monkeypatch.setattr(selection, "pick_from_shortlist", lambda *given: seen.append(given) or [0, 1])
     assert id_select(X, S, 2).order.tolist() == [[0, 1]] * 2
     assert len(seen) == 2
 
 
-def test_nothing_imports_numba_before_it_is_needed():
+def test_numba_is_imported_only_when_it_is_used():
     code = """
 import sys, torch
 from idsel_core import id_select
-for backend in "lazy", "auto":
+for backend in "shortlist", "auto":
     id_select(torch.eye(3), torch.ones(3), 2, backend=backend)
     assert ("numba" in sys.modules) == (backend == "auto")
 """
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
-def test_the_environment_chooses_how_it_is_run(monkeypatch):
+def test_environment_variables_do_not_choose_the_backend(monkeypatch):
     monkeypatch.setenv("IDSEL_BACKEND", "torch")
-    monkeypatch.setattr(selection, "lazy_greedy", None)
+    monkeypatch.setattr(selection, "pick_in_rounds", None)
     assert id_select(X, S, 2).counts.tolist() == [2, 2]
     with pytest.raises(TypeError, match="not callable"):
-        id_select(X, S, 2, backend="lazy")
-    monkeypatch.setenv("IDSEL_BACKEND", "fast")
-    with pytest.raises(
-        ValueError, match="IDSEL_BACKEND must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'fast'"
-    ):
-        id_select(X, S, 2)
+        id_select(X, S, 2, backend="torch")
 
 
-def test_ways_that_cannot_be_had_are_refused(monkeypatch):
+def test_backends_that_cannot_run_here_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(
-        ValueError, match="backend must be one of 'auto', 'lazy', 'numba', 'torch', 'triton', not 'cuda'"
+        ValueError, match="backend must be one of 'auto', 'torch', 'shortlist', 'numba', 'triton', not 'cuda'"
     ):
         id_select(X, S, 2, backend="cuda")
     monkeypatch.setattr(selection, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"backend 'triton' needs tensors on a GPU or .*, not cpu tensors"):
         id_select(X, S, 2, backend="triton")
-    for name in ("lazy", "numba"):
+    for name in ("shortlist", "numba"):
         with pytest.raises(ValueError, match=f"backend '{name}' needs tensors on the CPU, not on meta"):
             id_select(X.to("meta"), S.to("meta"), 2, backend=name)
     monkeypatch.setattr(selection, "find_spec", lambda name: None)
@@ -433,12 +428,12 @@ def changed(tensor, value, *place):
         ({"features": X[0, 0]}, ValueError, r"features must be \(B, N, D\) or \(N, D\) .*, not \(3,\)"),
         ({"features": X[:, :0]}, ValueError, r"without an empty axis, not \(2, 0, 3\)"),
         ({"features": X[:0]}, ValueError, r"without an empty axis, not \(0, 5, 3\)"),
-        ({"scores": S[:, :4]}, ValueError, r"scores must be \(2, 5\), as features are, not \(2, 4\)"),
-        ({"scores": S[0]}, ValueError, r"scores must be \(2, 5\), as features are, not \(5,\)"),
+        ({"scores": S[:, :4]}, ValueError, r"scores must be \(2, 5\), like features, not \(2, 4\)"),
+        ({"scores": S[0]}, ValueError, r"scores must be \(2, 5\), like features, not \(5,\)"),
         ({"mask": S}, TypeError, "mask must be a bool tensor, not torch.float32"),
         ({"mask": [True] * 5}, TypeError, "mask must be a bool tensor, not list"),
-        ({"mask": ROW[:, :4]}, ValueError, r"mask must be \(2, 5\), as features are, not \(2, 4\)"),
-        ({"mask": ROW}, ValueError, "mask must be true on a token of every row; row 1"),
+        ({"mask": ROW[:, :4]}, ValueError, r"mask must be \(2, 5\), like features, not \(2, 4\)"),
+        ({"mask": ROW}, ValueError, "mask must be True at a token of every row; row 1"),
         ({"scores": S.to("meta")}, ValueError, "must be on one device, not cpu, meta"),
         (
             {"features": changed(X, math.nan, 1, 2, 0)},
@@ -459,7 +454,7 @@ def changed(tensor, value, *place):
         ({"budget": 1.5}, ValueError, r"a share of them \(float, above 0 and up to 1\), not 1.5"),
     ],
 )
-def test_bad_input_is_named(arguments, error, message):
+def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         id_select(**({"features": X, "scores": S, "budget": 2} | arguments))
 
@@ -476,23 +471,23 @@ def test_bad_input_is_named(arguments, error, message):
         (np.float32(0.25), [8], [2]),
     ],
 )
-def test_budgets(budget, lengths, counts):
+def test_a_budget_gives_the_number_of_tokens(budget, lengths, counts):
     assert resolve_budget(budget, torch.tensor(lengths)).tolist() == counts
 
 
 @pytest.mark.parametrize("budget", [True, "64", None, torch.tensor(4), 1j])
-def test_budgets_that_are_no_number(budget):
+def test_budgets_that_are_no_numbers_are_refused(budget):
     with pytest.raises(TypeError, match="budget must be a number of tokens"):
         resolve_budget(budget, torch.tensor([5]))
 
 
 @pytest.mark.parametrize("budget", [0, -3, 6, 0.0, -0.1, 1.0001, math.nan, INF])
-def test_budgets_out_of_range(budget):
+def test_budgets_out_of_range_are_refused(budget):
     with pytest.raises(ValueError, match=f"budget must be .*{budget}"):
         resolve_budget(budget, torch.tensor([5]))
 
 
-def test_selection_from_an_order():
+def test_a_selection_is_built_from_an_order():
     picks = Selection.from_order(torch.tensor([[4, 0, 2], [1, -1, -1]]), torch.rand(2, 5).double(), 0.5)
     assert picks.indices.tolist() == [[0, 2, 4], [1, -1, -1]] and picks.counts.tolist() == [3, 1]
     assert [row.tolist() for row in picks.rows()] == [[0, 2, 4], [1]]

@@ -1,6 +1,6 @@
-"""The kernel picks what torch picks: under triton's interpreter on a CPU, and on a GPU where there is one.
+"""The triton backend picks the same tokens as torch: under triton's interpreter on a CPU, and on a GPU if there is one.
 
-Triton decides when it is imported whether it interprets, so that the interpreter has a process of its own.
+Triton decides at import whether it interprets kernels, so the interpreter runs in a process of its own.
 """
 
 import math
@@ -30,7 +30,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 @outside
-def test_the_kernel_under_the_interpreter():
+def test_the_kernel_passes_these_tests_under_the_interpreter():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -44,7 +44,7 @@ def both(**arguments):
 @kernel
 @given(problems(torch.float64, batch=3))
 @settings(max_examples=40, deadline=None)
-def test_ragged_batches_of_every_kind(problem):
+def test_triton_picks_the_same_tokens_as_torch_in_ragged_batches(problem):
     ours, wanted = both(**problem)
     for row, count in enumerate((wanted >= 0).sum(1).tolist()):
         assert (ours[row, count:] == -1).all()
@@ -54,7 +54,7 @@ def test_ragged_batches_of_every_kind(problem):
 @kernel
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("gamma", [*GAMMAS, 1e-3])
-def test_all_tokens_in_order_for_every_sharpness(gamma, update):
+def test_triton_orders_all_tokens_like_torch_for_every_gamma(gamma, update):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 40, 6, generator=generator)
     s = torch.rand(2, 40, generator=generator)
@@ -66,7 +66,7 @@ def test_all_tokens_in_order_for_every_sharpness(gamma, update):
 @kernel
 @pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes(dtype, update):
+def test_triton_picks_the_same_tokens_as_torch_in_every_dtype(dtype, update):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3, 60, 16, generator=generator).to(dtype)
     s = torch.rand(3, 60, generator=generator).to(dtype)
@@ -102,7 +102,7 @@ def test_ties_go_to_the_lowest_index(gamma, update):
 
 
 @kernel
-def test_images_take_turns_where_memory_is_short(monkeypatch):
+def test_picks_do_not_depend_on_the_size_of_the_workspace(monkeypatch):
     from idsel_core.selection import gpu_triton as triton_select
 
     generator = torch.Generator().manual_seed(3)
@@ -119,7 +119,7 @@ def test_images_take_turns_where_memory_is_short(monkeypatch):
 
 
 @kernel
-def test_a_token_more_than_a_power_of_two():
+def test_numbers_of_tokens_beside_a_power_of_two():
     for n in (1, 2, 3, 33, 64):
         generator = torch.Generator().manual_seed(n)
         x, s = torch.randn(1, n, 5, generator=generator), torch.rand(1, n, generator=generator)
@@ -147,7 +147,7 @@ def test_the_kernel_compiles_without_a_gpu(tmp_path):
 
 
 @outside
-def test_nothing_imports_triton_before_it_is_needed():
+def test_triton_is_imported_only_when_it_is_used():
     code = "import sys, torch, idsel_core; idsel_core.id_select(torch.ones(3, 2), torch.rand(3), 2); "
     done = run(
         "-c", code + "assert 'idsel_core.selection.gpu_triton' not in sys.modules and 'triton' not in sys.modules"

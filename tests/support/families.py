@@ -600,8 +600,8 @@ NO_COMPANION = "relevance is not available: no image-text companion was given"
 NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
-    "downsample": "a smaller image is not available: images come as patches",
-    "evs": "frames is not available: the images are no frames of a video",
+    "downsample": "a smaller image is not available: the processor decides",
+    "evs": "frames is not available: the images are not frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": NO_CLS,
@@ -616,15 +616,15 @@ QWEN3_REFUSED = {
 }
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
-LLAVA_REFUSED = {"evs": "frames is not available: the images are no frames of a video"}
+LLAVA_REFUSED = {"evs": "frames is not available: the images are not frames of a video"}
 LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
 """What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
 
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
-    "downsample": "a smaller image is not available: images are cut into tiles of one size",
-    "evs": "frames is not available: the images are no frames of a video",
+    "downsample": "a smaller image is not available: this model cuts images into tiles of one size",
+    "evs": "frames is not available: the images are not frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
 }
@@ -637,7 +637,7 @@ NO_CLS_REFUSED = {
 WHOLE = "tokens cannot be dropped inside Gemma3TextModel, whose layers do not all attend to the whole prompt"
 WINDOWED_REFUSED = {
     **NO_CLS_REFUSED,
-    "downsample": "a smaller image is not available: images are of one size",
+    "downsample": "a smaller image is not available: this model takes one image size only",
     **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), WHOLE),
 }
 
@@ -654,12 +654,12 @@ VIDEO_LLAVA_REFUSED = {name: why for name, why in NEXT_REFUSED.items() if name !
 
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
-    "visionzip": "cls_features is not available: the projector reads joined patches, and [CLS] is one token",
+    "visionzip": "cls_features is not available: the projector reads several patches as one row, and [CLS] is one token",
 }
 
 AUDIO_REFUSED = {
-    "downsample": "a smaller image is not available: audio clips are no images and have one axis, time",
-    "evs": "frames is not available: audio clips are no videos",
+    "downsample": "a smaller image is not available: audio clips are not images",
+    "evs": "frames is not available: audio clips are not videos",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",

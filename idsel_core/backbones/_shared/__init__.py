@@ -1,1 +1,1 @@
-"""What the files of the model families are built from."""
+"""The contract of a model family, and code that several families share."""

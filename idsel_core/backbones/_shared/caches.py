@@ -1,4 +1,4 @@
-"""The KV cache among the arguments of a model, by either of its names in transformers."""
+"""The KV cache among the arguments of a model, under either of its names in transformers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """Return the cache among the arguments or outputs of a model, which has two names in transformers, or None."""
+    """Return the KV cache among the arguments or outputs of a model, or None."""
     given = (arguments.get(name) for name in ("cache", "past_key_values"))
     return next((cache for cache in given if cache is not None), None)
 
 
 def with_cache(model: Any, cache: Any) -> dict[str, Any]:
-    """Return the argument that gives a cache to a model, or to its ``generate``, by the name that it has there."""
+    """Return the keyword argument that passes a KV cache to a model or to its ``generate``."""
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     return {name: cache}

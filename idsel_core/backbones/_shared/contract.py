@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 POSITIONS = ("compact", "keep")
 
 
-_WHY_NO_VIEW = {
+_MISSING_VIEWS = {
     "cls_attention": "this vision tower has no [CLS] token",
     "received_attention": "no attention layer feeds the projector",
     "wide_cls_attention": "this vision tower has no [CLS] token",
     "cls_features": "this vision tower has no [CLS] token",
     "keys": "no attention layer feeds the projector",
-    "image_key": "the pixels were not seen",
+    "image_key": "the pixels are not known",
 }
 
 
@@ -72,10 +72,10 @@ class Backbone(ABC):
     """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
-    why_one_image_size: ClassVar[str] = "images of this model family are encoded as they are"
-    """Why no smaller images can be had."""
-    why_no_view: ClassVar[Mapping[str, str]] = {}
-    """Why this family lacks views, where it is not for the usual reason."""
+    no_resize_reason: ClassVar[str] = "this model family does not resize images"
+    """Why images cannot be resized to another grid."""
+    missing_views: ClassVar[Mapping[str, str]] = {}
+    """Why this family lacks views, by view, if the reason is not the usual one."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
@@ -197,7 +197,7 @@ class Backbone(ABC):
         """
         if not method.acts_on_pixels:
             return None
-        raise Unavailable("a smaller image", self.why_one_image_size)
+        raise Unavailable("a smaller image", self.no_resize_reason)
 
     @abstractmethod
     def encode(
@@ -278,9 +278,9 @@ class Backbone(ABC):
             "word_similarity": asked.word_similarity(),
             **encoded.views,
         }
-        reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _WHY_NO_VIEW.items()}
-        reasons |= {"frames": "the images are no frames of a video", "crops": "the images are encoded whole"}
-        reasons |= self.why_no_view
+        reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _MISSING_VIEWS.items()}
+        reasons |= {"frames": "the images are not frames of a video", "crops": "the images are not cut into crops"}
+        reasons |= self.missing_views
         if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
             sources["instruction_attention"] = asked.instruction_attention()
         else:

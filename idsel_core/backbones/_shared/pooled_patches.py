@@ -1,4 +1,4 @@
-"""Families whose visual tokens are each made of several patches of a tile."""
+"""Base of families whose visual tokens are each made of several patches of a tile."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class PooledPatches(Llava):
-    """A plain tower that reads each tile of an image by itself, and a projector of patches that lie side by side.
+    """A plain tower that reads each tile separately, and a projector that makes a token of neighbouring patches.
 
-    `Encoded.encoder_features` are what the projector reads of a token, its attention and keys the means of those of its
-    patches. The grid and the attention are of each tile by itself.
+    `Encoded.encoder_features` are the projector's input for each token. Attention and keys of a token are the means
+    over its patches. Grid and attention are counted within each tile.
     """
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    why_one_image_size = "images are cut into tiles of one size"
+    no_resize_reason = "this model cuts images into tiles of one size"
     has_cls: ClassVar[bool] = False
-    """Whether a [CLS] token comes before the patches."""
+    """Whether the tower has a [CLS] token before the patches."""
 
     @abstractmethod
     def members(self) -> Tensor:
-        """Return which patches of a tile each token is made of, int64 (N, patches)."""
+        """Return the patches of a tile that each token is made of, int64 (N, patches)."""
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a tile."""
+        """Number of tokens of a tile."""
         return len(self.members())
 
     def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
-        """Return None; refuse methods that act on pixels."""
+        """Return None, and refuse methods that act on pixels."""
         return Backbone.target_grid(self, method, **image_inputs)
 
     def encode(
@@ -53,31 +53,27 @@ class PooledPatches(Llava):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower once.
+        """Run the vision tower once on all tiles, see `Backbone.encode`.
 
         Parameters
         ----------
         pixel_values : Tensor
             Tiles of all images, (tiles, 3, height, width).
-        grid : tuple[int, int], optional
-            Must be None.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
         image_inputs
-            ``tiles``, how many each image has (one by default), and others of `image_inputs`.
+            ``tiles``, the number of tiles of each image (by default one), and the other `image_inputs`.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for.
+            If `grid` is given.
         ValueError
-            If there are more or fewer tiles than images have.
+            If `pixel_values` has more or fewer tiles than the images.
         """
         if grid is not None:
-            raise Unavailable("a smaller image", self.why_one_image_size)
+            raise Unavailable("a smaller image", self.no_resize_reason)
         tiles = image_inputs.pop("tiles", None) or [1] * len(pixel_values)
         if sum(tiles) != len(pixel_values):
-            raise ValueError(f"images have {tiles} tiles, but there are pixels of {len(pixel_values)}")
+            raise ValueError(f"the images have {tiles} tiles, but pixel_values has {len(pixel_values)}")
         options = {name: value for name, value in image_inputs.items() if value is not None}
         output, entered, seen = self._read_tower(pixel_values, tower_depths, options)
         members = self.members().to(entered.device)
@@ -85,8 +81,10 @@ class PooledPatches(Llava):
         padded = functools.partial(padded_rows, lengths=lengths)
 
         def view(of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            # (tiles, patches, ...) to (tiles, N, members, ...), then the mean of each token, as one row an image.
             return lambda: padded(of()[:, members].mean(2).flatten(0, 1))
 
+        # (sum of tokens,): tile of each token within its image.
         numbers = torch.cat([torch.arange(count) for count in tiles]).repeat_interleave(len(members))
         views: dict[str, Callable[[], Tensor]] = {
             "image_key": lambda: torch.cat([pixel_key(part[None]) for part in torch.split(pixel_values, tiles)]),
@@ -95,6 +93,7 @@ class PooledPatches(Llava):
         for suffix, layer in seen.items():
             of_layer = attention_views(layer, int(self.has_cls), self.has_cls)
             views |= {f"{name}{suffix}": view(of) for name, of in of_layer.items()}
+        # The cell of a token is that of its first patch, on a grid that is coarser by `factor`.
         first, factor = members.amin(1), round(members.shape[1] ** 0.5)
         places = torch.stack([first // self.side // factor, first % self.side // factor], 1).repeat(sum(tiles), 1)
         return Encoded(
@@ -108,7 +107,7 @@ class PooledPatches(Llava):
 
     @property
     def side(self) -> int:
-        """Patches along each side of a tile."""
+        """Number of patches along each side of a tile."""
         vision = self.model.config.vision_config
         size, patch = (
             given if isinstance(given, int) else given[0] for given in (vision.image_size, vision.patch_size)

@@ -1,4 +1,4 @@
-"""Where the images stand in a prompt, and how a prompt is shortened."""
+"""Placeholders of images in prompts, and the removal of columns from prompts."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PER_TOKEN: Mapping[str, int] = {
     "mm_token_type_ids": 0,
     "labels": -100,
 }
-"""Arguments of a model that have one column a token, and what stands in new padding."""
+"""Arguments of a model with one column for each token, and their value in new padding."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where the placeholders of each image stand in a batch of prompts.
+    """Placeholders of each image in a batch of prompts.
 
     Parameters
     ----------
     rows : Tensor
-        Prompt of each image, int64 (I,).
+        Row of each image's prompt, int64 (I,).
     columns : Tensor
-        Columns of its placeholders, int64 (I, P), -1 at padding.
+        Columns of each image's placeholders, int64 (I, P), -1 at padding.
     """
 
     rows: Tensor
@@ -43,30 +43,30 @@ class Slots:
 def locate_images(
     input_ids: Tensor, image_token_id: int, placeholders: Tensor, attention_mask: Tensor | None = None
 ) -> Slots:
-    """Find the placeholders of each image; images fill them in reading order.
+    """Find the placeholders of each image; images fill the placeholders in reading order.
 
     Parameters
     ----------
     input_ids : Tensor
         Prompts, int64 (B, L).
     image_token_id : int
-        The placeholder's token id.
+        Token id of the placeholder.
     placeholders : Tensor
-        Placeholders that each image fills, int64 (I,).
+        Number of placeholders that each image fills, int64 (I,).
     attention_mask : Tensor, optional
         1 at tokens, 0 at padding, (B, L).
 
     Raises
     ------
     ValueError
-        If the prompts hold other placeholders than the images fill, an image would be spread over two prompts, or the
-        attention mask hides a placeholder.
+        If the number of placeholders is not the number that the images fill, an image would extend over two prompts,
+        or the attention mask hides a placeholder.
     """
     is_image = input_ids == image_token_id
     found, wanted = int(is_image.sum()), int(placeholders.sum())
     if found == 0:
         raise ValueError(
-            f"{len(placeholders)} image(s) were given, but the prompt holds no image placeholder "
+            f"{len(placeholders)} image(s) were given, but the prompts hold no image placeholder "
             f"(token id {image_token_id})"
         )
     if found != wanted:
@@ -75,24 +75,25 @@ def locate_images(
             f"image(s) fill {wanted}"
         )
     if attention_mask is not None and bool((is_image & (attention_mask == 0)).any()):
-        raise ValueError("attention_mask hides image placeholders; it may be 0 at padding only")
+        raise ValueError("attention_mask hides image placeholders; it must be 1 at them")
     placeholders = placeholders.to(input_ids.device)
-    offsets = torch.arange(int(placeholders.max()), device=input_ids.device)
+    offsets = torch.arange(int(placeholders.max()), device=input_ids.device)  # (P,)
     filled = offsets < placeholders[:, None]
     starts = placeholders.cumsum(0) - placeholders
+    # (I, P): position of each image's placeholders in the flattened batch; arbitrary at padding.
     flat = is_image.flatten().nonzero()[:, 0][(starts[:, None] + offsets).clamp(max=found - 1)]
     rows, columns = flat // input_ids.shape[1], flat % input_ids.shape[1]
     if bool(((rows != rows[:, :1]) & filled).any()):
         image = int(((rows != rows[:, :1]) & filled).any(1).nonzero()[0])
         raise ValueError(
-            f"image {image} would be spread over two prompts; placeholders per prompt: {is_image.sum(1).tolist()}, "
+            f"image {image} would extend over two prompts; placeholders per prompt: {is_image.sum(1).tolist()}, "
             f"per image: {placeholders.tolist()}"
         )
     return Slots(rows[:, 0], columns.masked_fill(~filled, -1))
 
 
 def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return prompt, first column, and the column behind the last one, of each run of marks, in reading order.
+    """Return the row, first column and end column (exclusive) of each run of marks, in reading order.
 
     Parameters
     ----------
@@ -102,70 +103,70 @@ def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns
     -------
     tuple[Tensor, Tensor, Tensor]
-        int64 (R,) each.
+        int64 (R,) each, for R runs.
     """
-    edges = torch.nn.functional.pad(marks.long(), (1, 1)).diff(dim=1)
+    edges = torch.nn.functional.pad(marks.long(), (1, 1)).diff(dim=1)  # (B, L + 1): 1 where a run begins, -1 at its end
     rows, starts = (edges > 0).nonzero().unbind(1)
     return rows, starts, (edges < 0).nonzero()[:, 1]
 
 
 def text_after(slots: Slots, text: Tensor) -> Tensor:
-    """Mark the text that follows each image, which is what is asked of it, bool (I, L).
+    """Return a mask of the text after each image, which is the question about it, bool (I, L).
 
     Parameters
     ----------
     slots : Slots
-        Of I images.
+        Placeholders of I images.
     text : Tensor
-        Columns that are neither padding nor image, bool (B, L).
+        Mask of columns that are neither padding nor image, bool (B, L).
     """
     place = torch.arange(text.shape[1], device=text.device)
     return text[slots.rows] & (place > slots.columns.amax(1, keepdim=True))
 
 
 def of_images(states: Tensor, rows: Tensor) -> Tensor:
-    """Return the states (I, ...) of each image's prompt, of those (B, ...) of all; nothing is copied where B = 1.
+    """Return the state of each image's prompt, (B, ...) to (I, ...), without a copy if B = 1.
 
     Parameters
     ----------
     states : Tensor
         (B, ...).
     rows : Tensor
-        Long (I,); the images' prompts.
+        Row of each image's prompt, int64 (I,).
     """
     return states.expand(len(rows), *states.shape[1:]) if len(states) == 1 else states[rows.to(states.device)]
 
 
 def of_prompts(marks: Tensor, rows: Tensor, prompts: int) -> Tensor:
-    """Return the columns that are marked for any image of each prompt, bool (B, L).
+    """Return a mask of the columns that are marked for any image of each prompt, bool (B, L).
 
     Parameters
     ----------
     marks : Tensor
         bool (I, L).
     rows : Tensor
-        Long (I,); the images' prompts.
+        Row of each image's prompt, int64 (I,).
     prompts : int
-        How many there are.
+        Number of prompts, B.
     """
     return marks.new_zeros(prompts, marks.shape[1], dtype=torch.int64).index_add_(0, rows, marks.long()) > 0
 
 
 def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selection) -> Tensor:
-    """Mark the columns that survive: all text, and one placeholder for each kept token.
+    """Return a mask of the columns that stay, bool (B, L): all text, and one placeholder for each kept token.
 
-    Where an image has fewer tokens than placeholders (it was made smaller), its tokens stand evenly spread over them.
+    If an image was made smaller and has fewer tokens than placeholders, its tokens are evenly spaced over them.
 
     Parameters
     ----------
     slots : Slots
-        Of I images.
+        Placeholders of I images.
     real : Tensor
-        False at padding, bool (B, L).
+        bool (B, L); False at padding.
     lengths : Tensor
-        Tokens of each image before the selection, int64 (I,).
+        Number of tokens of each image before the selection, int64 (I,).
     selection : Selection
-        Of I rows.
+        Kept tokens of I rows.
 
     Returns
     -------
@@ -179,25 +180,25 @@ def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selecti
     picks = selection.indices.to(slots.columns.device)
     chosen = picks >= 0
     full, short = filled.sum(1, keepdim=True), lengths.to(picks.device)[:, None]
-    places = (2 * picks.clamp(min=0) + 1) * full // (2 * short)
+    places = (2 * picks.clamp(min=0) + 1) * full // (2 * short)  # (I, K): placeholder of each kept token
     rows = slots.rows[:, None].expand_as(picks)
     keep[rows[chosen], slots.columns.gather(1, places)[chosen]] = True
     return keep
 
 
 def surviving_columns(keep: Tensor, real: Tensor) -> Tensor:
-    """Return the columns that a shorter batch takes from a longer one, in their order, int64 (B, W).
+    """Return the columns that the shortened batch keeps, in their order, int64 (B, W).
 
-    Rows that lose more columns than others take some of these as padding, on the side where the batch is padded (left
-    if nowhere). The caller's own padding stays, so that keeping everything changes nothing.
+    A row that loses more columns than others keeps some of them as padding, on the side where the batch is padded
+    (left if it is not padded). The padding of the caller stays, so that keeping everything changes nothing.
 
     Parameters
     ----------
     keep, real : Tensor
-        Columns that survive; columns that are no padding; bool (B, L).
+        Masks of the columns to keep, and of columns that are no padding, bool (B, L).
     """
     width = int(keep.sum(1).max()) + keep.shape[1] - int(real.sum(1).max())
-    # Padding sorts between what goes and what stays, so that it goes next.
+    # 1: kept, 0: padding of the caller, -1: dropped. Dropped columns are left out first, then padding.
     rank = keep.long() - (real & ~keep).long()
     left = bool(real[:, -1].all())
     order = rank.sort(dim=1, descending=not left, stable=True).indices
@@ -205,23 +206,23 @@ def surviving_columns(keep: Tensor, real: Tensor) -> Tensor:
 
 
 def drop_columns(inputs: Mapping[str, Any], keep: Tensor, real: Tensor, pad_token_id: int = 0) -> dict[str, Any]:
-    """Gather the surviving columns of everything that has one column a token; other arguments pass through.
+    """Drop columns from all arguments with one column for each token; other arguments pass through.
 
-    Which columns these are, and how rows are padded, tells `surviving_columns`.
+    See `surviving_columns` for the columns that stay and for padding.
 
     Parameters
     ----------
     inputs : Mapping[str, Any]
         Arguments of ``generate`` or ``forward`` with ``input_ids`` (B, L).
     keep, real : Tensor
-        Columns that survive; columns that are no padding; bool (B, L).
+        Masks of the columns to keep, and of columns that are no padding, bool (B, L).
     pad_token_id : int
-        What stands in new padding of ``input_ids``.
+        Value of ``input_ids`` at new padding.
 
     Raises
     ------
     ValueError
-        If an attention mask is not (B, L).
+        If the attention mask is not (B, L).
     """
     mask = inputs.get("attention_mask")
     if mask is not None and mask.shape != keep.shape:

@@ -1,4 +1,4 @@
-"""Queries and keys of one attention layer, taken while the model runs as it always does."""
+"""Capture the queries and keys of one attention layer while the model runs unchanged."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-_NAME = "idsel_watch"
+_NAME = "idsel_capture_qk"
 
 
 class Stop(Exception):
-    """Raised inside a watched layer to end a forward pass that has given what it was run for."""
+    """Ends a forward pass early, once the layer that it was run for has been captured."""
 
 
 @dataclass
-class Watched:
-    """Queries and keys that one attention layer was given, after its norms and rotary positions.
+class CapturedQK:
+    """Queries and keys of one attention layer, after its norms and rotary positions.
 
     Parameters
     ----------
     config : Any
-        The layer's own configuration, which names the attention function that it goes on to use.
+        Configuration of the layer, which names the attention function that it goes on to use.
     query_tokens : Tensor, optional
-        Tokens whose queries will do, bool (B, L); then the forward pass ends, by `Stop`, as soon as the layer was seen.
+        Mask of the query tokens whose attention is needed, bool (B, L). With it the forward pass ends, by `Stop`, as
+        soon as the layer has been captured.
     pieces : list[tuple[Tensor, Tensor]]
-        Queries (B, heads, L, d) and keys (B, key heads, L, d), once the layer has run: one pair, or one for each
-        sequence where the layer attends within one after the other.
+        Queries (B, heads, L, d) and keys (B, key heads, L, d) once the layer has run: one pair, or one pair for each
+        sequence if the layer attends within one sequence after the other.
     scale : float
-        Factor on their products.
+        Factor of their inner products before the softmax.
     softcap : float, optional
-        Bound of the products after that, if any.
+        Bound of the scaled products, if the layer has one.
     """
 
     config: Any
@@ -46,7 +47,7 @@ class Watched:
     softcap: float | None = None
 
     def tensors(self) -> tuple[Tensor, Tensor, float]:
-        """Return the last query and key, and scale.
+        """Return the last queries and keys, and the scale.
 
         Raises
         ------
@@ -54,17 +55,17 @@ class Watched:
             If the layer did not run.
         """
         if not self.pieces:
-            raise RuntimeError("the watched attention layer did not run")
+            raise RuntimeError("the captured attention layer did not run")
         return *self.pieces[-1], self.scale
 
 
-_WATCHED: dict[nn.Module, Watched] = {}
+_CAPTURES: dict[nn.Module, CapturedQK] = {}
 
 
-def _watch_attention(
+def _capture_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    seen = _WATCHED[module]
+    seen = _CAPTURES[module]
     seen.pieces.append((query, key))
     scaling = kwargs.get("scaling")
     seen.scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -74,28 +75,28 @@ def _watch_attention(
     # transformers keeps eager attention in each model's own file, every other kind in one table.
     eager: Callable[..., Any] = getattr(sys.modules[type(module).__module__], "eager_attention_forward", _no_eager)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(seen.config._attn_implementation, eager)
-    # FlashAttention looks its kernel up by the name in the module's configuration.
-    watching: Any = module.config
+    # FlashAttention chooses its kernel by the name in the module's configuration.
+    capturing: Any = module.config
     module.config = seen.config
     try:
         return attend(module, query, key, value, attention_mask, **kwargs)
     finally:
-        module.config = watching
+        module.config = capturing
 
 
 def _no_eager(module: nn.Module, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
-    raise NotImplementedError(f"{type(module).__name__} has no eager attention to watch; load the model with SDPA")
+    raise NotImplementedError(f"{type(module).__name__} has no eager attention to capture; load the model with SDPA")
 
 
-AttentionInterface.register(_NAME, _watch_attention)
+AttentionInterface.register(_NAME, _capture_attention)
 
 
 class _ProjectSelected(nn.Module):
-    """A projection of some tokens; it leaves 0 at the others."""
+    """Projection of selected tokens; the others are 0."""
 
     def __init__(self, projection: nn.Module, tokens: Tensor) -> None:
         super().__init__()
-        # In a tuple it is no part of this module, so that its parameters keep their names.
+        # In a tuple it is no submodule, so that its parameters keep their names.
         self.projection, self.places = (projection,), tokens.nonzero(as_tuple=True)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class _ProjectSelected(nn.Module):
 
 
 class _ProjectNothing(nn.Module):
-    """A projection that nobody reads."""
+    """Projection whose result is not read: zeros of the right shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -117,10 +118,10 @@ class _ProjectNothing(nn.Module):
 
 @contextmanager
 def _skip_unread_projections(module: nn.Module, query_tokens: Tensor) -> Iterator[None]:
-    """Spare a layer that will not attend its values, and the queries of tokens that do not ask."""
+    """Skip the value projection, and the query projection of all but the query tokens, of a layer."""
     query, value = (getattr(module, name, None) for name in ("q_proj", "v_proj"))
     if not isinstance(query, nn.Module) or not isinstance(value, nn.Module) or not hasattr(value, "out_features"):
-        yield  # a layer that projects all at once, for one
+        yield  # for example a layer with one projection for queries, keys and values
         return
     width: Any = value.out_features
     try:
@@ -131,32 +132,33 @@ def _skip_unread_projections(module: nn.Module, query_tokens: Tensor) -> Iterato
 
 
 @contextmanager
-def watch(module: nn.Module, query_tokens: Tensor | None = None) -> Iterator[Watched]:
-    """Keep references to the queries and keys of one attention module; the rest of the model is not touched.
+def capture_qk(module: nn.Module, query_tokens: Tensor | None = None) -> Iterator[CapturedQK]:
+    """Capture the queries and keys of one attention module while the model runs.
 
-    Nothing is computed twice and the layer keeps its attention function (SDPA, FlashAttention, eager).
+    Only references are kept: nothing is computed twice, and the layer keeps its attention function (SDPA,
+    FlashAttention, eager).
 
     Parameters
     ----------
     module : nn.Module
         An attention module of a transformers model.
     query_tokens : Tensor, optional
-        Tokens whose queries will do, bool (B, L). Given, the layer computes no values and, where it projects queries
-        by themselves, only these queries; the others may be anything. It raises `Stop` instead of attending, which the
-        context manager catches.
+        Mask of the query tokens whose attention is needed, bool (B, L). If given, the layer computes no values and, if
+        it has a projection for queries alone, no other queries: those may hold any value. It raises `Stop` instead of
+        attending, which the context manager catches.
 
     Yields
     ------
-    Watched
-        Filled when the module has run.
+    CapturedQK
+        It is filled when the module has run.
     """
     config: Any = module.config
-    seen = Watched(config, query_tokens)
-    # A copied config names the watching function for this one module; the shared one stays as it is.
+    seen = CapturedQK(config, query_tokens)
+    # A copy of the configuration names the capturing function for this one module; the shared one is not changed.
     own: Any = copy.copy(config)
     own._attn_implementation_internal = _NAME
     module.config = own
-    _WATCHED[module] = seen
+    _CAPTURES[module] = seen
     try:
         with nullcontext() if query_tokens is None else _skip_unread_projections(module, query_tokens):
             yield seen
@@ -164,7 +166,7 @@ def watch(module: nn.Module, query_tokens: Tensor | None = None) -> Iterator[Wat
         pass
     finally:
         module.config = config
-        del _WATCHED[module]
+        del _CAPTURES[module]
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
@@ -173,9 +175,9 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     Raises
     ------
     ValueError
-        If there is not one for each of the configured layers.
+        If their number is not the number of configured layers.
     """
-    # Most modules lack a config, and looking for what a module lacks is slow unless it is among its own variables.
+    # vars() is much faster than hasattr() for the many modules without a config.
     found = [module for module in model.modules() if "config" in vars(module) and hasattr(module, "is_causal")]
     config: Any = model.config
     layers = config.depth if hasattr(config, "depth") else config.num_hidden_layers

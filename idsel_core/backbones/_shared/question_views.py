@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.scores import attention_rows, cosine_rows
-from idsel_core.visual_tokens import Unavailable, Which
+from idsel_core.visual_tokens import QueryTokens, Unavailable
 
 if TYPE_CHECKING:
     from idsel_core.backbones._shared.contract import Backbone
@@ -52,17 +52,17 @@ class QuestionViews:
     position_ids: Tensor | None
     question: Tensor
 
-    def instruction_attention(self) -> Callable[[int, Which], Tensor]:
+    def instruction_attention(self) -> Callable[[int, QueryTokens], Tensor]:
         """Return the function that computes instruction attention (I, N) at a layer, of the last or of all words."""
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int, which: Which) -> tuple[Tensor, Tensor, float, float | None]:
+        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, float, float | None]:
             seen = self._read_layer(layer, which)
             query, key, scale = seen.tensors()
             return of_images(query, self.slots.rows), of_images(key, self.slots.rows), scale, seen.softcap
 
-        def view(layer: int, which: Which) -> Tensor:
+        def view(layer: int, which: QueryTokens) -> Tensor:
             self._check_that_text_follows("instruction_attention")
             query, key, scale, softcap = attend(layer, which)
             self._check_reach(layer)
@@ -73,7 +73,7 @@ class QuestionViews:
 
         return view
 
-    def _read_layer(self, layer: int, which: Which) -> Watched:
+    def _read_layer(self, layer: int, which: QueryTokens) -> CapturedQK:
         """Run the language model on the full prompts up to a layer, and return that layer's queries and keys."""
         backbone, slots = self.backbone, self.slots
         layers: list[nn.Module] = attention_modules(backbone.language_model)
@@ -88,7 +88,7 @@ class QuestionViews:
         if positions is None:
             positions = backbone.encoded_positions(self.encoded, self.input_ids, self.attention_mask)
         asked = self.question if which == "mean" else attention_rows.last_token(self.question)  # (I, L)
-        with watch(layers[layer], of_prompts(asked, slots.rows, len(self.input_ids))) as seen:
+        with capture_qk(layers[layer], of_prompts(asked, slots.rows, len(self.input_ids))) as seen:
             backbone.language_model(
                 inputs_embeds=embeddings,
                 attention_mask=backbone.decoder_mask(self.input_ids, embeddings, self.attention_mask, positions),

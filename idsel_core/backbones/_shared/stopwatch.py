@@ -1,4 +1,4 @@
-"""Wall time of a block, with the work that it queued on a GPU."""
+"""Wall time of a block, GPU work included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def stopwatch(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Time the block in milliseconds, with the work that it queued on a GPU."""
+    """Measure the wall time of a block in milliseconds, including the work that it queues on a GPU."""
     times: list[float] = []
 
     def stamp() -> None:

@@ -1,4 +1,4 @@
-"""Small tensor operations that several model families need."""
+"""Tensor operations that several model families use."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 
 def pixel_key(pixels: Tensor) -> Tensor:
-    """Return a number for each image, (I, ...) to int64 (I,), from its pixels' bits: the same on any device."""
+    """Return a number for each image, (I, ...) to int64 (I,), that depends on its pixels only, on every device."""
     bits = pixels.detach().float().flatten(1).contiguous().view(torch.int32).long()
     return (bits * torch.arange(1, 2 * bits.shape[1], 2, device=bits.device)).sum(1)
 
 
 def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
-    """Return rows that stand one behind the other, (sum of lengths, ...), as (I, N, ...), filled up.
+    """Split concatenated rows, (sum of lengths, ...), into padded images, (I, N, ...).
 
     Parameters
     ----------
     rows : Tensor
         Tokens of all images.
     fill : float
-        What stands behind the last token of an image.
+        Value of padding.
     lengths : Tensor
-        Tokens of each image, int64 (I,).
+        Number of tokens of each image, int64 (I,).
     """
     mask = torch.arange(int(lengths.max()), device=rows.device) < lengths[:, None]
     filled = rows.new_full((*mask.shape, *rows.shape[1:]), fill)
@@ -30,9 +30,9 @@ def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
 
 
 def as_weights(features: Tensor, module: nn.Module) -> Tensor:
-    """Bring features to the dtype and device in which a module reads them.
+    """Convert features to the dtype and device of a module's weights.
 
-    Integers of quantised weights do not count, nor does the device of weights that are brought back when it runs.
+    Quantised integer weights are skipped, and so is the device of weights that are loaded only when the module runs.
     """
     weight = next(weight for weight in module.parameters() if weight.is_floating_point())
     return features.to(weight.dtype) if weight.is_meta else features.to(weight)

@@ -1,4 +1,4 @@
-"""Views of visual tokens that one layer of a vision tower gives."""
+"""Views of visual tokens from one layer of a vision tower."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from idsel_core.backbones._shared.qk_capture import Watched
+from idsel_core.backbones._shared.qk_capture import CapturedQK
 from idsel_core.scores import attention_rows
 
 
-def attention_views(seen: Watched, first: int, has_cls: bool) -> dict[str, Callable[[], Tensor]]:
-    """Return the views of visual tokens that one layer of a vision tower gives.
+def attention_views(seen: CapturedQK, first: int, has_cls: bool) -> dict[str, Callable[[], Tensor]]:
+    """Return the views of visual tokens from one layer of a vision tower.
 
     Parameters
     ----------
-    seen : Watched
-        The layer, after it has run.
+    seen : CapturedQK
+        Queries and keys of the layer, after it has run.
     first : int
-        Tokens of the tower before the first visual token.
+        Number of tower tokens before the first visual token.
     has_cls : bool
-        Whether the tower's first token is a [CLS].
+        Whether the first token of the tower is a [CLS].
     """
     query, key, scale = seen.tensors()
     views: dict[str, Callable[[], Tensor]] = {
@@ -35,12 +35,13 @@ def attention_views(seen: Watched, first: int, has_cls: bool) -> dict[str, Calla
 
 
 def _wide_cls_row(query: Tensor, key: Tensor) -> Tensor:
+    """Return the attention of [CLS], (B, T), with all heads concatenated to one."""
     first, keys = (states.transpose(1, 2).flatten(2)[:, None] for states in (query[:, :, :1], key))
     return attention_rows.cls_row(first, keys, keys.shape[-1] ** -0.5)
 
 
 def layer_at(depth: float, layers: int) -> int:
-    """Return the layer at a depth of 0 (the first) to 1 (the last) of a tower.
+    """Return the layer at a depth, 0 (first layer) to 1 (last layer), of a tower of `layers` layers.
 
     Raises
     ------

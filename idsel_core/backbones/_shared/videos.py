@@ -1,4 +1,4 @@
-"""Videos beside images, for towers that read each frame as an image."""
+"""Base of families with images and videos whose tower reads each frame as an image."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from idsel_core.methods import Method
 
 
-class WithVideos(Llava):
-    """A family of LLaVA's shape that reads videos too, of which all frames are one row.
+class LlavaWithVideos(Llava):
+    """A LLaVA with videos too; all frames of a video are one row, and videos follow all images.
 
-    The attention of [CLS] and the grid are of each frame by itself, and a token that pools several patches has the mean
-    of their attention and keys. Videos come after all images.
+    Grid and [CLS] attention are counted within each frame. A token that pools several patches has the mean of their
+    attention and keys.
     """
 
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos")
-    why_no_view = {  # noqa: RUF012
-        "cls_features": "this vision tower has no [CLS] token, or a video, which has one of each frame, was given"
+    missing_views = {  # noqa: RUF012
+        "cls_features": "this vision tower has no [CLS] token, or a video was given, which has one for each frame"
     }
 
     @property
@@ -39,7 +39,7 @@ class WithVideos(Llava):
         return int(self.model.config.video_token_id)
 
     def target_grid(self, method: Method, **image_inputs: Any) -> tuple[int, int] | None:
-        """Return the grid of patches that a method wants of images; refuse methods that act on pixels of videos."""
+        """Return the grid to resize images to; refuse methods that act on pixels if there are videos."""
         if image_inputs.get("pixel_values_videos") is not None:
             return Backbone.target_grid(self, method, **image_inputs)
         return super().target_grid(method, **image_inputs)
@@ -51,25 +51,21 @@ class WithVideos(Llava):
         tower_depths: Iterable[float] = (),
         **image_inputs: Any,
     ) -> Encoded:
-        """Run the vision tower, once for images and once for videos.
+        """Run the vision tower, once for images and once for videos, see `Backbone.encode`.
 
         Parameters
         ----------
-        pixel_values : Tensor, optional
-            Images as the family's processor gives them.
         grid : tuple[int, int], optional
-            Of images, where they can be made smaller.
-        tower_depths : Iterable[float]
-            Further depths of the tower, 0 to 1, at which views are wanted.
+            Grid to resize images to, if the family resizes images.
         image_inputs
-            ``pixel_values_videos``, (V, frames, 3, height, width), and others of `image_inputs`.
+            ``pixel_values_videos``, (V, frames, 3, height, width), and the other `image_inputs`.
 
         Raises
         ------
         Unavailable
-            If a `grid` is asked for that cannot be had.
+            If `grid` is given and the family does not resize images.
         ValueError
-            If there are no pixels, or videos of another shape.
+            If there are no pixels, or the videos have another shape.
         """
         tower_depths = tuple(tower_depths)
         given = {name: value for name, value in image_inputs.items() if value is not None}
@@ -82,24 +78,24 @@ class WithVideos(Llava):
             own = {name: value for name, value in given.items() if name in known}
             videos = self._encode_videos(pixels, tower_depths, own)
         if images is not None and videos is not None:
-            return _side_by_side(images, videos)
+            return _concatenate(images, videos)
         found = videos if images is None else images
         if found is None:
-            raise ValueError("there are neither pixel_values nor pixel_values_videos")
+            raise ValueError("pixel_values or pixel_values_videos must be given")
         return found
 
     @abstractmethod
     def _frame(self, patches: int) -> tuple[Patches, Tensor]:
-        """Return the patches of a frame's tokens, and their cells (T, 2), -1 off the grid.
+        """Return the patches of the tokens of a frame, and their cells (T, 2), -1 off the grid.
 
         Parameters
         ----------
         patches : int
-            How many the tower gives of a frame, with [CLS] where that enters the projector.
+            Number of patches of a frame, [CLS] included if it enters the projector.
         """
 
     def _video_features(self, patches: Patches, entered: Tensor) -> Tensor:
-        """Return encoder features of all frames' tokens, one behind the other, given what entered the projector."""
+        """Return the encoder features of the tokens of all frames, concatenated, from the input of the projector."""
         return entered
 
     def _encode_videos(self, pixels: Tensor, tower_depths: Iterable[float], options: dict[str, Any]) -> Encoded:
@@ -113,17 +109,18 @@ class WithVideos(Llava):
         length, side = output.last_hidden_state.shape[1], self.model.config.vision_config.image_size // self._patch
         before = length - side**2 if self._crops_cls(options) else 0
         of_frame, cells = self._frame(length - before)
-        patches = Patches.together([of_frame], entered.device).repeated(count * frames, length - before)
-        tail = features.shape[1] - frames * len(cells)
+        patches = Patches.concatenate([of_frame], entered.device).repeat_frames(count * frames, length - before)
+        tail = features.shape[1] - frames * len(cells)  # number of newlines at the end of a video
 
         def of_videos(values: Tensor, fill: float = 0) -> Tensor:
-            """Return values of all frames' tokens, one behind the other, a row a video, with newlines at the end."""
+            """Return values of the tokens of all frames as one row a video, with `fill` at the newlines at its end."""
             rows = values.reshape(count, -1, *values.shape[1:])
             return nn.functional.pad(rows, (*[0] * 2 * (rows.ndim - 2), 0, tail), value=fill)
 
         def view(of: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return lambda: of_videos(patches.mean(of().flatten(0, 1)))
 
+        # (V * frames * T,): frame of each token.
         numbers = torch.arange(frames, device=entered.device).repeat_interleave(len(cells)).repeat(count)
         frame_of = of_videos(numbers, frames - 1)
         views: dict[str, Callable[[], Tensor]] = {"image_key": lambda: pixel_key(pixels), "frames": lambda: frame_of}
@@ -142,13 +139,13 @@ class WithVideos(Llava):
         )
 
     def _crops_cls(self, options: dict[str, Any]) -> bool:
-        """Return whether the projector reads no [CLS] of a frame."""
+        """Return whether the [CLS] of a frame is removed before the projector."""
         strategy = options.get("vision_feature_select_strategy", self.model.config.vision_feature_select_strategy)
         return bool(strategy == "default")
 
 
-def _side_by_side(images: Encoded, videos: Encoded) -> Encoded:
-    """Return images and, behind them, videos as one encoding, with the views that both have, and those of places."""
+def _concatenate(images: Encoded, videos: Encoded) -> Encoded:
+    """Concatenate images and videos to one encoding, with the views that both have, frames and crops."""
     width = max(images.mask.shape[1], videos.mask.shape[1])
 
     def widened(values: Tensor, fill: float) -> Tensor:

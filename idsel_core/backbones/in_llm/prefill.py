@@ -12,7 +12,7 @@ from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts, text_after
-from idsel_core.backbones._shared.qk_capture import Watched, attention_modules, watch
+from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.checks import check_cache
 from idsel_core.backbones.in_llm.columns import ColumnLine, dense_positions
@@ -65,7 +65,7 @@ class PromptPass:
         self.changes: dict[str, Any] = {}
         self.spans: list[Span] = []
         self.watch: ExitStack | None = None
-        self.seen: Watched | None = None
+        self.seen: CapturedQK | None = None
 
     def several_axes(self, positions: Tensor | None) -> None:
         """Take positions (axes, copies of prompts, L) from a decoder whose layers are not given them."""
@@ -82,7 +82,7 @@ class PromptPass:
                 self.watch.close()
         if self.plan.method.attention_from == "before" and index + 1 in self.plan.places:
             self.watch = self.stack.enter_context(ExitStack())
-            self.seen = self.watch.enter_context(watch(attention_modules(self.decoder)[index]))
+            self.seen = self.watch.enter_context(capture_qk(attention_modules(self.decoder)[index]))
         return hidden, self.changes
 
     def _drop(self, index: int, hidden: Tensor, now: dict[str, Any]) -> Tensor:
@@ -142,7 +142,7 @@ class PromptPass:
                 ),
             }
             query_tokens = of_prompts(self.query_tokens, self.rows, len(self.real))
-            with watch(attention_modules(self.decoder)[index], query_tokens) as seen:
+            with capture_qk(attention_modules(self.decoder)[index], query_tokens) as seen:
                 self.decoder.layers[index].forward(
                     hidden[:: self.copies], attention_mask=None, use_cache=False, **first
                 )

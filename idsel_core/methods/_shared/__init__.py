@@ -1,1 +1,1 @@
-"""What the files of the methods are built from."""
+"""Bases of the methods, and tensor operations that several methods share."""

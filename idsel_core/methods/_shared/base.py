@@ -1,4 +1,4 @@
-"""What every selection method is."""
+"""The base of all selection methods."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from idsel_core.visual_tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way to choose visual tokens: a value with typed knobs, to be printed, hashed and compared.
+    """A selection method: a frozen dataclass whose fields are its knobs.
+
+    A method of your own implements `select`; ``docs/new_method.md`` shows how. Images with different numbers of tokens
+    are padded to one batch, and padding may hold any value in features and views, NaN included: mask with
+    ``tokens.mask`` before a sum, mean, sort or product over tokens.
 
     Parameters
     ----------
     budget : int or float
-        Tokens to keep of each image, or share of them, as in `resolve_budget`.
+        Number or share of tokens to keep of each image, see `resolve_budget`.
 
     Raises
     ------
     TypeError, ValueError
-        If a knob has a value that is not allowed.
+        If a knob has a bad type or value.
     """
 
     name: ClassVar[str]
-    """The name in the registry and in stored rows."""
+    """Name in the registry and in stored rows."""
     label: ClassVar[str]
     """What figures and tables call the method; its name by default."""
     acts_on_pixels: ClassVar[bool] = False
@@ -50,21 +54,21 @@ class Method(ABC):
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
-        """Depths of the vision tower that the method reads beside the layer that feeds the projector."""
+        """Depths of the vision tower that the method reads, other than the layer that feeds the projector."""
         return ()
 
     def target_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return the token grid that the method wants of an image: the one it has, unless it acts on pixels."""
+        """Return the token grid to resize an image to; by default the grid that it has."""
         return rows, columns
 
     @abstractmethod
     def select(self, tokens: VisualTokens) -> Selection:
-        """Choose tokens of each image.
+        """Select tokens of each image.
 
         Parameters
         ----------
         tokens : VisualTokens
-            B rows.
+            B rows. Padding may hold NaN.
 
         Returns
         -------
@@ -74,19 +78,19 @@ class Method(ABC):
 
 
 def take_best(scores: Tensor, tokens: VisualTokens, budget: int | float) -> Selection:
-    """Keep the tokens of highest score, ties to the lowest index.
+    """Keep the tokens of highest score; ties go to the lowest index.
 
     Parameters
     ----------
     scores : Tensor
-        (B, N), any float dtype; padding may hold anything.
+        (B, N), any float dtype; padding may hold any value.
     tokens : VisualTokens
         B rows.
     budget : int or float
-        As in `resolve_budget`.
+        Number or share of tokens to keep of each image, see `resolve_budget`.
     """
     counts = resolve_budget(budget, tokens.lengths)
     scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
-    ranking = scores.sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
+    ranking = scores.sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, K)
     beyond = torch.arange(ranking.shape[1], device=ranking.device) >= counts[:, None]
     return Selection.from_order(ranking.masked_fill(beyond, -1), scores, budget)

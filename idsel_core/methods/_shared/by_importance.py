@@ -1,4 +1,4 @@
-"""What methods share that begin with an importance score."""
+"""Base of methods that start from an importance score."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import get_args
 from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
-from idsel_core.scores.registry import IMPORTANCE, Normalise, importance_scores
-from idsel_core.visual_tokens import VisualTokens, Which, check_instruction
+from idsel_core.scores.registry import Normalise, check_importance, importance_scores
+from idsel_core.visual_tokens import QueryTokens, VisualTokens, check_instruction
 
 
 @dataclass(frozen=True)
@@ -19,26 +19,26 @@ class Scored(Method):
     Parameters
     ----------
     importance : str
-        A name in `idsel_core.scores.IMPORTANCE`.
+        A name in `idsel_core.IMPORTANCE`.
     normalise : {"minmax", "raw"}
-        What is done to each score before it is used or combined.
+        Normalisation of each score before it is used or combined.
     instruction_layer : int
-        Layer of the language model that instruction attention is read at; 0 is the input layer.
+        Layer of the language model whose instruction attention is read; 0 is the first layer.
     instruction_tokens : {"last", "mean"}
-        Its query: the prompt's last token, or the mean over all text tokens after the image.
+        Query tokens of that attention: the last token of the prompt, or the mean over all text tokens after the image.
     """
 
     _: KW_ONLY
     importance: str = "unified"
     normalise: Normalise = "minmax"
     instruction_layer: int = 0
-    instruction_tokens: Which = "last"
+    instruction_tokens: QueryTokens = "last"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob, allowed in (("importance", tuple(IMPORTANCE)), ("normalise", get_args(Normalise))):
-            if getattr(self, knob) not in allowed:
-                raise ValueError(f"{knob} must be one of {', '.join(allowed)}, not {getattr(self, knob)!r}")
+        check_importance(self.importance)
+        if self.normalise not in get_args(Normalise):
+            raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, not {self.normalise!r}")
         check_instruction(self.instruction_layer, self.instruction_tokens)
 
     def scores(self, tokens: VisualTokens) -> Tensor:

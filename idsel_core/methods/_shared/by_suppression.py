@@ -1,4 +1,4 @@
-"""What methods share that pick by ID-Selection's greedy."""
+"""Base of methods that pick tokens by `id_select`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FEATURES = ("projector", "encoder")
 
 @dataclass(frozen=True)
 class Greedy(Method):
-    """A method that picks token after token, each pick suppressing its likes.
+    """A method that picks token by token and suppresses the tokens that look like a pick.
 
     Parameters
     ----------
     gamma : float
-        Sharpness of the suppression, as in `id_select`.
+        Sharpness of the suppression, see `id_select`.
     update : {"subtract", "multiply"}
         How a pick lowers the other scores.
     features : {"projector", "encoder"}
-        Tokens are alike by what the language model reads, or by what enters the projector.
+        Features whose cosines say which tokens look alike: the output or the input of the projector.
     """
 
     _: KW_ONLY
@@ -39,10 +39,10 @@ class Greedy(Method):
         super().__post_init__()
         if self.features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, not {self.features!r}")
-        # id_select knows what gamma and update may be.
+        # id_select checks gamma and update.
         id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update)
 
     def pick(self, tokens: VisualTokens, scores: Tensor) -> Selection:
-        """Run the greedy on scores (B, N)."""
-        alike = tokens.features if self.features == "projector" else tokens.encoder_features
-        return id_select(alike, scores, self.budget, self.gamma, self.update, tokens.mask)
+        """Run `id_select` on scores (B, N)."""
+        features = tokens.features if self.features == "projector" else tokens.encoder_features
+        return id_select(features, scores, self.budget, self.gamma, self.update, tokens.mask)

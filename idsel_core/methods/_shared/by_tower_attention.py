@@ -1,4 +1,4 @@
-"""What methods share that begin with the attention of the vision tower."""
+"""Base of methods that read the attention of the vision tower."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ATTENTION = ("cls", "received")
 
 @dataclass(frozen=True)
 class Attended(Method):
-    """A method that reads the attention that the vision tower pays to its tokens.
+    """A method that reads the attention that the vision tower pays to the tokens.
 
     Parameters
     ----------
     attention : {"cls", "received"}
-        Attention of the [CLS] token, as the authors have it, or for towers without one the mean attention received.
+        Attention of the [CLS] token, as the authors use it, or the mean attention received, for towers without [CLS].
     """
 
     _: KW_ONLY
@@ -39,7 +39,7 @@ class Attended(Method):
         tokens : VisualTokens
             B rows.
         depth : float, optional
-            Depth of the tower, 0 to 1; by default the layer that feeds the projector.
+            Share of the tower's layers, 0 to 1; by default the layer that feeds the projector.
         """
         name = f"{self.attention}_attention"
         attention: Tensor = getattr(tokens, name) if depth is None else tokens.at_depth(name, depth)

@@ -1,4 +1,4 @@
-"""Before which layers methods inside the language model drop tokens, and how many stay."""
+"""Drop layers of methods inside the language model, and the number of tokens that each drop leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 def check_layer(knob: str, layer: int | float) -> None:
-    """Raise ValueError unless a knob names a layer, by its number or by its share of the depth."""
+    """Raise ValueError unless a knob is a layer: its number, or its share of the depth."""
     number = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
     if not number and not (isinstance(layer, float) and 0 < layer < 1):
         raise ValueError(
@@ -16,7 +16,7 @@ def check_layer(knob: str, layer: int | float) -> None:
 
 
 def check_layers(knob: str, layers: Sequence[int | float]) -> None:
-    """Raise ValueError unless a knob is a tuple that names layers."""
+    """Raise ValueError unless a knob is a tuple of layers."""
     if not isinstance(layers, tuple) or not layers:
         raise ValueError(f"{knob} must be a tuple of layers, not {layers!r}")
     for layer in layers:
@@ -24,24 +24,24 @@ def check_layers(knob: str, layers: Sequence[int | float]) -> None:
 
 
 def resolve_layers(layers: Sequence[int | float], depth: int, after: bool = False) -> tuple[int, ...]:
-    """Return the layers before which tokens are dropped, rising and each once.
+    """Return the drop layers, before which tokens are dropped, in rising order without repeats.
 
     Parameters
     ----------
     layers : sequence of int or float
-        Layers from 0, or shares of the depth, rounded to a layer from 1 to the last one.
+        Layers from 0, or shares of the depth, which are rounded to a layer from 1 to the last.
     depth : int
-        Layers of the language model.
+        Number of layers of the language model.
     after : bool
-        `layers` are the ones after which tokens are dropped.
+        Whether `layers` are those after which tokens are dropped.
 
     Raises
     ------
     ValueError
-        If there is no such layer, or nothing would be before or after it.
+        If there is no such layer, or no layer before or after the drop.
     """
     if depth < 2:
-        raise ValueError(f"tokens can be dropped between layers, but this language model has {depth}")
+        raise ValueError(f"tokens are dropped between layers, but this language model has {depth} layer")
     places = set()
     for layer in layers:
         if isinstance(layer, int):
@@ -58,7 +58,7 @@ def resolve_layers(layers: Sequence[int | float], depth: int, after: bool = Fals
 
 
 def cheapest(count: int, drops: int, least: Callable[[int], int]) -> list[int]:
-    """Return the tokens before and after each drop if each leaves as few as it can."""
+    """Return the tokens before the first drop and after each, if each drop leaves as few as it can."""
     counts = [count]
     for _ in range(drops):
         counts.append(min(least(counts[-1]), counts[-1]))
@@ -66,20 +66,28 @@ def cheapest(count: int, drops: int, least: Callable[[int], int]) -> list[int]:
 
 
 def by_average(count: int, budget: int, spans: Sequence[int], least: Callable[[int], int]) -> list[int]:
-    """Return the tokens before and after each drop, so that their mean over the layers is the budget.
+    """Return the tokens before the first drop and after each, so that their mean over the layers is the budget.
+
+    Each drop multiplies the tokens by the same factor, which is found by bisection. What rounding leaves over is then
+    added to the last spans first.
 
     Parameters
     ----------
     count : int
-        Tokens at first.
+        Tokens before the first drop.
     budget : int
-        Mean to reach, up to rounding; it must be reachable and no more than `count`.
+        Mean to reach, up to rounding; it must be reachable and at most `count`.
     spans : sequence of int
-        Layers before the first drop, between drops, and after the last one.
+        Number of layers before the first drop, between drops, and after the last drop: one more than there are drops.
     least : Callable
-        The fewest tokens that a drop can leave of a number of tokens.
+        Gives the fewest tokens that a drop can leave of a number of tokens.
+
+    Returns
+    -------
+    list of int
+        As many numbers as `spans`: the tokens that the layers of each span read.
     """
-    wanted = budget * sum(spans)
+    wanted = budget * sum(spans)  # tokens times layers
 
     def falling(factor: float) -> list[int]:
         counts = [count]
@@ -88,14 +96,14 @@ def by_average(count: int, budget: int, spans: Sequence[int], least: Callable[[i
             counts.append(min(counts[-1], max(least(counts[-1]), left)))
         return counts
 
-    low, high = 0.0, 1.0
+    low, high = 0.0, 1.0  # factors; falling(low) fits into the budget, falling(high) may not
     if total_tokens(falling(high), spans) <= wanted:
         return falling(high)
-    while (middle := (low + high) / 2) not in (low, high):
+    while (middle := (low + high) / 2) not in (low, high):  # until no float lies between
         low, high = (middle, high) if total_tokens(falling(middle), spans) <= wanted else (low, middle)
     counts = falling(low)
     rest = wanted - total_tokens(counts, spans)
-    for drop in range(len(spans) - 1, 0, -1):
+    for drop in range(len(spans) - 1, 0, -1):  # counts[drop] is read by spans[drop] layers
         more = min(max(math.floor(rest / spans[drop] + 0.5), 0), counts[drop - 1] - counts[drop])
         if drop + 1 == len(spans) or least(counts[drop] + more) <= counts[drop + 1]:
             counts[drop] += more
@@ -104,7 +112,7 @@ def by_average(count: int, budget: int, spans: Sequence[int], least: Callable[[i
 
 
 def by_final(count: int, budget: int, spans: Sequence[int], least: Callable[[int], int]) -> list[int]:
-    """Return the tokens before and after each drop, so that the budget is left at last; arguments as `by_average`."""
+    """Return the tokens before the first drop and after each, so that the last leaves the budget; see `by_average`."""
     drops = len(spans) - 1
     counts = [count]
     for drop in range(1, drops):
@@ -118,4 +126,5 @@ def by_final(count: int, budget: int, spans: Sequence[int], least: Callable[[int
 
 
 def total_tokens(counts: Sequence[int], spans: Sequence[int]) -> int:
+    """Return the sum over all layers of the tokens that each reads."""
     return sum(tokens * layers for tokens, layers in zip(counts, spans, strict=True))

@@ -1,4 +1,4 @@
-"""What methods share that drop visual tokens between layers of the language model, while it reads the prompt."""
+"""Base of methods that drop visual tokens between layers of the language model, during the prefill."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def _no_norm(states: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LayerTokens:
-    """What a method may look at where visual tokens are about to be dropped: a row one image, in its whole prompt.
+    """The visual tokens at a drop layer, with what a method may read there; a row is one image in its whole prompt.
 
     Parameters
     ----------
     states : Tensor
-        What the next layer would read, (I, L, D), any float dtype. Before the first layer: the input embeddings.
+        Hidden states that the next layer reads, (I, L, D), any float dtype; before the first layer input embeddings.
     columns : Tensor
-        Where in the prompt the image's tokens are, rising, int64 (I, N), -1 for padding.
+        Columns of the image's tokens in the prompt, rising, int64 (I, N), -1 at padding.
     real, text : Tensor
-        Columns that are no padding, and those of text that follows the image, bool (I, L).
+        Masks of the columns that are no padding, and of the text after the image, bool (I, L).
     query_tokens : Tensor
-        Columns of the tokens whose attention counts, bool (I, L), see `InLLM.query_tokens`.
+        Mask of the query tokens, bool (I, L), see `InLLM.query_tokens`.
     read : Callable
-        Gives the queries (I, H, L, d) and keys (I, H', L, d), after their positions were applied, and the scale of one
-        layer, see ``InLLM.attention_from``. Of a layer "after", only the queries of tokens that ask are there; the others may be
-        anything.
+        Returns the queries (I, H, L, d) and keys (I, H', L, d) of one layer, with positions applied, and the scale; see
+        `InLLM.attention_from`. Of a layer "after" only the queries of query tokens are computed, and the others may
+        hold any value.
     norm : Callable
-        The norm that the language model ends with.
+        The last norm of the language model.
     """
 
     states: Tensor
@@ -73,33 +73,33 @@ class LayerTokens:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each image, int64 (I,)."""
+        """Number of tokens of each image, int64 (I,)."""
         return self.mask.sum(1)
 
     def visual(self, values: Tensor) -> Tensor:
-        """Return values (I, L, D) of the image's tokens, (I, N, D), 0 at padding."""
+        """Gather values (I, L, D) of the prompt at the image's tokens, giving (I, N, D), 0 at padding."""
         return gather_tokens(values, self.columns).masked_fill(~self.mask[..., None], 0)
 
     @cached_property
     def attention(self) -> Tensor:
-        """Attention of the tokens that ask to the image's tokens, mean over both heads and them, float32 (I, N)."""
+        """Attention of the query tokens to the image's tokens, mean over heads and query tokens, float32 (I, N)."""
         return attention_rows.causal_row(*self.read(), self.query_tokens, self.real, self.columns)
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What is left of each image.
+    """The tokens that a drop leaves of each image.
 
     Parameters
     ----------
     order : Tensor
-        Long (I, K); tokens to keep, in the order in which they were picked, -1 after the last one of a shorter row.
+        Long (I, K); kept tokens in the order of the picks, -1 after the last token of a shorter row.
     scores : Tensor
-        float32 (I, N); the scores that the choice started from, -inf at padding.
+        float32 (I, N); the scores before the first pick, -inf at padding.
     merged : Tensor, optional
-        (I, M, D); states of new tokens, which go behind the last token that is kept.
+        (I, M, D); hidden states of merged tokens, which follow the last kept token.
     merged_counts : Tensor, optional
-        Long (I,); how many of the M are tokens.
+        Long (I,); number of merged tokens of each image, M at most.
     """
 
     order: Tensor
@@ -110,23 +110,23 @@ class Choice:
 
 @dataclass(frozen=True)
 class InLLM(Method):
-    """A method that drops visual tokens between layers of the language model, while it reads the prompt.
+    """A method that drops visual tokens between layers of the language model, during the prefill.
 
-    Such a method says before which layers (`drop_layers`), how many tokens are left (`counts`), and which (`choose`). It may
-    choose before the language model as well (`select`); by default all tokens enter.
+    It says before which layers tokens are dropped (`drop_layers`), how many are left (`counts`) and which (`choose`).
+    It may select tokens before the language model too (`select`); by default all tokens enter.
 
     Parameters
     ----------
     budget_convention : {"average", "final"}
-        What the budget is: the mean over the layers of the tokens that each reads, to within half a token, or the
-        tokens that are left after the last drop. Tokens before the first drop weigh in the mean, so it cannot be
-        smaller than they allow. Merged tokens count as any others.
+        Meaning of the budget. "average": the mean over all layers of the tokens that each reads, within half a token;
+        the layers before the first drop set a lower bound. "final": the tokens that are left after the last drop.
+        Merged tokens count like others.
     """
 
     positions: ClassVar[Positions]
-    """Whether tokens behind a drop are numbered anew ("compact") or keep their positions, as all do of several axes."""
+    """Whether positions after a drop are numbered anew ("compact") or kept ("keep"); those of several axes are kept."""
     attention_from: ClassVar[AttentionFrom] = "before"
-    """Whose queries and keys are read: those of the layer before a drop, or of the one after it on undropped tokens."""
+    """The layer whose queries and keys are read: the last before a drop, or the first after it, on undropped tokens."""
 
     _: KW_ONLY
     budget_convention: Convention = "average"
@@ -139,12 +139,12 @@ class InLLM(Method):
 
     @property
     def inside(self) -> bool:
-        """Whether tokens are dropped inside the language model at all."""
+        """Whether the method drops tokens inside the language model at all."""
         return True
 
     @abstractmethod
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Return the layers before which tokens are dropped, rising, of a language model with so many layers.
+        """Return the drop layers, before which tokens are dropped, rising, for a language model of `num_layers` layers.
 
         Raises
         ------
@@ -154,10 +154,10 @@ class InLLM(Method):
 
     @abstractmethod
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
-        """Choose what is left of each image, with its merged tokens `counts` (I,), no more than it has."""
+        """Choose the `counts` (I,) tokens that are left of each image, merged ones included, no more than it has."""
 
     def query_tokens(self, prompt: LayerTokens) -> Tensor:
-        """Return the tokens whose attention counts, bool (I, L): by default the last one of the prompt.
+        """Return a mask of the query tokens, bool (I, L): by default the last token of the prompt.
 
         Parameters
         ----------
@@ -167,31 +167,31 @@ class InLLM(Method):
         return attention_rows.last_token(prompt.real)
 
     def least(self, count: int) -> int:
-        """Return the fewest tokens that a drop can leave of `count`."""
+        """Return the fewest tokens that a drop can leave of `count` tokens."""
         return 1
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Let all tokens enter the language model."""
         resolve_budget(self.budget, tokens.lengths)
-        place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
+        place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)  # (B, N)
         return Selection.from_order(place.masked_fill(~tokens.mask, -1), tokens.mask.float().log(), self.budget)
 
     def counts(self, full: Tensor, entering: Tensor, num_layers: int) -> Tensor:
-        """Return how many tokens of each image are left after each drop, int64 (I, places).
+        """Return the number of tokens of each image after each drop, int64 (I, drops).
 
-        They fall by one factor from drop to drop, as far as whole tokens allow.
+        Every drop multiplies it by the same factor, up to rounding.
 
         Parameters
         ----------
         full, entering : Tensor
-            Tokens of each image, and those of them that enter the language model, int64 (I,).
+            Number of tokens of each image, and of those that enter the language model, int64 (I,).
         num_layers : int
-            Layers of the language model.
+            Number of layers of the language model.
 
         Raises
         ------
         ValueError
-            If the budget cannot be reached; the message names the least one that can.
+            If the budget cannot be reached; the message names the least budget that can.
         """
         spans = [after - before for before, after in pairwise((0, *self.drop_layers(num_layers), num_layers))]
         budgets = resolve_budget(self.budget, full).minimum(entering)
@@ -202,28 +202,27 @@ class InLLM(Method):
             lowest = -(-total_tokens(least, spans) // num_layers) if self.budget_convention == "average" else least[-1]
             if budget < lowest:
                 raise ValueError(
-                    f"{self.name} cannot bring {count} visual tokens down to {budget} "
-                    f"({self.budget_convention} of {num_layers} layers, {spans[0]} of which read all): the least budget for "
-                    f"this model is {lowest}"
+                    f"{self.name} cannot bring {count} visual tokens down to {budget} ({self.budget_convention} of "
+                    f"{num_layers} layers, {spans[0]} of which read all): the least budget for this model is {lowest}"
                 )
             rows.append(plan(count, budget, spans, self.least)[1:])
         return torch.tensor(rows, device=entering.device)
 
 
 def drops_inside(method: object) -> TypeGuard[InLLM]:
-    """Return whether a method, or whatever else is given, drops tokens inside the language model."""
+    """Return whether an object is a method that drops tokens inside the language model."""
     return isinstance(method, InLLM) and method.inside
 
 
 def most_attended(tokens: LayerTokens, counts: Tensor) -> Choice:
-    """Keep the tokens that get the most attention, ties to the lowest index.
+    """Keep the tokens that receive the most attention; ties go to the lowest index.
 
     Parameters
     ----------
     tokens : LayerTokens
         I rows.
     counts : Tensor
-        Tokens to keep of each image, int64 (I,).
+        Number of tokens to keep of each image, int64 (I,).
     """
     scores = tokens.attention.masked_fill(~tokens.mask, -torch.inf)
     return Choice(truncate(argsort_by((scores,), tokens.mask), counts), scores)
