@@ -47,6 +47,7 @@ def test_no_file_is_larger_than_what_may_be_committed():
 
 
 @pytest.mark.parametrize("tool", [["ruff", "check"], ["mypy"]], ids=["ruff", "mypy"])
+@pytest.mark.fast_for(tool=[["ruff", "check"]])
 def test_tool_is_content(tool):
     done = subprocess.run([sys.executable, "-m", *tool], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -125,6 +125,7 @@ def test_generating_keeps_no_gradients(case, model):
     # Slow to trace, and alike in the other families.
     [("llava", "in place"), ("llava", "wrapped"), ("qwen2_5_vl", "in place"), ("qwen2_audio", "in place")],
 )
+@pytest.mark.fast_for(name=["llava"], how=["wrapped"])
 def test_a_compiled_language_model_gives_the_same_tokens(name, how):
     case, options = CASES[name], {**GREEDY, "max_new_tokens": 2}
     model = case.build()
@@ -150,6 +151,7 @@ def test_a_model_that_is_wrapped_as_a_whole_is_refused():
 
 
 @pytest.mark.feature("compiled static cache")
+@pytest.mark.fast_for(case=["llava", "qwen2_5_vl"])
 def test_a_static_cache_may_be_compiled(case, model):
     compiled = CompileConfig(backend="eager", fullgraph=False, mode=None)
     compiled._compile_all_devices = True
@@ -221,6 +223,7 @@ AttentionMaskInterface.register("made_up_flash", flash_attention_mask)
 @pytest.mark.feature("attention by name")
 @pytest.mark.parametrize("attention", ["made_up", "made_up_flash"])
 @torch.no_grad()
+@pytest.mark.fast_for(attention=["made_up_flash"])
 def test_scores_do_not_depend_on_how_a_model_attends(case, model, attention):
     if attention == "made_up_flash" and not case.causal:
         pytest.skip("FlashAttention has no mask that lets tokens attend to later ones")
