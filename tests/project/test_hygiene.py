@@ -19,6 +19,7 @@ TRACES = {
     r"pmjs"
     r"|download\.py"
     r"torch\.org|files\.python",
+    "an issue or a session": r"(?i)\b(?:issue|session)s? #?\d|(?<![\w./])shared/\w",
     "a local address": r"127\.0\.0\.\d|local" r"host:\d",
 }
 
