@@ -1,6 +1,7 @@
-"""Sort tests into fast and slow ones, and record which features of which model family they saw work.
+"""Sort tests into fast and slow ones, and record how long they took and what of which model family they saw work.
 
 pytest -m feature --record-families
+make test ARGS="--record-time test"
 
 A test says with ``@pytest.mark.feature("name")`` what it shows of the family that it runs on.
 ``@pytest.mark.slow`` leaves a test to `make test-all`, ``@pytest.mark.fast_for(family=["llava"])`` all but some of its
@@ -10,12 +11,15 @@ parameters.
 from __future__ import annotations
 
 import json
+import os
+import platform
+import time
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tests.support.project import PROJECT, RECORD
+from tests.support.project import PROJECT, RECORD, TIMES
 
 pytest_plugins = ["tests.support.sweeps"]
 
@@ -27,6 +31,7 @@ COLLECTED = pytest.StashKey[list]()
 
 def pytest_addoption(parser):
     parser.addoption("--record-families", action="store_true", help=f"write {RECORD.name}, which the docs draw from")
+    parser.addoption("--record-time", metavar="TARGET", help=f"write into {TIMES} how long the tests of a target took")
 
 
 def pytest_configure(config):
@@ -34,6 +39,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "fast_for(parameter=values): the test is slow for all other values")
     if config.getoption("--record-families") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Recorder())
+    if config.getoption("--record-time") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Clock(config.getoption("--record-time")))
 
 
 def parameters(item) -> dict[str, object]:
@@ -100,6 +107,30 @@ class Recorder:
             for feature, families in sorted(self.outcomes.items())
         }
         RECORD.write_text(json.dumps(found, indent=1) + "\n")
+
+
+class Clock:
+    """Measure the seconds from now to the end of the tests; those that fail leave no time."""
+
+    def __init__(self, target):
+        self.target, self.began, self.tests = target, time.monotonic(), 0
+
+    def pytest_runtest_logreport(self, report):
+        self.tests += report.when == "call"
+
+    def pytest_sessionfinish(self, session, exitstatus):
+        if exitstatus:
+            return
+        times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+        times[self.target] = {
+            "seconds": round(time.monotonic() - self.began),
+            "tests": self.tests,
+            "workers": session.config.getoption("numprocesses", None) or 1,
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+        }
+        TIMES.parent.mkdir(exist_ok=True)
+        TIMES.write_text(json.dumps(times, indent=1) + "\n")
 
 
 @pytest.fixture

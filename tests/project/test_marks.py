@@ -14,7 +14,9 @@ KNOWN = modules("idsel_core")
 def expressions() -> dict[str, str]:
     """Return which marks each make target asks pytest for."""
     rules = re.findall(r"^([\w-]+):[^=\n]*\n((?:\t.*\n)+)", (PROJECT / "Makefile").read_text(), re.MULTILINE)
-    found = {target: re.search(r"""-m ("[\w ]+"|'[\w ]+'|[a-z]+)""", recipe) for target, recipe in rules}
+    found = {
+        target: re.search(r"""(?:PYTEST|pytest).* -m ("[\w ]+"|'[\w ]+'|[a-z]+)""", recipe) for target, recipe in rules
+    }
     return {target: match[1].strip("\"'") for target, match in found.items() if match and target in TARGETS}
 
 
