@@ -15,7 +15,7 @@ from tests.support.in_llm import SCENES, check, layer_tokens, rows_of, scene
 
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("method", [FastV(1), PyramidDrop(1), SparseVLM(1), DART(1)], ids=lambda method: method.name)
-def test_choices_equal_the_slow_reference_over_the_edges_of_the_budget(method, left):
+def test_choices_equal_the_slow_reference_at_edge_budgets(method, left):
     tokens = layer_tokens(method, SCENES, left)
     for asked in (1, 2, 3, 4, 5, 11, 12, 15, 16, 30, 58, 63, 64, 80, 81, 99, 100):
         counts = [min(max(asked, method.least(len(one["columns"]))), len(one["columns"])) for one in SCENES]
@@ -30,7 +30,7 @@ def test_choices_equal_the_slow_reference_over_the_edges_of_the_budget(method, l
 
 
 @pytest.mark.parametrize("count", [12, 20, 36, 60])
-def test_the_faithful_dart_takes_as_many_and_in_the_order_of_its_authors(count):
+def test_faithful_dart_keeps_the_count_and_order_of_its_authors(count):
     method = DART(1, faithful=True)
     for left in (True, False):
         choice = method.choose(layer_tokens(method, SCENES, left), torch.tensor([count] * 3))
@@ -39,7 +39,7 @@ def test_the_faithful_dart_takes_as_many_and_in_the_order_of_its_authors(count):
                 check(method, one, count, rows_of(choice)[row], None)
 
 
-def test_a_batch_chooses_as_its_images_alone():
+def test_choices_do_not_depend_on_the_batch():
     for method in (FastV(1), PyramidDrop(1), SparseVLM(1), DART(1), DART(1, faithful=True)):
         counts = torch.tensor([36, 20, 28])
         together = method.choose(layer_tokens(method, SCENES, True), counts)
@@ -52,7 +52,7 @@ def test_a_batch_chooses_as_its_images_alone():
                 torch.testing.assert_close(alone.merged[0], together.merged[row, :count])
 
 
-def test_ties_go_to_the_first_token():
+def test_first_token_wins_ties():
     one = {**scene(0, 10), "query": np.zeros((4, 20, 8))}
     for method in (FastV(1), SparseVLM(1)):
         choice = method.choose(layer_tokens(method, [one], True), torch.tensor([4]))
@@ -73,7 +73,7 @@ def test_dart_works_without_text_and_with_few_tokens():
     assert len(rows_of(method.choose(layer_tokens(method, [small], True), torch.tensor([1])))[0]) == 1
 
 
-def test_sparsevlm_needs_words_and_takes_all_where_none_stands_out():
+def test_sparsevlm_needs_text_and_takes_all_of_it_without_raters():
     with pytest.raises(ValueError, match="sparsevlm needs words that rate, but no text follows image 1"):
         layer_tokens(SparseVLM(1), [scene(0, 10), scene(1, 10, words=0)], True)
     single = layer_tokens(SparseVLM(1), [scene(0, 10, words=1)], True)
@@ -87,13 +87,13 @@ def test_sparsevlm_without_recycling_only_drops():
     assert method.least(100) == 1 and SparseVLM(1).least(100) == 5
 
 
-def test_equal_tokens_are_clustered_by_place():
+def test_density_peaks_cluster_equal_tokens_in_order():
     states = torch.ones(1, 6, 4)
     merged = density_peaks(states, torch.ones(1, 6, dtype=torch.bool), torch.tensor([2]))
     assert torch.equal(merged, torch.ones(1, 2, 4))
 
 
-def test_half_precision_states_give_half_precision_merged_tokens():
+def test_merged_tokens_keep_the_dtype_of_the_states():
     method = SparseVLM(1)
     tokens = layer_tokens(method, SCENES, True)
     tokens = dataclasses.replace(tokens, states=tokens.states.half())

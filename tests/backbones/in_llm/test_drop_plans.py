@@ -27,7 +27,7 @@ from tests.support.in_llm import layers_of
     ],
     ids=repr,
 )
-def test_layers_scale_with_the_depth(method, deep, shallow):
+def test_drop_layers_scale_with_the_number_of_layers(method, deep, shallow):
     assert method.drop_layers(32) == deep and method.drop_layers(5) == shallow
     with pytest.raises(ValueError, match="tokens can be dropped between layers, but this language model has 1"):
         method.drop_layers(1)
@@ -36,7 +36,7 @@ def test_layers_scale_with_the_depth(method, deep, shallow):
 @pytest.mark.parametrize("depth", [3, 5, 12, 32])
 @pytest.mark.parametrize("count", [36, 100, 576])
 @pytest.mark.parametrize("method", [FastV(1), SparseVLM(1), PyramidDrop(1), DART(1)], ids=lambda method: method.name)
-def test_the_average_is_the_budget_to_within_half_a_token(method, depth, count):
+def test_average_count_meets_the_budget_within_half_a_token(method, depth, count):
     tokens, reached = torch.tensor([count]), []
     for budget in range(1, count + 1):
         plan = dataclasses.replace(method, budget=budget)
@@ -57,7 +57,7 @@ def test_the_average_is_the_budget_to_within_half_a_token(method, depth, count):
 
 @pytest.mark.parametrize("count", [36, 576])
 @pytest.mark.parametrize("method", [FastV(1), SparseVLM(1), PyramidDrop(1), DART(1)], ids=lambda method: method.name)
-def test_the_final_budget_is_what_is_left(method, count):
+def test_final_count_equals_the_budget(method, count):
     tokens = torch.tensor([count])
     for budget in range(1, count + 1):
         plan = dataclasses.replace(method, budget=budget, budget_convention="final")
@@ -93,7 +93,7 @@ def test_the_final_budget_is_what_is_left(method, count):
     ],
     ids=repr,
 )
-def test_plans_are_those_of_the_papers(method, left):
+def test_plans_equal_those_of_the_papers(method, left):
     full = torch.tensor([576, 576])
     assert method.counts(full, full, 32).tolist() == [left, left]
     if method.name == "sparsevlm":
@@ -104,7 +104,7 @@ def test_plans_are_those_of_the_papers(method, left):
         assert kept == list(AUTHORS_COUNTS[method.budget])
 
 
-def test_images_that_were_cut_before_are_planned_from_what_is_left():
+def test_plans_start_from_the_tokens_that_enter():
     full, entering = torch.tensor([36, 36, 24]), torch.tensor([36, 20, 24])
     assert FastV(20).counts(full, entering, 5).tolist() == [[16], [20], [19]]
     assert FastV(0.5, budget_convention="final").counts(full, entering, 5).tolist() == [[18], [18], [12]]
@@ -139,13 +139,13 @@ def test_vscan_reaches_every_budget(layer, left):
     ],
     ids=repr,
 )
-def test_vscan_plans_both_stages(method, entering, left):
+def test_vscan_plans_its_two_stages(method, entering, left):
     full = torch.tensor([576, 576])
     assert method.entering(full, 32).tolist() == [entering] * 2
     assert method.counts(full, torch.tensor([entering] * 2), 32).tolist() == [[left]] * 2
 
 
-def test_vscan_as_published_does_not_make_up_for_what_the_windows_lose():
+def test_faithful_vscan_does_not_compensate_for_its_windows():
     full, entering = torch.tensor([576]), torch.tensor([40])
     assert VScan(32).counts(full, entering, 32).tolist() == [[24]]
     assert VScan(32, faithful=True).counts(full, entering, 32).tolist() == [[16]]
@@ -167,7 +167,7 @@ def test_vscan_as_published_does_not_make_up_for_what_the_windows_lose():
     ],
     ids=repr,
 )
-def test_budgets_and_layers_that_cannot_be_are_refused(method, message):
+def test_impossible_budgets_and_layers_are_refused(method, message):
     tokens = torch.tensor([576])
     with pytest.raises(ValueError, match=message):
         method.counts(tokens, tokens, 32)

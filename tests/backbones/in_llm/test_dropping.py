@@ -16,7 +16,7 @@ from tests.support.in_llm import DEPTH, METHODS_INSIDE
 from tests.support.llava_prompts import GREEDY
 
 
-def test_encoded_images_are_asked_without_a_block(model):
+def test_dropping_equals_prune(model):
     """What an evaluation does: encode once, then ask with any method."""
     inputs = tiny.prompts((1, 2))
     backbone = adapter_for(model)
@@ -36,7 +36,7 @@ def test_encoded_images_are_asked_without_a_block(model):
         assert passage.left.requested == method.budget
 
 
-def test_one_passage_is_for_one_call(model):
+def test_passage_serves_one_call(model):
     inputs = tiny.prompts((1,))
     backbone, method = adapter_for(model), FastV(20)
     prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}

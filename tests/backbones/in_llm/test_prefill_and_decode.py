@@ -23,7 +23,7 @@ from tests.support.in_llm import DEPTH, METHODS_INSIDE, close, embedded, layers_
 from tests.support.llava_prompts import GREEDY, LAYOUTS, run
 
 
-def test_the_reference_decoder_is_the_model(model, decoder):
+def test_reference_decoder_equals_the_model(model, decoder):
     inputs = tiny.prompts((2,))
     embeddings, images = embedded(model, inputs)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_the_reference_decoder_is_the_model(model, decoder):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_prefill_and_every_step_equal_a_decoder_built_by_hand(model, decoder, method, layout):
+def test_prefill_and_each_step_equal_the_reference_decoder(model, decoder, method, layout):
     inputs = tiny.prompts(layout)
     width = inputs["input_ids"].shape[1]
     with prune(model, method) as run_, torch.no_grad():
@@ -59,7 +59,7 @@ def test_prefill_and_every_step_equal_a_decoder_built_by_hand(model, decoder, me
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_a_padded_batch_gives_what_each_prompt_gives_alone(model, method, side):
+def test_padding_does_not_change_the_logits(model, method, side):
     layout = (2, 0, 1)
     inputs = tiny.prompts(layout, side)
     with prune(model, method), torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_padded_batch_gives_what_each_prompt_gives_alone(model, method, side):
     [FastV(1.0), SparseVLM(1.0), PyramidDrop(1.0), DART(1.0), VScan(1.0), VScan(36, budget_convention="final")],
     ids=lambda m: m.name,
 )
-def test_keeping_everything_is_bit_equal(method, attention):
+def test_keeping_all_tokens_is_bit_equal(method, attention):
     model, inputs = tiny.build(attention=attention, layers=DEPTH), tiny.prompts((1, 0, 2))
     plain, plain_logits = run(model, inputs), model(**inputs).logits
     with prune(model, method) as run_:
@@ -87,7 +87,7 @@ def test_keeping_everything_is_bit_equal(method, attention):
 
 
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_eager_attention_agrees(model, method):
+def test_eager_attention_gives_the_same_drops_and_logits(model, method):
     inputs = tiny.prompts((1, 2))
     eager = tiny.build(attention="eager", layers=DEPTH)
     results = []
@@ -99,7 +99,7 @@ def test_eager_attention_agrees(model, method):
     torch.testing.assert_close(torch.stack(sdpa.logits), torch.stack(other.logits), atol=5e-5, rtol=1e-4)
 
 
-def test_watched_rows_are_those_of_eager_attention():
+def test_captured_attention_rows_equal_eager_attention():
     model, inputs = tiny.build(attention="eager", layers=DEPTH), tiny.prompts((1, 2))
     sdpa = tiny.build(layers=DEPTH)
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_beams_and_samples_do_not_mix_prompts(model, method):
 
 
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_beam_search_scores_are_those_of_the_whole_sequences(model, decoder, method):
+def test_beam_scores_equal_the_log_likelihoods_of_their_sequences(model, decoder, method):
     """Each beam's score is the sum of what a pass over its own tokens gives, so caches were not mixed up."""
     inputs = tiny.prompts((1,))
     options = {**GREEDY, "num_beams": 4, "num_return_sequences": 4, "suppress_tokens": None}
@@ -173,7 +173,7 @@ def test_beam_search_scores_are_those_of_the_whole_sequences(model, decoder, met
 
 
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_prompt_lookup_agrees_with_greedy(model, method):
+def test_prompt_lookup_equals_greedy_decoding(model, method):
     inputs = tiny.prompts((1,))
     # A prompt that repeats itself, so that there are candidates already when the prompt is read.
     tail = torch.tensor([[11, 12, 13, 14, 11, 12]])
@@ -187,7 +187,7 @@ def test_prompt_lookup_agrees_with_greedy(model, method):
 
 
 @pytest.mark.parametrize("method", METHODS_INSIDE, ids=repr)
-def test_decoding_by_hand_goes_on_from_the_shorter_cache(model, decoder, method):
+def test_manual_decoding_continues_from_the_shorter_cache(model, decoder, method):
     inputs = tiny.prompts((1,))
     read = read_alone(model, decoder, method, inputs)
     tokens = [7, 9, 23, 8]
@@ -209,7 +209,7 @@ def test_decoding_by_hand_goes_on_from_the_shorter_cache(model, decoder, method)
         close(once, wanted)
 
 
-def test_a_padded_batch_decodes_by_hand_with_the_mask_of_the_whole_prompts(model):
+def test_manual_decoding_of_a_padded_batch_takes_the_mask_of_the_full_prompts(model):
     inputs, method = tiny.prompts((1, 2)), SparseVLM(24)
     token = torch.tensor([[7], [9]])
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
@@ -241,7 +241,7 @@ def test_a_padded_batch_decodes_by_hand_with_the_mask_of_the_whole_prompts(model
         assert not torch.allclose(results[0], results[1]) and torch.equal(results[2], results[3])
 
 
-def test_images_of_different_sizes_are_cut_to_their_own_budgets(model):
+def test_images_of_different_sizes_keep_their_own_budgets(model):
     @dataclasses.dataclass(frozen=True)
     class TwoStages(FastV):
         """Keeps every third token of the first image before the language model, all of the others."""
@@ -270,7 +270,7 @@ def test_images_of_different_sizes_are_cut_to_their_own_budgets(model):
         torch.testing.assert_close(out.logits[0, -len(single) :], single, atol=5e-5, rtol=1e-4)
 
 
-def test_padding_may_come_from_the_drops_alone(model):
+def test_drops_of_different_sizes_are_padded(model):
     @dataclasses.dataclass(frozen=True)
     class Uneven(PyramidDrop):
         name = "uneven"
@@ -289,7 +289,7 @@ def test_padding_may_come_from_the_drops_alone(model):
 
 @pytest.mark.parametrize("kept_positions", ["compact", "keep"])
 @pytest.mark.parametrize("kind", [FastV, PyramidDrop, SparseVLM, DART])
-def test_a_choice_before_the_language_model_and_one_inside_follow_each_other(model, decoder, kind, kept_positions):
+def test_selection_before_the_llm_precedes_drops_inside(model, decoder, kind, kept_positions):
     class Before:
         """Lets evenly spread tokens enter."""
 
@@ -323,7 +323,7 @@ def test_a_choice_before_the_language_model_and_one_inside_follow_each_other(mod
 
 
 @pytest.mark.parametrize("kept_positions", ["compact", "keep"])
-def test_what_enters_may_be_numbered_either_way(model, decoder, kept_positions):
+def test_entering_tokens_take_compact_or_kept_positions(model, decoder, kept_positions):
     inputs, method = tiny.prompts((1,)), VScan(12, left=0.2)
     with prune(model, method, kept_positions), torch.no_grad():
         got = run(model, inputs)
@@ -336,7 +336,7 @@ def test_what_enters_may_be_numbered_either_way(model, decoder, kept_positions):
 
 @pytest.mark.parametrize("depth", [3, 5])
 @pytest.mark.parametrize("convention", ["average", "final"])
-def test_every_budget_of_two_stages_runs(depth, convention):
+def test_two_stage_methods_run_at_every_budget(depth, convention):
     model, inputs = tiny.build(layers=depth), tiny.prompts((1,))
     for budget in range(1, tiny.TOKENS + 1):
         with prune(model, VScan(budget, budget_convention=convention)) as run_, torch.no_grad():
@@ -345,7 +345,7 @@ def test_every_budget_of_two_stages_runs(depth, convention):
         assert abs(record.average - budget) <= 0.5 if convention == "average" else record.after == budget
 
 
-def test_a_method_of_two_stages_may_leave_the_second_one_out(model):
+def test_two_stage_method_may_skip_its_drop(model):
     inputs = tiny.prompts((1, 2))
     results = []
     for convention in ("average", "final"):
@@ -365,7 +365,7 @@ def test_a_prompt_may_end_in_its_image(model):
         assert abs(run_.report[0].average - method.budget) <= 0.5
 
 
-def test_own_positions_are_closed_up_behind_each_drop(model):
+def test_given_positions_are_compacted_after_each_drop(model):
     inputs = tiny.prompts((1,))
     moved = torch.arange(inputs["input_ids"].shape[1])[None] + 7
     for method in METHODS_INSIDE:
@@ -377,7 +377,7 @@ def test_own_positions_are_closed_up_behind_each_drop(model):
             )
 
 
-def test_without_a_cache_and_a_mask_the_logits_are_the_same(model):
+def test_logits_do_not_need_a_cache_or_a_mask(model):
     inputs = {**tiny.prompts((1,)), "attention_mask": None}
     for method in METHODS_INSIDE:
         with prune(model, method), torch.no_grad():
@@ -385,7 +385,7 @@ def test_without_a_cache_and_a_mask_the_logits_are_the_same(model):
             assert torch.equal(model(**inputs, use_cache=False).logits, wanted)
 
 
-def test_gradients_flow_through_what_is_left(model):
+def test_gradients_flow_through_kept_tokens(model):
     inputs = tiny.prompts((1, 2))
     with prune(model, PyramidDrop(20)):
         model(**inputs).logits.square().mean().backward()
@@ -400,7 +400,7 @@ def test_half_precision_runs(model):
             assert model.generate(**inputs, **GREEDY).shape == half.generate(**inputs, **GREEDY).shape
 
 
-def test_hidden_states_tell_the_lengths_of_the_layers(model):
+def test_hidden_states_have_the_length_of_each_layer(model):
     inputs = tiny.prompts((1,))
     with prune(model, FastV(20)), torch.no_grad():
         states = model(**inputs, output_hidden_states=True).hidden_states

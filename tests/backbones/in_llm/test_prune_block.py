@@ -20,7 +20,7 @@ from tests.support.in_llm import METHODS_INSIDE
 from tests.support.llava_prompts import GREEDY, run, same, state
 
 
-def test_the_report_tells_what_was_dropped_where(model):
+def test_report_lists_each_drop(model):
     inputs = tiny.prompts((1, 2))
     with prune(model, SparseVLM(24)) as run_:
         model.generate(**inputs, **GREEDY)
@@ -39,7 +39,7 @@ def test_the_report_tells_what_was_dropped_where(model):
         assert record.indices == record.drops[-1].indices
 
 
-def test_the_model_is_untouched_after_the_block(model):
+def test_prune_restores_the_model(model):
     inputs = tiny.prompts((1, 2))
     run(model, inputs)
     before = state(model)
@@ -72,7 +72,7 @@ def test_the_model_is_untouched_after_the_block(model):
             assert same(state(model), before)
 
 
-def test_blocks_nest_and_the_innermost_decides(model):
+def test_innermost_of_nested_blocks_decides(model):
     inputs = tiny.prompts((1,))
     run(model, inputs)
     before = state(model)
@@ -90,7 +90,7 @@ def test_blocks_nest_and_the_innermost_decides(model):
     assert same(state(model), before)
 
 
-def test_text_alone_passes_through(model):
+def test_text_only_prompts_are_not_changed(model):
     inputs = tiny.prompts((0, 0))
     plain, logits = model.generate(**inputs, **GREEDY), model(**inputs).logits
     for method in METHODS_INSIDE:
@@ -100,7 +100,7 @@ def test_text_alone_passes_through(model):
         assert run_.report == []
 
 
-def test_a_cache_that_is_used_again_is_forgotten(model):
+def test_reset_cache_forgets_its_drops(model):
     inputs, text = tiny.prompts((1,)), tiny.prompts((0,))
     with torch.no_grad():
         plain = model(**text, use_cache=True)
@@ -123,13 +123,13 @@ def test_a_cache_that_is_used_again_is_forgotten(model):
         ({"cache_implementation": "paged"}, "does not support continuous batching"),
     ],
 )
-def test_generate_refuses_what_it_cannot_do(model, options, message):
+def test_generate_refuses_unsupported_options(model, options, message):
     for method in (FastV(20), PyramidDrop(20)):
         with prune(model, method), pytest.raises(ValueError, match=message):
             model.generate(**tiny.prompts((1,)), **{**GREEDY, **options})
 
 
-def test_forward_refuses_what_it_cannot_do(model):
+def test_forward_refuses_unsupported_inputs(model):
     inputs = tiny.prompts((1,))
     with prune(model, FastV(20)):
         with pytest.raises(ValueError, match="the logits are shorter than the labels"):
@@ -148,7 +148,7 @@ def test_forward_refuses_what_it_cannot_do(model):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, :-7], "attention_mask": None})
 
 
-def test_decoders_that_cannot_drop_are_refused(model):
+def test_unsupported_decoders_are_refused(model):
     with pytest.raises(
         ValueError, match="tokens cannot be dropped inside Linear, which lacks layers, norm, rotary_emb"
     ):
