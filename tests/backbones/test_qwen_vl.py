@@ -183,7 +183,7 @@ def test_prompts_without_token_types_or_mask_match_the_model(family, model, mask
         model(**inputs)
 
 
-def test_pixel_values_split_by_image(family, model):
+def test_image_keys_tell_images_apart(family, model):
     _, encoded, _ = tokens_of(family, model, ((1, 1), (-1,)))
     keys = encoded.views["image_key"]()
     assert len(set(keys.tolist())) == 3
