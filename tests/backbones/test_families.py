@@ -64,6 +64,7 @@ def test_recorded_features_are_those_of_the_tests(features):
         assert set(recorded[name].values()) <= {"passed", "skipped"}, f"write {RECORD.name} anew: {again}"
 
 
+@pytest.mark.fast_for(attention=["sdpa"])
 @pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
