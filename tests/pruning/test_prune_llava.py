@@ -310,7 +310,7 @@ def test_generate_refuses_unsupported_options(clip):
             clip.generate(**inputs, generation_config=GenerationConfig(use_cache=False))
 
 
-def test_chunked_prefill_is_refused_by_older_transformers(clip, monkeypatch):
+def test_chunks_are_refused_where_each_would_read_all_images(clip, monkeypatch):
     monkeypatch.setattr(transformers, "__version__", "5.22.2")
     with prune(clip, ragged(1)), pytest.raises(ValueError, match=r"prefill_chunk_size needs transformers 5\.23 or"):
         clip.generate(**tiny.prompts((1,)), **GREEDY, prefill_chunk_size=5)

@@ -144,7 +144,7 @@ def test_compiled_language_model_gives_the_same_tokens(name, how):
             model.generate(**case.single, **options)
 
 
-def test_compiled_whole_model_is_refused():
+def test_a_model_that_is_wrapped_as_a_whole_is_refused():
     model = torch.compile(CASES["llava"].build(), backend="eager")
     with pytest.raises(TypeError, match=r"with generate\(\), not OptimizedModule"):
         prune(model, ALL)
