@@ -86,7 +86,7 @@ def questions(inputs):
 
 
 @torch.no_grad()
-def test_relevance_is_the_cosine_in_clips_own_space(clip, companion):
+def test_relevance_is_the_cosine_in_the_space_of_clip(clip, companion):
     model, inputs = with_tower_of(clip, -2), tiny.prompts((1, 1))
     backbone = adapter_for(model, companion)
     encoded = backbone.encode(inputs["pixel_values"])
@@ -103,7 +103,7 @@ def test_relevance_is_the_cosine_in_clips_own_space(clip, companion):
 
 
 @torch.no_grad()
-def test_features_of_the_last_layer_give_clips_own_patches_and_those_before_do_not(clip, companion):
+def test_only_last_layer_features_equal_clip_s_projected_patches(clip, companion):
     pixels = tiny.prompts((1,))["pixel_values"]
     states = clip.vision_model(pixels).last_hidden_state[:, 1:]
     own = clip.visual_projection(clip.vision_model.post_layernorm(states))
@@ -114,14 +114,14 @@ def test_features_of_the_last_layer_give_clips_own_patches_and_those_before_do_n
     assert (before - own).abs().max() > 0.1
 
 
-def test_the_towers_layers_are_not_kept(companion):
+def test_companion_does_not_keep_the_tower_s_layers(companion):
     names = [name for name, _ in companion.clip.named_parameters()]
     assert not any("vision_model.encoder" in name for name in names)
     assert isinstance(companion, Relevance)
 
 
 @torch.no_grad()
-def test_questions_are_read_alike_in_a_batch_and_alone(companion):
+def test_question_embeddings_do_not_depend_on_the_batch(companion):
     ids = torch.tensor([[5, 6, 7, 0, 0], [50, 60, 9, 10, 11]])
     real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     together = companion.embed_text(ids, real)
@@ -132,7 +132,7 @@ def test_questions_are_read_alike_in_a_batch_and_alone(companion):
 
 
 @torch.no_grad()
-def test_long_questions_are_cut_before_their_end_is_marked(companion):
+def test_long_questions_are_truncated_before_the_end_token(companion):
     first = torch.arange(2, 2 + LONGEST - 2)[None]
     long = torch.cat([first, torch.full((1, 20), 30)], 1)
     short, cut = (companion.embed_text(ids, torch.ones_like(ids)) for ids in (first, long))
@@ -140,7 +140,7 @@ def test_long_questions_are_cut_before_their_end_is_marked(companion):
 
 
 @torch.no_grad()
-def test_what_is_asked_can_be_cleaned(clip):
+def test_question_text_can_be_cleaned(clip):
     cleaned = ClipCompanion(clip, clip_tokenizer(), words(tiny.VOCABULARY), lambda text: text.removesuffix(" w9"))
     ids = torch.tensor([[5, 6, 9]])
     wanted = cleaned.embed_text(ids[:, :2], torch.ones(1, 2))
@@ -176,7 +176,7 @@ def test_methods_read_clip_on_llava_next(companion, family, name):
 
 
 @torch.no_grad()
-def test_newlines_are_relevant_to_nothing(companion):
+def test_newline_tokens_have_no_relevance(companion):
     family = FAMILIES["llava_next"]
     inputs = family.prompts(((1,),))
     backbone = adapter_for(family.build(), companion)
@@ -186,7 +186,7 @@ def test_newlines_are_relevant_to_nothing(companion):
     assert newline.any() and (relevance[0, newline] == 0).all() and (relevance[0, ~newline] != 0).all()
 
 
-def test_what_is_no_clip_or_has_another_width_is_told(clip, companion):
+def test_other_models_and_widths_are_refused_as_companion(clip, companion):
     with pytest.raises(TypeError, match="clip must be a CLIPModel, not VisionTextDualEncoderModel"):
         ClipCompanion(tiny.companion(), clip_tokenizer(), words(5))
     with pytest.raises(ValueError, match="this CLIP projects features of width 32, the vision tower gives 31"):

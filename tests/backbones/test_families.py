@@ -55,7 +55,7 @@ def test_every_family_is_tested():
     assert set(FAMILIES) | {"llava"} == set(BACKBONES)
 
 
-def test_the_record_of_features_is_of_these_tests(features):
+def test_recorded_features_are_those_of_the_tests(features):
     """All of these tests pass where this one does; so the record is true if it has what they show, and no more."""
     recorded = json.loads(RECORD.read_text())
     again = "pytest -m feature --record-families"
@@ -64,10 +64,11 @@ def test_the_record_of_features_is_of_these_tests(features):
         assert set(recorded[name].values()) <= {"passed", "skipped"}, f"write {RECORD.name} anew: {again}"
 
 
+@pytest.mark.fast_for(attention=["sdpa"])
 @pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_keeping_everything_is_bit_equal_and_leaves_no_trace(family, attention):
+def test_keeping_all_tokens_is_bit_equal_and_reversible(family, attention):
     model = family.build(attention)
     for layout in layouts(family):
         inputs = family.prompts(layout)
@@ -89,7 +90,7 @@ def test_keeping_everything_is_bit_equal_and_leaves_no_trace(family, attention):
 
 @pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("search", SEARCHES)
-def test_keeping_everything_is_bit_equal_in_search(family, model, search):
+def test_keeping_all_tokens_is_bit_equal_in_search(family, model, search):
     for layout in [((1,), (), (0,))] if family.mixes_in_search else layouts(family):
         inputs, options = family.prompts(layout), {**GREEDY, **SEARCHES[search]}
         torch.manual_seed(5)
@@ -101,7 +102,7 @@ def test_keeping_everything_is_bit_equal_in_search(family, model, search):
 
 @pytest.mark.feature("equals shorter prompts")
 @torch.no_grad()
-def test_kept_tokens_equal_a_hand_built_sequence(family, model):
+def test_pruning_equals_a_shortened_prompt(family, model):
     for layout in layouts(family):
         inputs, method = family.prompts(layout), ragged(family, layout)
         for positions in modes(family):
@@ -119,7 +120,7 @@ def test_kept_tokens_equal_a_hand_built_sequence(family, model):
 
 
 @torch.no_grad()
-def test_decoding_by_hand_goes_on_from_the_shorter_cache(family, model):
+def test_manual_decoding_continues_from_the_shorter_cache(family, model):
     layout = ((1, 0),)
     method = ragged(family, layout)
     wanted = by_hand(family, model, layout, 0, method.picks, 3)[0]
@@ -135,7 +136,7 @@ def test_decoding_by_hand_goes_on_from_the_shorter_cache(family, model):
 @pytest.mark.feature("padded batches")
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_a_padded_batch_gives_what_each_prompt_gives_alone(family, model, side):
+def test_padding_does_not_change_the_logits(family, model, side):
     for layout in layouts(family):
         with prune(model, IDSelection(budget=0.4, importance="unified")):
             batch = model(**family.prompts(layout, side)).logits
@@ -166,7 +167,7 @@ def test_beams_and_samples_do_not_mix_prompts(family, model):
     [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, CHUNKS],
     ids=lambda options: next(iter(options)),
 )
-def test_ways_to_generate_agree(family, model, options):
+def test_generation_options_give_the_same_tokens(family, model, options):
     for layout in layouts(family):
         inputs = family.prompts(layout)
         if "prefill_chunk_size" in options and not family.causal:
@@ -180,14 +181,14 @@ def test_ways_to_generate_agree(family, model, options):
             assert torch.equal(model.generate(**inputs, **GREEDY, **options), model.generate(**inputs, **GREEDY))
 
 
-def test_prompt_lookup_agrees_with_greedy(family, model):
+def test_prompt_lookup_equals_greedy_decoding(family, model):
     inputs = family.prompts(((1,),))
     with prune(model, ragged(family, ((1,),))):
         wanted = model.generate(**inputs, **GREEDY)
         assert torch.equal(model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=2), wanted)
 
 
-def test_text_alone_passes_through(family, model):
+def test_text_only_prompts_are_not_changed(family, model):
     inputs = family.prompts(((), ()))
     plain, logits = model.generate(**inputs, **GREEDY), model(**inputs).logits
     with prune(model, IDSelection(budget=5)) as run_:
@@ -196,7 +197,7 @@ def test_text_alone_passes_through(family, model):
     assert run_.report == []
 
 
-def test_shares_are_of_each_image(family, model):
+def test_budget_shares_count_the_tokens_of_each_image(family, model):
     for layout in layouts(family):
         for share in (0.05, 0.5):
             with prune(model, IDSelection(budget=share)) as run_, torch.no_grad():
@@ -207,7 +208,7 @@ def test_shares_are_of_each_image(family, model):
 
 @pytest.mark.feature("methods")
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_prunes_or_says_why_not(family, model, name):
+def test_each_method_prunes_or_is_refused(family, model, name):
     known = {field.name for field in dataclasses.fields(METHODS[name])}
     knobs = {
         "attention": "cls" if family.has_cls else "received",
@@ -231,7 +232,7 @@ def test_every_method_prunes_or_says_why_not(family, model, name):
     assert out.past_key_values.get_seq_length(2) == longest
 
 
-def test_methods_for_videos_prune_videos(family, model):
+def test_video_methods_prune_videos(family, model):
     if -1 not in family.counts:
         pytest.skip("no videos")
     with prune(model, METHODS["evs"](7)) as run_, torch.no_grad():
@@ -240,7 +241,7 @@ def test_methods_for_videos_prune_videos(family, model):
 
 
 @torch.no_grad()
-def test_the_projector_gives_the_features(family, model):
+def test_projecting_encoder_features_gives_the_features(family, model):
     for layout in layouts(family):
         _, encoded, tokens = tokens_of(family, model, layout)
         again = tokens.project(encoded.encoder_features)
@@ -248,7 +249,7 @@ def test_the_projector_gives_the_features(family, model):
 
 
 @torch.no_grad()
-def test_instruction_attention_is_that_of_eager_attention(family, model):
+def test_instruction_attention_equals_eager_attention(family, model):
     eager = family.build("eager")
     for layout in [((1,), (0,)), ((-1,),)][: len(layouts(family))]:
         for layer in (0, 1):
@@ -265,7 +266,7 @@ def test_instruction_attention_is_that_of_eager_attention(family, model):
 
 
 @torch.no_grad()
-def test_stored_encodings_choose_alike(family, model):
+def test_stored_encodings_give_the_same_selection(family, model):
     for layout in layouts(family):
         inputs, encoded, tokens = tokens_of(family, model, layout)
         method = IDSelection(budget=5, importance="unified")
@@ -307,7 +308,7 @@ def test_half_precision_runs(family, model):
         assert {r.after for r in run_.report} == {6}
 
 
-def test_calls_that_do_not_fit_are_refused(family, model):
+def test_mismatched_inputs_are_refused(family, model):
     inputs = family.prompts(((1,),))
     images = set(adapter_for(model).image_inputs)
     with prune(model, ALL):

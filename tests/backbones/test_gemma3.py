@@ -33,7 +33,7 @@ def narrow():
 
 
 @torch.no_grad()
-def test_tokens_have_the_means_of_the_patches_that_were_averaged(model):
+def test_pooled_tokens_average_the_attention_of_their_patches(model):
     inputs, encoded, tokens = tokens_of(FAMILY, model, MIXED, (0.0,))
     output = FAMILY.build("eager").model.vision_tower(inputs["pixel_values"], output_attentions=True)
     states = output.last_hidden_state.view(-1, 8, 8, 32)
@@ -50,7 +50,7 @@ def test_tokens_have_the_means_of_the_patches_that_were_averaged(model):
 
 
 @torch.no_grad()
-def test_windows_count_the_columns_that_are_left(narrow):
+def test_sliding_windows_count_the_kept_columns(narrow):
     inputs, method = FAMILY.prompts(MIXED), ragged(FAMILY, MIXED)
     plain = run(narrow, inputs, **GREEDY)
     with prune(narrow, UniformGrid(budget=1.0)):
@@ -66,7 +66,7 @@ def test_windows_count_the_columns_that_are_left(narrow):
 
 
 @torch.no_grad()
-def test_tokens_keep_positions_only_within_the_windows(narrow):
+def test_kept_positions_need_prompts_within_the_sliding_window(narrow):
     inputs, method = FAMILY.prompts(MIXED), ragged(FAMILY, MIXED)
     length = int(inputs["attention_mask"].sum(1).max())
     why = r'positions="keep" cannot be had for {} tokens, prompt and answer: .* within 24 columns'
@@ -88,7 +88,7 @@ def test_tokens_keep_positions_only_within_the_windows(narrow):
 
 
 @torch.no_grad()
-def test_a_window_that_does_not_reach_the_image_hides_instruction_attention(narrow):
+def test_instruction_attention_needs_a_window_that_reaches_the_image(narrow):
     _, _, tokens = tokens_of(FAMILY, narrow, ((1, 0),))
     with pytest.raises(Unavailable, match="layer 0 attends to 24 columns, and image 0 begins 44 before the last word"):
         _ = tokens.instruction_attention
@@ -96,7 +96,7 @@ def test_a_window_that_does_not_reach_the_image_hides_instruction_attention(narr
 
 
 @torch.no_grad()
-def test_without_token_types_all_attend_to_what_is_before(model):
+def test_attention_is_causal_without_token_types(model):
     inputs, method = FAMILY.prompts(MIXED), ragged(FAMILY, MIXED)
     del inputs["token_type_ids"]
     plain = run(model, inputs, **GREEDY)
@@ -120,7 +120,7 @@ class Causal(families.Gemma3):
 
 
 @torch.no_grad()
-def test_the_processor_gives_what_is_counted(model):
+def test_token_counts_equal_those_of_the_processor(model):
     """Crops that the processor adds are images of their own."""
     special = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<image>"}
     words = {"<pad>": 0, "what": 3, "is": 4, "\n\n": 96, "<unk>": 2, "<boi>": 92, "<eoi>": 93, "<image>": IMAGE}

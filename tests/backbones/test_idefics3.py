@@ -27,7 +27,7 @@ def model(family):
 
 
 @torch.no_grad()
-def test_tokens_have_the_means_of_the_patches_that_were_joined(family, model):
+def test_tokens_average_the_attention_of_their_patches(family, model):
     inputs, encoded, tokens = tokens_of(family, model, MIXED, (0.0,))
     factor, side = family.FACTOR, family.SIZE // 4
     watched = family.build("eager").model.vision_model
@@ -59,7 +59,7 @@ def test_tokens_have_the_means_of_the_patches_that_were_joined(family, model):
 
 
 @torch.no_grad()
-def test_words_between_tiles_stay_and_a_budget_of_tiles_is_spent_in_each(family, model):
+def test_text_between_tiles_stays_and_budget_per_tile_is_kept_in_each_tile(family, model):
     inputs, _, tokens = tokens_of(family, model, MIXED)
     with prune(model, TopK(budget=4, importance="saliency"), budget_scope="tile") as run_:
         model.generate(**inputs, **GREEDY)
@@ -76,7 +76,7 @@ def test_words_between_tiles_stay_and_a_budget_of_tiles_is_spent_in_each(family,
 
 
 @torch.no_grad()
-def test_the_layout_of_tiles_is_read_from_the_prompt(family, model):
+def test_tile_layout_is_read_from_the_prompt(family, model):
     _, _, tokens = tokens_of(family, model, MIXED, (0.0,))
     crops = tokens.crops[:, ::9].tolist()
     assert crops[0][:3] == [[0, 0], [0, 1], [-1, -1]]
@@ -91,7 +91,7 @@ def arguments(family, model, ids, tiles):
     return adapter_for(model).image_arguments({"input_ids": torch.tensor([ids]), "pixel_values": pixels})
 
 
-def test_images_are_told_apart_by_their_thumbnails(family, model):
+def test_thumbnails_separate_images(family, model):
     wide, whole, square = family.marks(1), family.marks(0), family.marks(2)
     # Nothing between images, frames of a video, and a name of several words that ends like others.
     found = arguments(family, model, [1, *wide, *square, *whole, *whole, 5], 10)
@@ -105,14 +105,14 @@ def test_images_are_told_apart_by_their_thumbnails(family, model):
     assert (found["tiles"], found["columns"]) == ([3], [1])
 
 
-def test_without_markers_each_run_is_an_image(family, model):
+def test_each_run_of_placeholders_is_an_image_without_markers(family, model):
     found = arguments(family, model, [1, *[IMAGE] * 9, 5, *[IMAGE] * 18, 6], 3)
     assert found["tiles"] == [1, 2] and "columns" not in found
     found = arguments(family, model, [1, 5, *[IMAGE] * 9], 1)
     assert found["tiles"] == [1]
 
 
-def test_what_cannot_be_encoded_is_refused(family, model):
+def test_inputs_that_cannot_be_encoded_are_refused(family, model):
     backbone, inputs = adapter_for(model), family.prompts(((1, 0),))
     with pytest.raises(Unavailable, match="a smaller image is not available: this model cuts images into tiles"):
         backbone.encode(inputs["pixel_values"], (3, 3))
@@ -133,7 +133,7 @@ def test_what_cannot_be_encoded_is_refused(family, model):
 
 
 @torch.no_grad()
-def test_the_processor_gives_what_is_counted():
+def test_token_counts_equal_those_of_the_processor():
     """A bright spot at the lower right of a wide picture is in the lower right tile."""
     family = families.FAMILIES["idefics3"]
     model = family.build()

@@ -23,7 +23,7 @@ def model():
 
 
 @torch.no_grad()
-def test_tokens_have_the_means_of_the_patches_that_were_joined(model):
+def test_tokens_average_the_attention_of_their_patches(model):
     inputs, encoded, tokens = tokens_of(FAMILY, model, MIXED, (0.0,))
     assert tokens.lengths.tolist() == [18, 27, 9]
     # Layer 2 is the last one, and feeds the projector.
@@ -48,7 +48,7 @@ def test_tokens_have_the_means_of_the_patches_that_were_joined(model):
 
 
 @torch.no_grad()
-def test_a_budget_of_tiles_is_spent_in_each(model):
+def test_budget_per_tile_is_kept_in_each_tile(model):
     inputs = FAMILY.prompts(MIXED)
     with prune(model, TopK(budget=4, importance="saliency"), budget_scope="tile") as run_:
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
@@ -90,7 +90,7 @@ def picture(height, width, bright=None):
 
 
 @torch.no_grad()
-def test_what_the_image_processor_gives_is_pruned(model, processor):
+def test_prune_accepts_the_output_of_the_image_processor(model, processor):
     pictures = [picture(24, 72), picture(24, 24), picture(48, 24)]
     inputs = processor(pictures, ["<image> what is this", "this <image> and <image> is what"])
     plain = run(model, inputs, **GREEDY)
@@ -105,7 +105,7 @@ def test_what_the_image_processor_gives_is_pruned(model, processor):
 
 
 @torch.no_grad()
-def test_tiles_and_cells_are_those_of_the_picture(model, processor):
+def test_grid_coordinates_follow_tiles_and_cells_of_the_image(model, processor):
     """A bright corner at the lower right of three tiles in a row is in the last cell of the third."""
     backbone, encoded = adapter_for(model), []
     for bright in ((slice(16, 24), slice(64, 72)), None):
@@ -118,7 +118,7 @@ def test_tiles_and_cells_are_those_of_the_picture(model, processor):
     assert int(changed[:27].argmax()) == 26 and shown.grid[0, 26].tolist() == [2, 2]
 
 
-def test_tiles_are_images_of_their_own_where_nothing_else_is_said(model):
+def test_tiles_count_as_images_by_default(model):
     backbone, inputs = adapter_for(model), FAMILY.prompts(MIXED)
     assert backbone.image_arguments(inputs)["tiles"] == [2, 3, 1]
     assert backbone.encode(inputs["pixel_values"]).placeholders.tolist() == [9] * 6
@@ -128,7 +128,7 @@ def test_tiles_are_images_of_their_own_where_nothing_else_is_said(model):
         backbone.encode(inputs["pixel_values"], (2, 2))
 
 
-def test_images_in_pieces_are_refused(model):
+def test_split_runs_of_placeholders_are_refused(model):
     inputs = FAMILY.prompts(((0, 0),))
     ids = inputs["input_ids"][0].tolist()
     start = ids.index(families.IMAGE)
@@ -140,7 +140,7 @@ def test_images_in_pieces_are_refused(model):
         model(**{**inputs, "input_ids": torch.tensor([ids])})
 
 
-def test_pruning_leaves_no_hook_behind(model):
+def test_pruning_removes_its_hooks(model):
     def hooks():
         return [len(module._forward_pre_hooks) for module in model.modules()]
 

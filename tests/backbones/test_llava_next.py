@@ -30,7 +30,7 @@ def tiles_of(tokens, image):
 
 
 @torch.no_grad()
-def test_tokens_stand_where_the_model_packs_them(model):
+def test_tokens_have_the_columns_of_the_model_s_packing(model):
     """Sizes 30 x 48 on 2 x 2 tiles: 12 columns and 8 of 12 rows, two cut off above and two below."""
     _, encoded, tokens = tokens_of(FAMILY, model, MIXED)
     assert tokens.lengths.tolist() == [140, 106, 78]
@@ -49,7 +49,7 @@ def test_tokens_stand_where_the_model_packs_them(model):
 
 
 @torch.no_grad()
-def test_attention_is_that_of_each_tile(model):
+def test_attention_rows_are_computed_per_tile(model):
     inputs, _, tokens = tokens_of(FAMILY, model, MIXED, (0.0,))
     tower = FAMILY.build("eager").model.vision_tower
     for image in range(3):
@@ -66,7 +66,7 @@ def test_attention_is_that_of_each_tile(model):
 
 
 @torch.no_grad()
-def test_the_processor_gives_what_is_counted(model):
+def test_token_counts_equal_those_of_the_processor(model):
     """A bright spot at the lower right of a wide picture is in the lower right tile."""
     processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": 24},
@@ -89,7 +89,7 @@ def test_the_processor_gives_what_is_counted(model):
 
 
 @torch.no_grad()
-def test_hired_shares_its_budget_over_the_tiles(model):
+def test_hired_divides_its_budget_among_tiles(model):
     _, _, tokens = tokens_of(FAMILY, model, MIXED, (0.0,))
     kept = HiRED(budget=30).select(tokens).rows()
     for image in range(3):
@@ -99,7 +99,7 @@ def test_hired_shares_its_budget_over_the_tiles(model):
 
 @pytest.mark.parametrize("budget", [5, 0.25])
 @torch.no_grad()
-def test_a_budget_of_tiles_is_spent_in_each(model, budget):
+def test_budget_per_tile_is_kept_in_each_tile(model, budget):
     with prune(model, TopK(budget=budget, importance="saliency"), budget_scope="tile") as run_:
         model.generate(**FAMILY.prompts(MIXED), **GREEDY)
     _, _, tokens = tokens_of(FAMILY, model, MIXED)
@@ -114,7 +114,7 @@ def test_a_budget_of_tiles_is_spent_in_each(model, budget):
 
 
 @torch.no_grad()
-def test_tiles_are_chosen_from_as_images_of_their_own(model):
+def test_methods_select_from_tiles_as_from_images(model):
     _, encoded, tokens = tokens_of(FAMILY, model, MIXED, (0.25,))
     method = VScan(budget=6, layer=None)
     together = select_by_tile(method, tokens)
@@ -144,7 +144,7 @@ def test_tiles_are_chosen_from_as_images_of_their_own(model):
     assert len({tuple(tile) for tile in tiles}) == len(tiles)
 
 
-def test_scopes_that_cannot_be_are_refused(model):
+def test_impossible_budget_scopes_are_refused(model):
     with pytest.raises(ValueError, match="budget_scope must be one of image, tile, not 'crop'"):
         prune(model, UniformGrid(budget=4), budget_scope="crop")
     with pytest.raises(ValueError, match='fastv drops tokens inside the language model, where budget_scope="tile" has'):
@@ -158,7 +158,7 @@ def test_scopes_that_cannot_be_are_refused(model):
 
 
 @torch.no_grad()
-def test_tiles_may_come_one_behind_the_other(model):
+def test_tiles_may_be_concatenated(model):
     inputs = FAMILY.prompts(MIXED)
     tiles = torch.cat([image[:count] for image, count in zip(inputs["pixel_values"], (5, 3, 3), strict=True)])
     backbone = adapter_for(model)
@@ -169,7 +169,7 @@ def test_tiles_may_come_one_behind_the_other(model):
     assert torch.equal(one.views["image_key"](), other.views["image_key"]())
 
 
-def test_what_cannot_be_encoded_is_refused(model):
+def test_inputs_that_cannot_be_encoded_are_refused(model):
     backbone, inputs = adapter_for(model), FAMILY.prompts(MIXED)
     with pytest.raises(ValueError, match="images of any resolution need image_sizes"):
         backbone.encode(inputs["pixel_values"])

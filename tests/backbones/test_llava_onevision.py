@@ -37,7 +37,7 @@ def received(model, pixels, layer):
 
 
 @torch.no_grad()
-def test_tokens_stand_where_the_model_packs_them(model):
+def test_tokens_have_the_columns_of_the_model_s_packing(model):
     """96 x 40 pixels on 4 x 2 tiles: 24 rows and 10 of 12 columns, for which 18 and 7 are left."""
     _, encoded, tokens = tokens_of(FAMILY, model, MIXED)
     assert tokens.lengths.tolist() == [140, 180, 78]
@@ -57,7 +57,7 @@ def test_tokens_stand_where_the_model_packs_them(model):
 
 
 @torch.no_grad()
-def test_attention_is_that_of_each_tile_scaled_like_the_tokens():
+def test_attention_rows_are_computed_per_tile_and_resized_with_the_tokens():
     eager = FAMILY.build("eager")
     inputs, _, tokens = tokens_of(FAMILY, FAMILY.build(), MIXED, (0.0,))
     for image, tiles in ((0, (2, 2)), (1, (4, 2)), (2, (1, 1))):
@@ -75,7 +75,7 @@ def test_attention_is_that_of_each_tile_scaled_like_the_tokens():
 
 
 @torch.no_grad()
-def test_images_among_several_are_whole(model):
+def test_each_of_several_images_is_one_tile(model):
     _, encoded, tokens = tokens_of(FAMILY, model, SEVERAL)
     assert encoded.placeholders.tolist() == [140, 37, 37]
     for image in (1, 2):
@@ -112,7 +112,7 @@ def test_frames_are_pooled(side):
 
 
 @torch.no_grad()
-def test_images_and_videos_stand_side_by_side(model):
+def test_one_batch_may_hold_images_and_videos(model):
     inputs, encoded, tokens = tokens_of(FAMILY, model, VIDEOS, (0.0,))
     assert encoded.video.tolist() == [False, True, True]
     backbone = adapter_for(model)
@@ -135,7 +135,7 @@ def test_images_and_videos_stand_side_by_side(model):
 
 
 @torch.no_grad()
-def test_relevance_is_that_of_pooled_patches(model):
+def test_relevance_of_frames_is_that_of_pooled_patches(model):
     companion = Companion(tiny.companion())
     inputs = FAMILY.prompts(VIDEOS)
     backbone = adapter_for(model, companion)
@@ -160,7 +160,7 @@ def test_relevance_is_that_of_pooled_patches(model):
 
 
 @torch.no_grad()
-def test_towers_with_cls_have_its_attention():
+def test_towers_with_a_cls_token_give_cls_attention():
     model = FAMILY.build(vision_config=clip(), vision_feature_select_strategy="default")
     eager = FAMILY.build("eager", vision_config=clip(), vision_feature_select_strategy="default")
     inputs, _, tokens = tokens_of(FAMILY, model, SEVERAL)
@@ -196,7 +196,7 @@ def test_merged_tokens_enter_the_projector_as_one():
 
 
 @torch.no_grad()
-def test_the_ratio_of_a_call_is_that_of_its_tokens(model):
+def test_aspect_ratio_of_a_call_is_inferred_from_its_tokens(model):
     """At most nine tiles' worth of tokens: as many as there are."""
     inputs = FAMILY.prompts(((2,),))
     ids = inputs["input_ids"][0].tolist()
@@ -212,7 +212,7 @@ def test_the_ratio_of_a_call_is_that_of_its_tokens(model):
 
 @pytest.mark.parametrize("several", [False, True])
 @torch.no_grad()
-def test_the_processor_gives_what_is_counted(model, several):
+def test_token_counts_equal_those_of_the_processor(model, several):
     """A bright spot at the lower right of a tall picture is in the lower right tile, or at the right of the whole."""
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": 24, "width": 24}, image_grid_pinpoints=model.config.image_grid_pinpoints
@@ -238,7 +238,7 @@ def test_the_processor_gives_what_is_counted(model, several):
     assert [r.after for r in run_.report] == [9, 9][: 1 + several]
 
 
-def test_what_cannot_be_encoded_is_refused(model):
+def test_inputs_that_cannot_be_encoded_are_refused(model):
     backbone, inputs = adapter_for(model), FAMILY.prompts(SEVERAL)
     pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
     with pytest.raises(ValueError, match="pixel_values or pixel_values_videos must be given"):
@@ -257,7 +257,7 @@ def test_what_cannot_be_encoded_is_refused(model):
 
 
 @torch.no_grad()
-def test_patches_are_those_of_images_of_real_size():
+def test_patches_match_images_of_published_size():
     """27 x 27 patches a tile, up to 6 x 6 tiles, at most nine tiles' worth of tokens."""
     vision = SiglipVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=384, patch_size=14

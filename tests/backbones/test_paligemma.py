@@ -56,7 +56,7 @@ def model():
 
 
 @torch.no_grad()
-def test_suffixes_see_what_is_before_them(model):
+def test_suffix_tokens_attend_to_the_tokens_before_them(model):
     family = WithSuffix("paligemma", FAMILY.counts)
     inputs, method = family.prompts(MIXED), ragged(family, MIXED)
     labels = inputs["input_ids"].masked_fill(inputs["token_type_ids"] == 0, -100)
@@ -74,7 +74,7 @@ def test_suffixes_see_what_is_before_them(model):
 
 
 @torch.no_grad()
-def test_layers_with_windows_read_whole_prompts():
+def test_sliding_window_layers_read_the_whole_prompt():
     model = SECOND.build("eager")
     inputs, method = SECOND.prompts(MIXED), ragged(SECOND, MIXED)
     plain = run(model, inputs, **GREEDY)
@@ -112,7 +112,7 @@ def test_calls_without_token_types_are_refused(model):
 
 
 @torch.no_grad()
-def test_smaller_images_are_read_by_the_same_tower(model):
+def test_tower_encodes_smaller_images(model):
     pixels = FAMILY.prompts(MIXED)["pixel_values"]
     encoded = adapter_for(model).encode(pixels, (2, 2))
     small = interpolate(pixels, size=[8, 8], mode="bicubic", antialias=True)
@@ -122,7 +122,7 @@ def test_smaller_images_are_read_by_the_same_tower(model):
 
 
 @torch.no_grad()
-def test_the_processor_gives_what_is_counted(model):
+def test_token_counts_equal_those_of_the_processor(model):
     words = {"<pad>": 0, "<bos>": 1, "what": 3, "is": 4, "\n": 96, "<unk>": 2, "<image>": IMAGE}
     plain = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Split(" ", "removed")

@@ -42,7 +42,7 @@ def tone(seconds, start=0.0, end=0.0):
 
 
 @torch.no_grad()
-def test_what_the_processor_gives_is_pruned(model, processor):
+def test_prune_accepts_the_output_of_the_processor(model, processor):
     prompts = [
         "<|audio_bos|><|AUDIO|><|audio_eos|> what is that sound",
         "first <|audio_bos|><|AUDIO|><|audio_eos|> is <|audio_bos|><|AUDIO|><|audio_eos|> what",
@@ -62,7 +62,7 @@ def test_what_the_processor_gives_is_pruned(model, processor):
 
 
 @torch.no_grad()
-def test_columns_of_the_grid_are_time(model, processor):
+def test_grid_columns_are_time_steps(model, processor):
     """A tone from 0.6 to 0.7 seconds is in the tokens of 40 ms from the 15th on."""
     given = [
         dict(processor(text="<|AUDIO|> what", audio=[clip], sampling_rate=RATE, return_tensors="pt"))
@@ -77,7 +77,7 @@ def test_columns_of_the_grid_are_time(model, processor):
 
 
 @torch.no_grad()
-def test_saliency_is_what_the_frames_of_a_token_receive_from_their_clip(model):
+def test_saliency_averages_the_attention_that_a_token_s_frames_receive_in_their_clip(model):
     inputs, encoded, tokens = tokens_of(FAMILY, model, MIXED, (0.0,))
     assert tokens.lengths.tolist() == [25, 17, 10]
     eager = FAMILY.build("eager").model.audio_tower
@@ -99,7 +99,7 @@ def test_saliency_is_what_the_frames_of_a_token_receive_from_their_clip(model):
 
 
 @torch.no_grad()
-def test_a_single_token_is_not_taken_for_a_prompt_that_is_still_to_be_expanded(model):
+def test_single_token_prompt_is_not_expanded(model):
     layout = ((1,), (2, 0))
     inputs, method = FAMILY.prompts(layout), Fixed(picks=((20,), (3,), (8,)))
     with prune(model, method):
@@ -111,7 +111,7 @@ def test_a_single_token_is_not_taken_for_a_prompt_that_is_still_to_be_expanded(m
 
 
 @torch.no_grad()
-def test_every_beam_reads_all_clips_of_its_prompt(model):
+def test_each_beam_reads_all_clips_of_its_prompt(model):
     """The same prompts as embeddings: the model itself would give beams of one prompt each other's clips."""
     inputs, options = FAMILY.prompts(((2, 0), (1,))), {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
     ids, embeddings = inputs["input_ids"], model.get_input_embeddings()(inputs["input_ids"])
@@ -121,7 +121,7 @@ def test_every_beam_reads_all_clips_of_its_prompt(model):
         assert torch.equal(model.generate(**inputs, **options)[:, ids.shape[1] :], wanted)
 
 
-def test_pruning_leaves_no_hook_behind(model):
+def test_pruning_removes_its_hooks(model):
     def hooks():
         return [(len(m._forward_pre_hooks), len(m._forward_hooks), m.__dict__.get("config")) for m in model.modules()]
 
@@ -153,7 +153,7 @@ def test_clips_that_do_not_fit_are_refused(model):
             model(**inputs, mm_encoder_outputs={"audio": 1})
 
 
-def test_a_transformers_without_it_is_refused(model, monkeypatch):
+def test_transformers_without_qwen2_audio_is_refused(model, monkeypatch):
     def forward(self, input_ids=None, **kwargs):
         raise AssertionError
 

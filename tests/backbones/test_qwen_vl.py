@@ -66,7 +66,7 @@ def slow_attention(model, pixels, sizes, layer):
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_saliency_is_what_the_patches_of_a_token_receive_from_their_frame(family, model, kind):
+def test_saliency_averages_the_attention_that_a_token_s_patches_receive_in_their_frame(family, model, kind):
     layout = LAYOUT if kind == "image" else ((-2,), (-1,))
     tower_depths = (0.0, 1.0)
     inputs, encoded, tokens = tokens_of(family, model, layout, tower_depths)
@@ -86,7 +86,7 @@ def test_saliency_is_what_the_patches_of_a_token_receive_from_their_frame(family
     assert not encoded.views["received_attention"]()[~tokens.mask].any()
 
 
-def test_layers_within_windows_are_not_read():
+def test_saliency_comes_from_full_attention_layers():
     family = families.FAMILIES["qwen2_5_vl"]
     backbone = adapter_for(family.build())
     assert backbone.whole_layers == [0, 2]
@@ -98,7 +98,7 @@ def test_layers_within_windows_are_not_read():
         tokens_of(family, family.build(fullatt_block_indexes=[]), LAYOUT)
 
 
-def test_the_grid_is_that_of_the_picture(family, model):
+def test_grid_coordinates_are_those_of_the_image(family, model):
     """A bright spot is found where the processor of the family puts it."""
     processor = Qwen2VLImageProcessorPil(
         patch_size=4, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 64, "longest_edge": 4096}
@@ -118,7 +118,7 @@ def test_the_grid_is_that_of_the_picture(family, model):
     assert [(r.before, r.after) for r in run_.report] == [(15, 3)]
 
 
-def test_frames_of_videos_are_numbered_beside_images(family, model):
+def test_video_frames_are_numbered_after_images(family, model):
     _, encoded, tokens = tokens_of(family, model, ((1, -1), (-2,)))
     assert encoded.video.tolist() == [False, True, True]
     assert tokens.frames[0, :15].tolist() == [-1] * 15
@@ -128,7 +128,7 @@ def test_frames_of_videos_are_numbered_beside_images(family, model):
 
 
 @torch.no_grad()
-def test_images_and_videos_share_a_prompt(family, model):
+def test_one_prompt_may_hold_images_and_videos(family, model):
     layout = ((1, -1, 0), (-2, 2))
     inputs, method = family.prompts(layout), ragged(family, layout)
     wanted = [by_hand(family, model, layout, row, method.picks, 4) for row in range(2)]
@@ -144,7 +144,7 @@ def test_images_and_videos_share_a_prompt(family, model):
 
 
 @torch.no_grad()
-def test_positions_are_those_of_the_full_prompt(family, model):
+def test_kept_tokens_keep_the_positions_of_the_full_prompt(family, model):
     inputs = family.prompts(MIXED)
     full, deltas = model.model.get_rope_index(
         **{name: inputs.get(name) for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")}
@@ -168,7 +168,7 @@ def test_positions_are_those_of_the_full_prompt(family, model):
 
 @pytest.mark.parametrize("mask", [True, False])
 @torch.no_grad()
-def test_prompts_without_types_or_masks_are_read_as_the_model_reads_them(family, model, mask):
+def test_prompts_without_token_types_or_mask_match_the_model(family, model, mask):
     inputs = family.prompts(((1,),))
     dropped = {"attention_mask"} if not mask else set()
     if family.name == "qwen2_5_vl":
@@ -183,7 +183,7 @@ def test_prompts_without_types_or_masks_are_read_as_the_model_reads_them(family,
         model(**inputs)
 
 
-def test_pixels_tell_images_apart(family, model):
+def test_image_keys_tell_images_apart(family, model):
     _, encoded, _ = tokens_of(family, model, ((1, 1), (-1,)))
     keys = encoded.views["image_key"]()
     assert len(set(keys.tolist())) == 3
@@ -193,7 +193,7 @@ def test_pixels_tell_images_apart(family, model):
     assert run_.report[2].indices == run_.report[3].indices
 
 
-def test_what_cannot_be_encoded_is_refused(family, model):
+def test_inputs_that_cannot_be_encoded_are_refused(family, model):
     backbone, inputs = adapter_for(model), family.prompts(LAYOUT)
     with pytest.raises(ValueError, match="image patches need image_grid_thw"):
         backbone.encode(inputs["pixel_values"])
@@ -204,7 +204,7 @@ def test_what_cannot_be_encoded_is_refused(family, model):
 
 
 @torch.no_grad()
-def test_planes_stay_with_their_tokens():
+def test_deepstack_features_stay_with_their_tokens():
     family = families.FAMILIES["qwen3_vl"]
     model, layout = family.build(), ((1, -1),)
     inputs, encoded, tokens = tokens_of(family, model, layout)
@@ -258,7 +258,7 @@ EARLIER = [FastV(5, budget_convention="final"), PyramidDrop(5, budget_convention
 
 @pytest.mark.parametrize("method", [*INSIDE, *EARLIER], ids=repr)
 @torch.no_grad()
-def test_tokens_leave_inside_the_language_model_with_their_positions(family, model, method):
+def test_dropped_tokens_take_their_positions_along(family, model, method):
     layout = ((1,), (2,))
     inputs = family.prompts(layout)
     if family.name == "qwen3_vl" and method in EARLIER:
@@ -290,7 +290,7 @@ def test_tokens_leave_inside_the_language_model_with_their_positions(family, mod
 
 @pytest.mark.parametrize("kind", [FastV, PyramidDrop, DART])
 @torch.no_grad()
-def test_keeping_everything_inside_is_bit_equal(family, model, kind):
+def test_dropping_nothing_in_the_llm_is_bit_equal(family, model, kind):
     knobs = {"layers": (2,)} if kind is PyramidDrop else {"layer": 2}
     for layout in (MIXED, ((-1,), (0, -2))):
         inputs = family.prompts(layout)
@@ -302,7 +302,7 @@ def test_keeping_everything_inside_is_bit_equal(family, model, kind):
 
 
 @torch.no_grad()
-def test_beams_inside_do_not_mix_prompts(family, model):
+def test_beams_with_drops_in_the_llm_do_not_mix_prompts(family, model):
     layout, options = ((1,), (2,)), {**GREEDY, "num_beams": 3, "num_return_sequences": 3}
     inputs = family.prompts(layout)
     with prune(model, INSIDE[0]):
@@ -314,7 +314,7 @@ def test_beams_inside_do_not_mix_prompts(family, model):
 
 
 @torch.no_grad()
-def test_a_prompt_that_ends_in_an_image_must_keep_its_end(family, model):
+def test_dropping_the_last_token_of_a_prompt_is_refused(family, model):
     ids = torch.tensor([[1, 7, families.START, *[families.IMAGE] * 15]])
     inputs = {**family.prompts(((1,),)), "input_ids": ids, "attention_mask": torch.ones_like(ids), **family.marked(ids)}
     plain = run(model, inputs, **GREEDY)

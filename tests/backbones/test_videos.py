@@ -23,7 +23,7 @@ VIDEOS = ((-1,), (0, -2))
 
 @pytest.mark.parametrize("name", BY_FRAME)
 @torch.no_grad()
-def test_what_changes_between_frames_is_kept(name):
+def test_evs_keeps_tokens_that_change_between_frames(name):
     """A video that changes in its last frame, at the lower right."""
     model, (cells, newlines) = FAMILIES[name].build(), BY_FRAME[name]
     pixels = torch.randn(1, 1, 3, 24, 24, generator=torch.Generator().manual_seed(0)).repeat(1, 3, 1, 1, 1)
@@ -46,7 +46,7 @@ def test_what_changes_between_frames_is_kept(name):
 
 @pytest.mark.parametrize("name", BY_FRAME)
 @torch.no_grad()
-def test_scores_of_frames_are_those_of_images(name):
+def test_frame_scores_equal_image_scores(name):
     family, (cells, newlines) = FAMILIES[name], BY_FRAME[name]
     eager = family.build("eager")
     inputs, encoded, tokens = tokens_of(family, family.build(), VIDEOS, (0.0,))
@@ -73,7 +73,7 @@ def test_scores_of_frames_are_those_of_images(name):
 
 @pytest.mark.parametrize("mode", ["average", "max", "conv"])
 @torch.no_grad()
-def test_next_video_pools_before_the_projector(mode):
+def test_llava_next_video_pools_before_the_projector(mode):
     """Of 7 x 7 patches, 3 x 3 tokens are made; the last row and column is left out."""
     vision = clip()
     vision.image_size = 28
@@ -91,7 +91,7 @@ def test_next_video_pools_before_the_projector(mode):
 
 
 @torch.no_grad()
-def test_video_llava_reads_cls_of_each_frame():
+def test_video_llava_reads_the_cls_token_of_each_frame():
     model = VIDEO.build()
     _, encoded, tokens = tokens_of(VIDEO, model, VIDEOS)
     assert encoded.placeholders.tolist() == [36, 111, 111]
@@ -107,7 +107,7 @@ def test_video_llava_reads_cls_of_each_frame():
 
 @pytest.mark.parametrize("family", [NEXT, VIDEO], ids=lambda family: family.name)
 @torch.no_grad()
-def test_what_videos_lack_is_refused(family):
+def test_views_that_videos_lack_are_refused(family):
     model = family.build()
     with prune(model, VisionZip(budget=8)) as run_:
         model.generate(**family.prompts(((0,), (1,))), **GREEDY)
@@ -130,7 +130,7 @@ def test_what_videos_lack_is_refused(family):
 
 
 @torch.no_grad()
-def test_video_llava_takes_what_its_processor_gives():
+def test_video_llava_accepts_the_output_of_its_processor():
     processor = VideoLlavaImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     given = dict(processor(Image.fromarray(np.arange(3072, dtype=np.uint8).reshape(32, 32, 3)), return_tensors="pt"))
     (pixels,) = given.values()
@@ -147,7 +147,7 @@ def test_video_llava_takes_what_its_processor_gives():
     assert [r.before for r in run_.report] == [36, 36] and one.shape[1] == inputs["input_ids"].shape[1] - 31
 
 
-def test_no_hook_is_left_behind():
+def test_pruning_removes_its_hooks():
     model = VIDEO.build()
 
     def hooks():

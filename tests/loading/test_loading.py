@@ -92,6 +92,7 @@ def test_a_loaded_model_prunes_like_the_saved_one(case, options):
     check_alike(model, again, inputs)
 
 
+@pytest.mark.fast_for(place=["what does not fit"])
 @pytest.mark.feature("parts on disk")
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 @pytest.mark.parametrize("place", ["all", "what does not fit"])

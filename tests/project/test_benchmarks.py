@@ -39,6 +39,7 @@ def test_every_method_is_timed_or_left_out_with_a_reason(tmp_path):
     assert bool((times["ms"].isna() == (times["left_out"] != "")).all())
 
 
+@pytest.mark.slow
 def test_what_one_drop_cannot_reach_is_left_out():
     done = run("--cases", "600:9", "--width", "1024", "--rounds", "1", "--methods", "sparsevlm")
     assert done.returncode == 0, done.stderr
@@ -77,6 +78,7 @@ def test_answers_are_timed_by_phase_and_against_the_ideal(tmp_path):
     assert "Measured on cpu" in done.stdout and "times the ideal" in done.stdout and "phases" in done.stderr
 
 
+@pytest.mark.slow
 def test_methods_without_an_ideal_are_timed_without():
     small = ("--runs", "1", "--warmup", "0", "--new", "1")
     with TemporaryDirectory() as folder:
@@ -95,6 +97,7 @@ def test_methods_without_an_ideal_are_timed_without():
         (("--runs", "0"), "runs must be an int of 1 or more, not 0"),
     ],
 )
+@pytest.mark.fast_for(message=["nowhere"])
 def test_wrong_calls_are_told(arguments, message, tmp_path):
     done = run(*arguments, "--results", str(tmp_path), script="efficiency")
     assert done.returncode == 2, done.stderr
@@ -120,6 +123,7 @@ def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("script", ["selection", "all"])
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_is_named(script):
     done = run("--device", "cuda", script=script)
     assert done.returncode == 2 and "--device cuda: torch sees no GPU here" in done.stderr
@@ -130,6 +134,7 @@ def test_turns_that_do_not_count():
         in_turns({"nothing": lambda: None}, 0)
 
 
+@pytest.mark.slow
 def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
     config = json.loads((PROJECT / "data/configs/llava-1.5-7b.json").read_text())
     config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "image_size": 28}
@@ -146,6 +151,7 @@ def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
     assert "of the pass; the view alone" in done.stdout
 
 
+@pytest.mark.slow
 def test_thread_time_is_for_one_thread():
     for script in ("selection", "importance"):
         done = run("--clock", "thread", "--threads", "2", script=script)

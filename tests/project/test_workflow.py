@@ -132,6 +132,7 @@ def test_a_run_makes_everything_and_says_where(finished):
     assert f"Took {timing['seconds']} s" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_second_run_redoes_only_what_changed(project):
     before = stamps(project)
     timing = (project / "results/timing.json").read_text()
@@ -148,6 +149,7 @@ def test_a_second_run_redoes_only_what_changed(project):
     assert (project / "results/timing.json").read_text() == timing
 
 
+@pytest.mark.slow
 def test_code_that_rows_depend_on_redoes_them_and_code_of_figures_does_not(project):
     before = stamps(project)
     with (project / "idsel_core/notebooks.py").open("a") as file:
@@ -160,6 +162,7 @@ def test_code_that_rows_depend_on_redoes_them_and_code_of_figures_does_not(proje
     assert changed(before, stamps(project)) == sorted(before)
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_leaves_its_executed_copy_and_the_others_go_on(project):
     configure(project, "a", fail=True)
     configure(project, "b", budgets=[32.0])
@@ -177,6 +180,7 @@ def test_a_failing_notebook_leaves_its_executed_copy_and_the_others_go_on(projec
     assert changed(before, stamps(project)) == ["a.ipynb", "a.parquet", "budget.png", "draw.ipynb"]
 
 
+@pytest.mark.slow
 def test_a_truncated_parquet_is_named_with_the_remedy_and_built_again(project, finished):
     path = project / "results/b.parquet"
     times = path.stat()
@@ -196,6 +200,7 @@ def test_a_truncated_parquet_is_named_with_the_remedy_and_built_again(project, f
     equal(project, finished[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_read_only_store_lose_nothing(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "full")
     with disk(project / "results", "size=8k") as remount:
@@ -225,6 +230,7 @@ def equal(project: Path, undisturbed: Path) -> None:
         ({"budgets": 64.0}, "allowed is list"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_parameters_stop_the_run_before_anything_is_lost(project, wrong, message):
     before = stamps(project)
     configure(project, "b", **wrong)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import warnings
 
 import pytest
@@ -15,7 +14,7 @@ from idsel_core import Companion, Downsample, IDSelection, Random, TopK, Uniform
 from idsel_core.backbones._shared.caches import cache_in, with_cache
 from idsel_core.methods import METHODS, InLLM
 from tests.support import families, tiny
-from tests.support.llava_prompts import CHUNKS, GREEDY, LAYOUTS, Fixed, by_hand, ragged, run, same, state
+from tests.support.llava_prompts import CHUNKS, GREEDY, LAYOUTS, Fixed, by_hand, ragged, run
 
 ALL = UniformGrid(budget=1.0)
 
@@ -33,7 +32,7 @@ def clip():
 @pytest.mark.feature("all kept: bit-equal")
 @pytest.mark.parametrize("positions", ["compact", "keep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_keeping_everything_is_bit_equal(model, layout, positions):
+def test_keeping_all_tokens_is_bit_equal(model, layout, positions):
     inputs = tiny.prompts(layout)
     plain, plain_logits = run(model, inputs), model(**inputs).logits
     with prune(model, ALL, positions):
@@ -47,7 +46,7 @@ def test_keeping_everything_is_bit_equal(model, layout, positions):
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True}]
 )
-def test_keeping_everything_is_bit_equal_in_search(clip, options):
+def test_keeping_all_tokens_is_bit_equal_in_search(clip, options):
     inputs = tiny.prompts((1, 2))
     torch.manual_seed(5)
     plain = clip.generate(**inputs, **{**GREEDY, **options})
@@ -57,7 +56,7 @@ def test_keeping_everything_is_bit_equal_in_search(clip, options):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_keeping_everything_is_bit_equal_with_saliency_read(attention):
+def test_keeping_all_tokens_while_reading_saliency_is_bit_equal(attention):
     model, inputs = tiny.build("clip", attention), tiny.prompts((1, 2), side="right")
     plain = model(**inputs).logits
     with prune(model, TopK(budget=1.0)):
@@ -67,7 +66,7 @@ def test_keeping_everything_is_bit_equal_with_saliency_read(attention):
 @pytest.mark.feature("equals shorter prompts")
 @pytest.mark.parametrize("positions", ["compact", "keep"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_kept_tokens_equal_a_hand_built_sequence(model, layout, positions):
+def test_pruning_equals_a_shortened_prompt(model, layout, positions):
     inputs, method = tiny.prompts(layout), ragged(sum(layout))
     wanted = by_hand(model, inputs, layout, list(map(torch.tensor, method.picks)), 5, positions == "keep")
     with prune(model, method, positions):
@@ -84,7 +83,7 @@ def test_kept_tokens_equal_a_hand_built_sequence(model, layout, positions):
 
 @pytest.mark.feature("padded batches")
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_batch_gives_what_each_prompt_gives_alone(clip, side):
+def test_padding_does_not_change_the_logits(clip, side):
     layout = (2, 0, 1)
     inputs, method = tiny.prompts(layout, side), IDSelection(budget=6, importance="saliency")
     with prune(clip, method):
@@ -132,13 +131,13 @@ def test_sampling_draws_from_the_shortened_distribution(clip):
     "options",
     [{"cache_implementation": "static", "disable_compile": True}, {"use_cache": False}, CHUNKS],
 )
-def test_ways_to_generate_agree(clip, options):
+def test_generation_options_give_the_same_tokens(clip, options):
     inputs, method = tiny.prompts((1, 2)), ragged(3)
     with prune(clip, method):
         assert torch.equal(clip.generate(**inputs, **GREEDY, **options), clip.generate(**inputs, **GREEDY))
 
 
-def test_prompt_lookup_agrees_with_greedy(clip):
+def test_prompt_lookup_equals_greedy_decoding(clip):
     inputs, method = tiny.prompts((1,)), ragged(1)
     with prune(clip, method):
         wanted = clip.generate(**inputs, **GREEDY)
@@ -147,7 +146,7 @@ def test_prompt_lookup_agrees_with_greedy(clip):
 
 @pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
 @pytest.mark.parametrize("where", ["argument", "config", "model"])
-def test_limits_count_the_prompt_as_the_caller_knows_it(clip, where, monkeypatch):
+def test_length_limits_count_the_full_prompt(clip, where, monkeypatch):
     inputs = tiny.prompts((1,))
     limits = {"max_length": inputs["input_ids"].shape[1] + 4, "min_length": inputs["input_ids"].shape[1] + 4}
     given = {**limits} if where == "argument" else {}
@@ -163,7 +162,7 @@ def test_limits_count_the_prompt_as_the_caller_knows_it(clip, where, monkeypatch
     assert before is None or before.to_dict() == given["generation_config"].to_dict()
 
 
-def test_prompts_may_come_by_position_or_without_a_mask(clip):
+def test_prompts_may_be_positional_or_lack_a_mask(clip):
     inputs = tiny.prompts((1, 2))
     ids, pixels = inputs["input_ids"], inputs["pixel_values"]
     with prune(clip, ragged(3)):
@@ -191,7 +190,7 @@ def test_labels_are_shortened_and_gradients_flow(clip):
     clip.zero_grad(set_to_none=True)
 
 
-def test_own_positions_are_closed_up_or_kept(clip):
+def test_given_positions_are_compacted_or_kept(clip):
     inputs, method = tiny.prompts((1,)), ragged(1)
     positions = torch.arange(inputs["input_ids"].shape[1])[None] + 7
     with prune(clip, method):
@@ -204,14 +203,14 @@ def test_own_positions_are_closed_up_or_kept(clip):
         assert not torch.allclose(clip(**inputs).logits, shifted, atol=1e-3)
 
 
-def test_gaps_between_positions_are_not_read_as_borders_without_a_cache(clip):
+def test_position_gaps_do_not_split_the_prompt_without_a_cache(clip):
     inputs = {**tiny.prompts((1,)), "attention_mask": None}
     with prune(clip, ragged(1), positions="keep"):
         wanted = clip(**inputs, use_cache=True).logits
         torch.testing.assert_close(clip(**inputs, use_cache=False).logits, wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_merged_features_are_what_the_model_reads(clip):
+def test_model_reads_merged_features(clip):
     @dataclasses.dataclass(frozen=True)
     class Doubled(Fixed):
         def select(self, tokens):
@@ -231,7 +230,7 @@ def test_merged_features_are_what_the_model_reads(clip):
 
 
 @pytest.mark.parametrize("tower", ["clip", "dinov2", "siglip"])
-def test_a_smaller_image_is_what_the_model_reads(tower):
+def test_model_reads_the_smaller_image(tower):
     model, inputs = tiny.build(tower), tiny.prompts((1, 1))
     small = torch.nn.functional.interpolate(inputs["pixel_values"], size=(12, 12), mode="bicubic", antialias=True)
     seen = []
@@ -248,94 +247,7 @@ def test_a_smaller_image_is_what_the_model_reads(tower):
     assert [(r.before, r.after, r.requested) for r in run_.report] == [(36, 9, 11)] * 4
 
 
-def test_the_report_tells_what_happened(clip):
-    inputs, layout = tiny.prompts((1, 2)), (1, 2)
-    method = IDSelection(budget=0.25, importance="saliency")
-    with prune(clip, method) as run_:
-        clip.generate(**inputs, **GREEDY)
-        clip(**tiny.alone(inputs, layout, 0))
-        clip.generate(**tiny.prompts((0,)), **GREEDY)
-    assert [(r.call, r.image) for r in run_.report] == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    assert {(r.before, r.after, r.requested) for r in run_.report} == {(36, 9, 0.25)}
-    first = run_.report[0]
-    assert first.indices == sorted(first.order) and len(set(first.order)) == 9
-    assert run_.report[3].indices == first.indices
-    assert all(r.encode_ms > 0 and r.select_ms > 0 for r in run_.report)
-
-
-def test_the_model_is_untouched_after_the_block(clip):
-    inputs = tiny.prompts((1, 2))
-    method = IDSelection(budget=5)
-    run(clip, inputs)  # transformers installs hooks of its own in the first call
-    before = state(clip)
-    with prune(clip, method):
-        assert not same(state(clip), before)
-        run(clip, inputs)
-    assert same(state(clip), before)
-    for fault in ("block", "method", "tower"):
-        method = IDSelection(budget=37 if fault == "method" else 5)
-        with pytest.raises((RuntimeError, ValueError)), prune(clip, method):
-            if fault == "block":
-                raise RuntimeError("on purpose")
-            if fault == "tower":
-                inputs = {**inputs, "pixel_values": inputs["pixel_values"][:, :2]}
-            run(clip, inputs)
-        assert same(state(clip), before), fault
-
-
-def test_blocks_nest_and_the_innermost_decides(clip):
-    inputs, method = tiny.prompts((1,)), ragged(1)
-    run(clip, inputs)
-    before = state(clip)
-    outer, inner = prune(clip, UniformGrid(budget=4)), prune(clip, UniformGrid(budget=9))
-    with outer:
-        clip(**inputs)
-        with inner:
-            clip(**inputs)
-            clip.generate(**inputs, **GREEDY)
-        clip.generate(**inputs, **GREEDY)
-        with outer:
-            clip(**inputs)
-    assert [r.after for r in outer.report] == [4, 4, 4]
-    assert [r.after for r in inner.report] == [9, 9]
-    assert same(state(clip), before)
-    with inner:
-        clip(**inputs)
-    assert len(inner.report) == 3 and same(state(clip), before)
-    # Left in the wrong order.
-    outer.__enter__()
-    inner.__enter__()
-    outer.__exit__(None, None, None)
-    clip(**inputs)
-    inner.__exit__(None, None, None)
-    assert len(inner.report) == 4 and same(state(clip), before)
-    with prune(clip, method), pytest.raises(ValueError), prune(clip, UniformGrid(budget=37)):
-        clip(**inputs)
-    assert same(state(clip), before)
-
-
-def test_an_own_generate_of_the_model_is_put_back():
-    model = tiny.build("clip")
-    own = model.generate
-    model.generate = own
-    with prune(model, ALL):
-        assert model.generate is not own
-    assert model.__dict__["generate"] is own
-
-
-def test_a_pruned_model_can_be_freed():
-    model = tiny.build("clip")
-    with prune(model, IDSelection(budget=4)):
-        run(model, tiny.prompts((1,)))
-    import weakref
-
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None
-
-
-def test_text_alone_passes_through(clip):
+def test_text_only_prompts_are_not_changed(clip):
     inputs = tiny.prompts((0, 0))
     plain, logits = clip.generate(**inputs, **GREEDY), clip(**inputs).logits
     with prune(clip, IDSelection(budget=5)) as run_:
@@ -344,7 +256,7 @@ def test_text_alone_passes_through(clip):
     assert run_.report == []
 
 
-def test_decoding_by_hand_goes_on_from_the_shorter_cache(clip):
+def test_manual_decoding_continues_from_the_shorter_cache(clip):
     inputs, method = tiny.prompts((1,)), ragged(1)
     wanted = by_hand(clip, inputs, (1,), list(map(torch.tensor, method.picks)), 3)[0][0]
     with prune(clip, method):
@@ -375,12 +287,12 @@ def changed(**replacements):
         (changed(image_sizes=torch.tensor([[24, 24]])), "Pixtral"),
     ],
 )
-def test_calls_that_do_not_fit_are_refused(clip, change, message):
+def test_mismatched_inputs_are_refused(clip, change, message):
     with prune(clip, ALL), pytest.raises(ValueError, match=message):
         clip(**change(tiny.prompts((1,))))
 
 
-def test_generate_refuses_what_it_cannot_do(clip):
+def test_generate_refuses_unsupported_options(clip):
     inputs = tiny.prompts((1,))
     with prune(clip, ragged(1)):
         cache = clip.generate(**inputs, **GREEDY, return_dict_in_generate=True).past_key_values
@@ -403,7 +315,7 @@ def test_chunks_are_refused_where_each_would_read_all_images(clip, monkeypatch):
         clip.generate(**tiny.prompts((1,)), **GREEDY, prefill_chunk_size=5)
 
 
-def test_a_cache_is_found_under_both_of_its_names():
+def test_cache_is_found_under_both_of_its_names():
     cache = DynamicCache()
     assert cache_in({"cache": cache}) is cache_in({"cache": None, "past_key_values": cache}) is cache
     assert cache_in({"past_key_values": None}) is None
@@ -420,12 +332,12 @@ class Newer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Older, Newer])
-def test_a_cache_is_given_by_the_name_that_a_model_has_for_it(kind):
+def test_cache_is_passed_under_the_model_s_name_for_it(kind):
     model, cache = kind(), DynamicCache()
     assert model(torch.ones(1), **with_cache(model, cache)) is cache
 
 
-def test_an_image_over_two_prompts_is_refused(clip):
+def test_image_across_two_prompts_is_refused(clip):
     inputs = tiny.prompts((1, 1))
     ids = inputs["input_ids"].clone()
     ids[0, (ids[0] == tiny.IMAGE).nonzero()[0]] = 5
@@ -459,7 +371,7 @@ def test_prune_refuses_wrong_arguments(clip):
         prune(other, ALL)
 
 
-def test_an_old_transformers_is_refused(clip, monkeypatch):
+def test_older_transformers_is_refused(clip, monkeypatch):
     def forward(self, input_ids=None, pixel_values=None, **kwargs):
         raise AssertionError
 
@@ -475,7 +387,7 @@ BEFORE = [
 
 @pytest.mark.feature("methods")
 @pytest.mark.parametrize("name", BEFORE)
-def test_every_method_prunes(clip, name):
+def test_each_method_prunes(clip, name):
     choices = {"importance": "unified", "layer": None}
     knobs = {knob: value for knob, value in choices.items() if knob in METHODS[name].__dataclass_fields__}
     inputs = tiny.prompts((1, 2))
@@ -487,7 +399,7 @@ def test_every_method_prunes(clip, name):
     assert out.past_key_values.get_seq_length() == int((text.sum(1) + 7 * torch.tensor([1, 2])).max()) + 4
 
 
-def test_methods_for_videos_say_that_images_are_none(clip):
+def test_video_methods_refuse_images(clip):
     message = families.LLAVA.refused["evs"]
     with prune(clip, METHODS["evs"](budget=7)), pytest.raises(ValueError, match=message):
         clip(**tiny.prompts((1,)))
@@ -504,7 +416,7 @@ def test_relevance_comes_from_the_companion(clip):
         clip(**inputs)
 
 
-def test_random_keeps_the_same_tokens_in_prune_and_from_a_stored_encoding(clip):
+def test_random_selects_alike_in_prune_and_from_stored_encodings(clip):
     inputs, method = tiny.prompts((1, 2)), Random(budget=5, seed=3)
     with prune(clip, method) as run_:
         clip(**inputs)

@@ -78,7 +78,7 @@ def model(case):
 
 
 @pytest.mark.feature("assisted decoding")
-def test_an_assistant_of_the_family_drafts_what_greedy_decoding_says(case, model):
+def test_assistant_of_the_family_equals_greedy_decoding(case, model):
     if case.name == "paligemma":
         pytest.skip("transformers reads the first drafts as words of the prompt, also without prune()")
     torch.manual_seed(1)
@@ -92,7 +92,7 @@ def test_an_assistant_of_the_family_drafts_what_greedy_decoding_says(case, model
             assert torch.equal(model.generate(**case.single, **GREEDY, assistant_model=assistant), wanted)
 
 
-def test_an_assistant_that_reads_text_drafts_where_the_model_lets_it(case, model):
+def test_text_only_assistant_equals_greedy_decoding_or_is_refused(case, model):
     torch.manual_seed(1)
     assistant = LlamaForCausalLM(LlamaConfig(**{**families.TEXT, "num_hidden_layers": 1})).eval()
     assistant.generation_config.pad_token_id, assistant.generation_config.eos_token_id = families.PAD, None
@@ -108,7 +108,7 @@ def test_an_assistant_that_reads_text_drafts_where_the_model_lets_it(case, model
                 assert torch.equal(model.generate(**case.single, **options), wanted)
 
 
-def test_generating_keeps_no_gradients(case, model):
+def test_generate_records_no_gradients(case, model):
     """Whatever stands around generate(), which needs none."""
     seen = []
     hook = adapter_for(model).language_model.register_forward_pre_hook(
@@ -125,7 +125,8 @@ def test_generating_keeps_no_gradients(case, model):
     # Slow to trace, and alike in the other families.
     [("llava", "in place"), ("llava", "wrapped"), ("qwen2_5_vl", "in place"), ("qwen2_audio", "in place")],
 )
-def test_a_compiled_language_model_gives_the_same_tokens(name, how):
+@pytest.mark.fast_for(name=["llava"], how=["wrapped"])
+def test_compiled_language_model_gives_the_same_tokens(name, how):
     case, options = CASES[name], {**GREEDY, "max_new_tokens": 2}
     model = case.build()
     with prune(model, SCORED):
@@ -160,7 +161,8 @@ def test_a_model_that_is_compiled_as_a_whole_is_pruned():
 
 
 @pytest.mark.feature("compiled static cache")
-def test_a_static_cache_may_be_compiled(case, model):
+@pytest.mark.fast_for(case=["llava", "qwen2_5_vl"])
+def test_compiled_static_cache_gives_the_same_tokens(case, model):
     compiled = CompileConfig(backend="eager", fullgraph=False, mode=None)
     compiled._compile_all_devices = True
     torch._dynamo.reset()
@@ -171,7 +173,7 @@ def test_a_static_cache_may_be_compiled(case, model):
 
 
 @torch.no_grad()
-def test_keeping_everything_is_bit_equal_in_half_precision(case, model):
+def test_keeping_all_tokens_is_bit_equal_in_half_precision(case, model):
     half = copy.deepcopy(model).to(torch.bfloat16)
     for inputs in (case.several, case.single):
         plain, logits = run(half, inputs, **GREEDY), half(**inputs).logits
@@ -185,7 +187,7 @@ def test_keeping_everything_is_bit_equal_in_half_precision(case, model):
 
 
 @torch.no_grad()
-def test_kept_tokens_in_half_precision_are_near_a_hand_built_sequence():
+def test_half_precision_pruning_is_close_to_a_shortened_prompt():
     for name, family in FAMILIES.items():
         case, model = CASES[name], family.build()
         half = copy.deepcopy(model).to(torch.bfloat16)
@@ -231,7 +233,8 @@ AttentionMaskInterface.register("made_up_flash", flash_attention_mask)
 @pytest.mark.feature("attention by name")
 @pytest.mark.parametrize("attention", ["made_up", "made_up_flash"])
 @torch.no_grad()
-def test_scores_do_not_depend_on_how_a_model_attends(case, model, attention):
+@pytest.mark.fast_for(attention=["made_up_flash"])
+def test_scores_do_not_depend_on_the_attention_implementation(case, model, attention):
     if attention == "made_up_flash" and not case.causal:
         pytest.skip("FlashAttention has no mask that lets tokens attend to later ones")
     other = case.build()

@@ -29,6 +29,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=PROJECT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @outside
 def test_the_kernel_passes_these_tests_under_the_interpreter():
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__, TRITON_INTERPRET="1")

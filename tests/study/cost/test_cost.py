@@ -103,6 +103,7 @@ def test_the_paper_formula_sums_over_layers(small):
     assert alone[1] == 4 * 10 * 32**2 + 2 * 10**2 * 32 + 3 * 10 * 32 * 56
 
 
+@pytest.mark.fast_for(logits=["last"])
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("logits", ["last", "all"])
 @pytest.mark.parametrize("tower", TOWERS)
@@ -146,6 +147,7 @@ def test_analytic_is_counted_with_llava_7b(profile):
     assert flops_analytic(model, profile, 64) == flops_counted(model, profile, 64)
 
 
+@pytest.mark.fast_for(name=["smolvlm2-2.2b", "qwen2-audio-7b"])
 @pytest.mark.parametrize(
     ("name", "size", "whole"),
     [

@@ -111,6 +111,7 @@ def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finis
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
     before = stamps(project)
     write_grid(project, seed=[0, 1, 2])
@@ -126,6 +127,7 @@ def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
     assert len(after) == 9 and before.items() <= after.items()
 
 
+@pytest.mark.slow
 def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "failing")
     (project / "fail").touch()
@@ -142,6 +144,7 @@ def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, 
     assert same(project, finished)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "killed")
     with waiting(project):
@@ -155,6 +158,7 @@ def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, 
     assert same(project, finished)
 
 
+@pytest.mark.slow
 def test_a_truncated_parquet_is_named_and_built_again(project, finished):
     path = next(project.glob("results/grid/topk-*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
@@ -168,6 +172,7 @@ def test_a_truncated_parquet_is_named_and_built_again(project, finished):
 
 
 @pytest.mark.parametrize("fault", ["weights", "gpu", "split"])
+@pytest.mark.fast_for(fault=["weights"])
 def test_what_is_missing_is_told_before_anything_is_lost(project, finished, fault):
     before = stamps(project)
     if fault == "weights":
@@ -192,6 +197,7 @@ def test_a_model_is_not_loaded_onto_a_gpu_that_is_not_there(monkeypatch):
         open_backbone(device="cuda")
 
 
+@pytest.mark.slow
 def test_without_slurm_its_profile_says_what_is_missing(project):
     done = sweep(project, "--profile", "workflow/profiles/slurm", PATH="nowhere")
     assert done.returncode == 2

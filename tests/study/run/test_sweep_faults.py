@@ -3,11 +3,14 @@
 import shutil
 import time
 
+import pytest
+
 from tests.support.kills import moments, run_and_kill, unlocked
 from tests.support.small import disk
 from tests.support.sweeps import same, stamps, sweep, waiting
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_sweep_goes_on_and_loses_nothing(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "killed")
     kills = [run_and_kill(project, *moment, tmp_path / "log") for moment in moments(7, 3, seed=1, longest=4)]
@@ -17,6 +20,7 @@ def test_killed_at_random_moments_a_sweep_goes_on_and_loses_nothing(fresh, finis
     assert same(project, finished) and unlocked(project)
 
 
+@pytest.mark.slow
 def test_a_job_killed_while_it_writes_is_tried_again(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "dying")
     (project / "die").touch()
@@ -26,6 +30,7 @@ def test_a_job_killed_while_it_writes_is_tried_again(fresh, finished, tmp_path):
     assert same(project, finished)
 
 
+@pytest.mark.slow
 def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "headless")
     with waiting(project) as run:
@@ -44,6 +49,7 @@ def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finis
     assert same(project, finished)
 
 
+@pytest.mark.slow
 def test_after_a_full_disk_and_a_read_only_store_a_sweep_goes_on(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "full")
     with disk(project / "results", "size=60k") as remount:

@@ -76,6 +76,7 @@ def asked(monkeypatch):
     return steps
 
 
+@pytest.mark.fast_for(where=["step"])
 @pytest.mark.parametrize(("where", "count", "kept"), [("step", 6, 6), ("write", 8, 3), ("write", 9, 4)])
 def test_a_killed_evaluation_goes_on_and_its_rows_are_the_same(study, undisturbed, asked, tmp_path, where, count, kept):
     # A checkpoint's key and every chunk sync the file and then its folder.
@@ -100,6 +101,7 @@ def test_a_finished_run_is_not_asked_again_until_the_job_is_stored(study, undist
     assert [path.name for path in other.parent.iterdir()] == ["other"]
 
 
+@pytest.mark.fast_for(change=["methods"])
 @pytest.mark.parametrize("change", ["methods", "batch", "questions", "weights"])
 def test_another_run_starts_anew(study, asked, tmp_path, change):
     study.run(METHODS, BATCH, tmp_path)
