@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import attention_views, layer_at
@@ -126,7 +127,7 @@ class Llava(Backbone):
             layers[""] = feeding
         entered: list[Tensor] = []
         with ExitStack() as stack:
-            hook = self.projector.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            hook = self.projector.register_forward_pre_hook(in_this_thread(lambda _, args: entered.append(args[0])))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in sorted(set(layers.values()))}
             output = getattr(self.core, f"get_{kind}_features")(pixels, return_dict=True, **options)

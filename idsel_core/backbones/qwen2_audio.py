@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.qk_capture import CapturedQK, Stop, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
@@ -121,7 +122,7 @@ class Qwen2Audio(Backbone):
             embeddings = embeddings.masked_scatter(marks[..., None], features)
             return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
 
-        hook = self.core.register_forward_pre_hook(embed, with_kwargs=True)
+        hook = self.core.register_forward_pre_hook(in_this_thread(embed), with_kwargs=True)
         try:
             yield
         finally:
@@ -143,7 +144,7 @@ class Qwen2Audio(Backbone):
         prompt = torch.full((1, 2), self.image_token_id, device=spectra.device)
         with ExitStack() as stack:
             stack.enter_context(suppress(Stop))
-            hook = self.core.multi_modal_projector.register_forward_hook(stop)
+            hook = self.core.multi_modal_projector.register_forward_hook(in_this_thread(stop))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)

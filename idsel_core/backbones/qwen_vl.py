@@ -14,6 +14,7 @@ from torch import Tensor
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
@@ -231,7 +232,7 @@ class Qwen2VL(Backbone):
         modules = attention_modules(visual)
         entered: list[Tensor] = []
         with ExitStack() as stack:
-            hook = visual.merger.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            hook = visual.merger.register_forward_pre_hook(in_this_thread(lambda _, args: entered.append(args[0])))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             output = getattr(self.core, f"get_{kind}_features")(pixels, sizes, return_dict=True)

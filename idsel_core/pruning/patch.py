@@ -6,7 +6,7 @@ import copy
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,10 @@ class Patch:
         self.entrances = [Entrance(self, name) for name in ("generate", "forward")]
         # Qwen models remember between calls how far positions are behind columns.
         self.remembered = getattr(model.base_model, "rope_deltas", None)
+        # Such models cannot answer several threads at a time.
+        self.turn: AbstractContextManager[Any] = (
+            threading.RLock() if hasattr(model.base_model, "rope_deltas") else nullcontext()
+        )
         for entrance in self.entrances:
             setattr(model, entrance.name, entrance)
 
@@ -116,7 +120,8 @@ class Patch:
         """Call ``generate`` or ``forward`` on shorter prompts."""
         plain = {entrance.name: entrance.plain for entrance in self.entrances}[name]
         inputs = bound_arguments(plain, args, kwargs)
-        return (self._generate if name == "generate" else self._forward)(plain, self._block(), inputs)
+        with self.turn:
+            return (self._generate if name == "generate" else self._forward)(plain, self._block(), inputs)
 
     def _block(self) -> Pruning:
         own = [block for block in reversed(_BLOCKS.get()) if block in self.blocks]
