@@ -54,6 +54,7 @@ def test_what_one_drop_cannot_reach_is_left_out():
         (("--width", "64"), "--width must be 1024 or more, not 64"),
     ],
 )
+@pytest.mark.fast_for(arguments=[("--width", "64")])
 def test_wrong_arguments_are_refused(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr
@@ -97,7 +98,7 @@ def test_methods_without_an_ideal_are_timed_without():
         (("--runs", "0"), "runs must be an int of 1 or more, not 0"),
     ],
 )
-@pytest.mark.fast_for(message=["nowhere"])
+@pytest.mark.slow
 def test_wrong_calls_are_told(arguments, message, tmp_path):
     done = run(*arguments, "--results", str(tmp_path), script="efficiency")
     assert done.returncode == 2, done.stderr
@@ -169,6 +170,7 @@ def test_one_command_names_all_benchmarks_of_a_device(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_benchmarks_that_fail_are_named_and_the_others_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(everything, "commands", lambda *_: [["peers", "--width", "1"], ["store", "--help"]])
     assert everything.main(["--results", str(tmp_path)]) == 1

@@ -99,6 +99,7 @@ def test_encodings_of_other_models_and_data_are_kept_apart():
     assert len(set(folders)) == 4
 
 
+@pytest.mark.slow
 def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
     project, done = finished
     jobs = sorted(read_sweep(project / "grid.yaml").jobs)
@@ -172,7 +173,7 @@ def test_a_truncated_parquet_is_named_and_built_again(project, finished):
 
 
 @pytest.mark.parametrize("fault", ["weights", "gpu", "split"])
-@pytest.mark.fast_for(fault=["weights"])
+@pytest.mark.slow
 def test_what_is_missing_is_told_before_anything_is_lost(project, finished, fault):
     before = stamps(project)
     if fault == "weights":
