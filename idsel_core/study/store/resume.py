@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idsel_core.study.store.files import replace
+from idsel_core.study.store.files import write_atomically
 
 EVERY: Final = 30.0
 """Seconds of work between two chunks, which is what a killed evaluation loses at most beside the step it is at."""
@@ -52,7 +52,7 @@ class ResumableRows:
         self._saved = time.monotonic()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / "key.json", json.dumps(key, indent=1, sort_keys=True) + "\n")
+            write_atomically(self.folder / "key.json", json.dumps(key, indent=1, sort_keys=True) + "\n")
             for steps, rows in self._chunks(self.folder):
                 self.done += steps
                 self._stored.append(rows)
@@ -81,7 +81,7 @@ class ResumableRows:
             name = f"{self.done - len(self._fresh):08}-{self.done:08}.parquet"
             # A killed runner's job may live a moment longer, end, and delete the checkpoints of its successor.
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / name, pa.Table.from_pandas(chunk, preserve_index=False))
+            write_atomically(self.folder / name, pa.Table.from_pandas(chunk, preserve_index=False))
             self._stored.append(chunk)
             self._fresh = []
             self._saved = time.monotonic()
