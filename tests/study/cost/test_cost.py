@@ -399,7 +399,7 @@ def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
         (["--budgets", "576x2,64x4"], "one for each of the 5 layers, not 6"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--dtype", "half-a-byte"], "'half-a-byte' is no torch dtype"),
-        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no one size: give image_size"),
+        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no fixed size: give image_size"),
         (["--image-size", "1", "2", "3"], "a size must be one number, or height and width, not (1, 2, 3)"),
         (["--text", "-1"], "text_tokens must be 0 or more, not -1"),
     ],

@@ -153,17 +153,17 @@ def test_a_method_that_keeps_other_numbers_is_told():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("llava_next", None, "images of type 'llava_next' have no one size: give image_size"),
-        ("qwen2_vl", None, "images of type 'qwen2_vl' have no one size: give image_size"),
+        ("llava_next", None, "images of type 'llava_next' have no fixed size: give image_size"),
+        ("qwen2_vl", None, "images of type 'qwen2_vl' have no fixed size: give image_size"),
         (
             "qwen2_vl",
             (12, 16),
             "image_size must be multiples of 8 x 8 pixels, as the processor gives images, not 12 x 16",
         ),
         ("internvl", (24, 36), "image_size must be multiples of 24 x 24 pixels"),
-        ("llava_onevision", None, "images of type 'llava_onevision' have no one size: give image_size"),
-        ("llava_next_video", None, "images of type 'llava_next_video' have no one size: give image_size"),
-        ("idefics3", None, "images of type 'idefics3' have no one size: give image_size"),
+        ("llava_onevision", None, "images of type 'llava_onevision' have no fixed size: give image_size"),
+        ("llava_next_video", None, "images of type 'llava_next_video' have no fixed size: give image_size"),
+        ("idefics3", None, "images of type 'idefics3' have no fixed size: give image_size"),
         ("smolvlm", (24, 36), "image_size must be multiples of 36 x 36 pixels"),
         ("gemma3", 24, "images of type 'gemma3' are 32 x 32 pixels, not 24 x 24"),
         ("paligemma", 3, "image_size must be at least a patch, 4 x 4 pixels, not 3 x 3"),
