@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -83,9 +82,15 @@ def main() -> int:
         "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
     )
     parser.add_argument(
-        "--config", type=Path, default=Path("data/configs/llava-1.5-7b.json"), help="whose tower is timed at full size"
+        "--config",
+        type=Path,
+        default=Path("llava-1.5-7b"),
+        help="published model, by name or configuration file, whose tower is timed at full size (default: %(default)s)",
     )
-    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/benchmarks"), help="folder of the times (default: %(default)s)"
+    )
+    parser.add_argument("--job", default="importance-cpu", help="name of the file in it (default: %(default)s)")
     given = parser.parse_args()
     if given.clock == "thread" and given.threads != 1:
         parser.error("--clock thread is for --threads 1")
@@ -93,7 +98,10 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
     print(f"CPU {platform.machine()}, {given.threads} threads, torch {torch.__version__}, {given.clock} time")
-    towers = {"embedded": (open_backbone(MODEL)[0], MODEL), given.config.stem: (full_size(given.config), given.config)}
+    towers = {
+        "embedded": (open_backbone(MODEL)[0], MODEL),
+        given.config.name.removesuffix(".json"): (full_size(given.config), given.config),
+    }
     tables = []
     for (name, (backbone, path)), batch in itertools.product(towers.items(), given.batches):
         pixels = torch.randn(batch, 3, *read_config(path)[1])
@@ -109,9 +117,9 @@ def main() -> int:
             )
     rows = pd.concat(tables).assign(device=f"CPU {platform.machine()}", threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    note = {"rows": len(table), **provenance(parameters, started=started)}
-    write_table(given.results / "importance-cpu.parquet", table, note)
+    path = given.results / f"{given.job}.parquet"
+    write_table(path, rows, provenance(parameters, started=started))
+    print(f"\nwritten to {path}")
     return 0
 
 

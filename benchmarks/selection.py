@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -198,7 +197,7 @@ def main() -> int:
     """Print the times and keep them; returns 1 if picks part by more than rounding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = {"nargs": "+", "metavar": "N:K", "type": case}
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
@@ -209,12 +208,15 @@ def main() -> int:
         "--cases", **several, default=[(576, 16), (576, 64), (576, 192), (2880, 320)], help="tokens and budget"
     )
     parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
-    parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
-    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
+    parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES, help="of tokens (default: all)")
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES, help="of tokens (default: all)")
     parser.add_argument("--scaling", **several, default=SCALING, help="tokens and budget; the last in batches")
     parser.add_argument("--scaling-width", type=int, default=256, help="numbers a token there (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="images at once there (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/benchmarks"), help="folder of the times (default: %(default)s)"
+    )
+    parser.add_argument("--job", help="name of the file in it (default: selection and the device)")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
@@ -233,9 +235,8 @@ def main() -> int:
     print(f"\nid_select alone, D = {given.scaling_width}: median, and the fastest for each of the K x N pairs")
     rows = pd.concat([*tables, scale(given)]).assign(device=machine, threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
-    path = given.results / f"selection-{given.device}.parquet"
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    write_table(path, table, {"rows": len(table), **provenance(parameters, device=machine, started=started)})
+    path = given.results / f"{given.job or f'selection-{given.device}'}.parquet"
+    write_table(path, rows, provenance(parameters, device=machine, started=started))
     print(f"\nkept in {path}")
     wrong = rows[rows["gap"] > 1e-6]
     print(*(f"picks part: {row}" for row in wrong.to_dict("records")), sep="\n", file=sys.stderr, end="")

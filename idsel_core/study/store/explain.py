@@ -19,23 +19,22 @@ def explain(figure: str | Path, *stores: Store) -> str:
     figure : str or Path
         A PNG or PDF file.
     *stores : Store
-        The stores to compare with; those of `make figures` by default.
+        Stores of rows or times to compare with, in place of those of `make figures`.
 
     Raises
     ------
     OSError, ValueError
-        As of `read_origin`, or if a file of the store is damaged.
+        As of `read_origin`, or if a file of a store is damaged.
     """
     note = read_origin(figure)
     lines = [f"{figure} was drawn from", yaml.safe_dump(note, sort_keys=False, width=120).rstrip()]
+    by_kind = {store.kind: store for store in (Results(ROWS), Times(TIMES), *stores)}
     for name, source in note.get("results", {}).items():
         kind, _, job = name.partition("/")
-        for store in stores or (Results(ROWS), Times(TIMES)):
-            if store.kind != kind:
-                continue
-            if job not in store.jobs():
-                lines.append(f"{store.path(job)} is not there")
-            else:
-                same = store.provenance(job)["sha256"] == source["sha256"]
-                lines.append(f"{store.path(job)} holds {'the same' if same else 'other'} rows")
+        store = by_kind[kind]
+        if job not in store.jobs():
+            lines.append(f"{store.path(job)} is not there")
+        else:
+            same = store.provenance(job)["sha256"] == source["sha256"]
+            lines.append(f"{store.path(job)} holds {'the same' if same else 'other'} rows")
     return "\n".join(lines)

@@ -70,14 +70,14 @@ def digest(rows: pd.DataFrame) -> str:
     return hashlib.sha256(np.sort(hashes.to_numpy()).tobytes()).hexdigest()
 
 
-def write_table(path: Path, table: pa.Table, provenance: Mapping[str, Any]) -> None:
+def write_table(path: Path, rows: pa.Table | pd.DataFrame, provenance: Mapping[str, Any]) -> None:
     """Write rows as parquet, and what they were made from into the file and as JSON into `PROVENANCE` beside it.
 
     Parameters
     ----------
     path : Path
         The parquet file; its folder is made.
-    table : Table
+    rows : Table or DataFrame
         The rows.
     provenance : Mapping
         What to say of them; their number and `digest` are added.
@@ -89,6 +89,7 @@ def write_table(path: Path, table: pa.Table, provenance: Mapping[str, Any]) -> N
     OSError
         If a file cannot be written.
     """
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
     note = {**provenance, "rows": len(table), "sha256": digest(table.to_pandas())}
     text = json.dumps(note, indent=1, sort_keys=True)
     beside = path.parent / PROVENANCE / f"{path.stem}.json"
