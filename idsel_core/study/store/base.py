@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,10 +32,12 @@ class Store:
     kind: ClassVar[str]
     """What the rows are: "rows" of questions, or "times"."""
 
-    _validate: ClassVar[Callable[[str, pd.DataFrame], pa.Table]]
-
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+
+    @staticmethod
+    def _validate(job: str, rows: pd.DataFrame) -> pa.Table:
+        raise NotImplementedError
 
     def path(self, job: str) -> Path:
         """Return the parquet file of a job, which need not be there."""

@@ -85,7 +85,7 @@ def test_provenance_names_the_commit_it_was_made_from():
     assert isinstance(note["dirty"], bool)
 
 
-def test_filters(store):
+def test_filters_choose_rows_and_refuse_what_is_unknown(store):
     store.write("budget", make_rows(), {})
     store.write("random", make_rows(method="random"), {})
     assert store.frame(method="random", budget=[16])["budget"].unique().tolist() == [16.0]
@@ -206,7 +206,7 @@ def test_pandas_reads_the_folder(store):
     assert pd.read_parquet(store.root, filters=[("method", "==", "topk")], columns=["correct"]).shape == (24, 1)
 
 
-def test_the_same_rows_in_two_files_name_both(store):
+def test_rows_stored_in_two_files_are_refused_and_both_named(store):
     path = store.write("budget", make_rows(), {})
     (store.root / "copy.parquet").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=r"stored twice, in .*budget\.parquet and .*copy\.parquet"):
@@ -265,7 +265,7 @@ def test_a_full_disk_and_a_read_only_one(store):
         assert files(store) == FILES
 
 
-def test_a_check_names_all_damaged_files(store):
+def test_check_names_all_damaged_files(store):
     for job in ("one", "two", "three"):
         store.write(job, make_rows(), {})
     store.check("one", "two", "not stored")
@@ -346,7 +346,7 @@ def test_a_killed_writer_leaves_no_partial_file_and_the_next_one_completes(store
         assert (store.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
 
 
-def test_of_two_writers_of_one_job_both_succeed(store):
+def test_two_writers_of_one_job_both_succeed(store):
     child = start(STALLED, store)
     store.write("budget", make_rows(), {})
     assert len(store.frame()) == 24

@@ -1,4 +1,4 @@
-"""A long evaluation goes on where it was killed, and its rows are those of one that was not."""
+"""An evaluation resumes after a kill, and gives the rows of one that was not killed."""
 
 import errno
 import os
@@ -77,7 +77,7 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("where", "count", "kept"), [("step", 6, 6), ("write", 8, 3), ("write", 9, 4)])
-def test_a_killed_evaluation_goes_on_and_its_rows_are_the_same(study, undisturbed, asked, tmp_path, where, count, kept):
+def test_a_killed_evaluation_resumes_and_gives_the_same_rows(study, undisturbed, asked, tmp_path, where, count, kept):
     # A key and every chunk sync the file and then its folder.
     command = [sys.executable, "-c", KILLED, str(tmp_path), where, str(count)]
     killed = subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True)
@@ -87,7 +87,7 @@ def test_a_killed_evaluation_goes_on_and_its_rows_are_the_same(study, undisturbe
     assert validate("job", rows).equals(undisturbed)
 
 
-def test_a_finished_run_is_not_asked_again_until_the_job_is_stored(study, undisturbed, asked, tmp_path):
+def test_a_finished_run_asks_nothing_again_until_its_job_is_stored(study, undisturbed, asked, tmp_path):
     results = Results(tmp_path)
     first = study.run(METHODS, BATCH, results.resume_folder("job"))
     again = study.run(METHODS, BATCH, results.resume_folder("job"))
@@ -131,7 +131,7 @@ def chunked(folder: Path, steps: int = 6) -> tuple[ResumableRows, list[Path]]:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "lost"])
-def test_a_damaged_chunk_and_those_after_it_are_done_anew(tmp_path, damage):
+def test_a_damaged_chunk_and_those_after_it_are_run_again(tmp_path, damage):
     whole, chunks = chunked(tmp_path)
     if damage == "lost":
         chunks[2].unlink()
@@ -145,7 +145,7 @@ def test_a_damaged_chunk_and_those_after_it_are_done_anew(tmp_path, damage):
     assert ResumableRows(tmp_path, {"a": 1}).rows().equals(whole.rows())
 
 
-def test_chunks_are_as_long_as_told_and_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+def test_chunks_have_the_length_asked_for_and_no_folder_means_no_file(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(resume.time, "monotonic", lambda: now)
     kept = ResumableRows(tmp_path, {}, every=30)
@@ -159,7 +159,7 @@ def test_chunks_are_as_long_as_told_and_without_a_folder_nothing_is_written(tmp_
     assert len(free.rows()) == 1 and len(list(Path.cwd().iterdir())) == 4
 
 
-def test_a_full_disk_loses_only_what_was_not_kept_yet(study, undisturbed, asked, tmp_path, monkeypatch):
+def test_a_full_disk_loses_only_rows_after_the_last_chunk(study, undisturbed, asked, tmp_path, monkeypatch):
     sync, left = os.fsync, 12
 
     def full(descriptor):
@@ -179,7 +179,7 @@ def test_a_full_disk_loses_only_what_was_not_kept_yet(study, undisturbed, asked,
     assert 0 < len(asked) < 12
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(study, asked, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(study, asked, tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
     with pytest.raises(OSError, match="results"):
         study.run(METHODS, BATCH, Results(tmp_path / "results").resume_folder("job"))

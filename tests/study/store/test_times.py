@@ -22,7 +22,7 @@ def rows():
     return pd.DataFrame(timings).assign(backbone="tiny")
 
 
-def test_the_store_has_a_column_for_all_that_a_timing_tells():
+def test_the_store_has_a_column_for_each_field_of_a_timing():
     assert {"backbone", *Timing.__dataclass_fields__} == set(SCHEMAS["times"].names)
 
 
@@ -58,7 +58,7 @@ def test_wrong_rows_are_refused_and_nothing_is_written(rows, tmp_path, job, chan
     assert list(tmp_path.iterdir()) == []
 
 
-def test_times_that_cannot_be_read_are_told(rows, tmp_path):
+def test_times_that_cannot_be_read_are_refused(rows, tmp_path):
     store = Times(tmp_path)
     with pytest.raises(KeyError, match="no times of job 'trial'"):
         store.frame("trial")

@@ -137,7 +137,7 @@ def test_the_flops_of_whole_answers_differ_by_the_selection(backbone):
         (Downsample(9), "downsample makes the image smaller: no shorter prompt is like it"),
     ],
 )
-def test_methods_without_a_prompt_cut_by_hand_are_told(backbone, method, message):
+def test_methods_without_a_prompt_cut_by_hand_are_refused(backbone, method, message):
     with pytest.raises(ValueError, match=message):
         time_ideal(backbone, tiny.prompts((1,)), method, **ONCE)
 
@@ -173,7 +173,7 @@ def test_a_clip_has_no_prompt_cut_by_hand():
         time_ideal(adapter_for(family.build()), family.alone(((0,),), 0), Random(5), **ONCE)
 
 
-def test_a_prompt_without_a_clip_is_told():
+def test_a_prompt_without_a_clip_is_refused():
     family = FAMILIES["qwen2_audio"]
     with pytest.raises(ValueError, match="inputs lack input_features"):
         time_methods(adapter_for(family.build()), {"input_ids": torch.ones(1, 3, dtype=torch.long)}, [None])
@@ -246,7 +246,7 @@ def test_example_inputs_are_prompts_around_one_image(backbone):
         (lambda b, i: example_inputs(b.model.config, 9, (24, 24), batch=0), "batch must be an int of 1 or more, not 0"),
     ],
 )
-def test_bad_input_is_told(backbone, call, message):
+def test_bad_input_is_refused(backbone, call, message):
     with pytest.raises(ValueError, match=message):
         call(backbone, tiny.prompts((1,)))
 
@@ -272,6 +272,6 @@ def test_the_command_line_times_the_embedded_backbone(capsys):
         (["--runs", "0"], "runs must be"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+def test_the_command_line_names_the_fault(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
