@@ -85,6 +85,26 @@ def test_provenance_names_the_commit_it_was_made_from():
     assert isinstance(note["dirty"], bool)
 
 
+def test_only_what_is_published_may_change_in_a_clean_checkout(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    published = ["README.md", "docs/timing.json", "docs/figures/gamma.png", "docs/tables/gamma.md"]
+    for name in (*published, "idsel_core/code.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr("idsel_core.study.store.provenance.__file__", str(tmp_path / "idsel_core/code.py"))
+    for name in (*published, "docs/figures/new.png"):
+        (tmp_path / name).write_text("new")
+    assert provenance({})["dirty"] is False
+    (tmp_path / "idsel_core/code.py").write_text("new")
+    assert provenance({})["dirty"] is True
+
+
 def test_filters_choose_rows_and_refuse_what_is_unknown(store):
     store.write("budget", make_rows(), {})
     store.write("random", make_rows(method="random"), {})
