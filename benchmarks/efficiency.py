@@ -57,16 +57,20 @@ def main() -> int:
     names = ", ".join(list_architectures())
     parser.add_argument("--model", default=str(MODEL), help=f"model folder (default: %(default)s), or one of {names}")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", help="of random weights (default: %(default)s)")
-    parser.add_argument("--attention", help="implementation, of random weights (default: transformers' choice)")
-    parser.add_argument("--method", default="idselection", help="what selects (default: %(default)s)")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[192, 64, 16], metavar="K", help="default: 192 64 16")
+    parser.add_argument("--dtype", default="bfloat16", help="torch dtype of random weights (default: %(default)s)")
+    parser.add_argument(
+        "--attention", help="attention implementation of a model with random weights (default: transformers' choice)"
+    )
+    parser.add_argument("--method", default="idselection", help="method that selects (default: %(default)s)")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[192, 64, 16], metavar="K", help="visual tokens (default: 192 64 16)"
+    )
     parser.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help=SIZE_HELP)
     parser.add_argument("--text", type=int, default=64, help="text tokens of a prompt (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="prompts at a time (default: %(default)s)")
     parser.add_argument("--new", type=int, default=8, help="tokens decoded after the first one (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=20, help="turns that are measured (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=3, help="turns before them (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="turns before them that are not (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=TIMES, help="store of times (default: %(default)s)")
     parser.add_argument("--job", help="name in the store (default: efficiency, the model's and the device's)")
     given = parser.parse_args()

@@ -1,10 +1,9 @@
 """Time what an importance score adds to the vision tower: python benchmarks/importance.py.
 
-The tower, with the projector, reads images as it always does; and again while one layer is watched, after which a view
-is computed from that layer's queries and keys: the attention of [CLS], the same and the keys, or the attention that
-every token receives. All take turns. The overhead is what the fastest pass with it takes more than the fastest without,
-and includes what the backbone does around the tower. As it drowns in the noise of a busy machine where the tower is
-large, the view is timed alone as well.
+Two passes take turns: the tower with its projector, and the same with a hook on one layer, whose queries and keys give a
+view: the attention of [CLS], that and the keys, or the attention that each token receives. The overhead
+compares the fastest passes. It includes what the backbone does around the tower, and is lost in the noise of a busy
+machine where the tower is large, so the view is also timed alone.
 """
 
 from __future__ import annotations
@@ -74,12 +73,17 @@ def compare(backbone: Backbone, pixels: Tensor, given: argparse.Namespace) -> pd
 def main() -> int:
     """Print the times and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="turns that count (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="of one case, about, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that are measured (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="about the most seconds for one case (default: %(default)s)"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images at once (default: 1 4)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument(
-        "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
+        "--clock",
+        choices=("wall", "thread"),
+        default="wall",
+        help="thread: CPU time, less disturbed by other processes",
     )
     parser.add_argument(
         "--config",

@@ -139,8 +139,8 @@ def main() -> None:
         help=f"tokens and budget (default: {' '.join(every)})",
     )
     parser.add_argument("--methods", nargs="+", default=list(list_methods()), metavar="NAME", help="default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that count (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that are measured (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=4096, help="width of a token's features (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument(
         "--memory", type=float, default=1.0, help="GiB that N x N tables of a method may take (default: %(default)s)"
