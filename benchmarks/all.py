@@ -1,15 +1,15 @@
-"""Run every benchmark of a device, one after the other: python benchmarks/all.py --device cpu (or cuda).
+"""Run all benchmarks of a device, one after the other: python benchmarks/all.py --device cpu (or cuda).
 
-On a CPU: the greedy against plain loops, all methods, the importance on top of a tower's pass, answers of the embedded
-backbone by phase and against a prompt cut by hand, and the result store. On a GPU: the greedy, all methods, and answers
-of the embedded backbone and of full-size models with random weights. What fails is named at the end, and the rest runs
-all the same. Times lie under the result store, with the device, versions, number of runs and quartiles.
+On a CPU: the greedy against plain loops, the selection of all methods up to 12,000 tokens, the importance on top of a
+tower's pass, the store, and answers of the embedded backbone by phase and against a prompt cut by hand. On a GPU: the
+greedy, all methods, and answers of the embedded backbone and of full-size models with random weights. A benchmark whose
+times are there is skipped, so that a killed run resumes. Those that fail are named at the end. Times lie in
+results/times and results/benchmarks, with device, versions, number of runs and quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -29,19 +29,27 @@ FULL_SIZE = {
 
 def commands(device: str, models: list[str], results: Path) -> list[list[str]]:
     """Return the benchmarks of a device, each a script's name and its arguments."""
-    store = results / "benchmarks"
-    chosen = [
-        ["selection", "--device", device, "--results", str(store)],
-        ["peers", "--device", device, "--out", str(store / f"peers-{device}.parquet")],
-    ]
+    own, times = ["--results", str(results / "benchmarks")], ["--results", str(results / "times")]
+    on = ["--device", device]
+    chosen = [["selection", *on, *own, "--job", f"selection-{device}"]]
+    chosen.append(["peers", *on, *times, "--job", f"peers-{device}"])
     if device == "cpu":
-        chosen += [["importance", "--results", str(store)], ["store"]]
-    chosen.append(["efficiency", "--device", device, "--results", str(results)])
+        chosen += [[name, *own, "--job", f"{name}-cpu"] for name in ("importance", "store")]
+    chosen.append(["efficiency", *on, *times, "--job", f"efficiency-assembled-{device}"])
     if device == "cuda":
         for model in models:
-            budgets = map(str, FULL_SIZE[model])
-            chosen.append([*chosen[2], "--model", model, "--dtype", "bfloat16", "--budgets", *budgets])
+            budgets, job = map(str, FULL_SIZE[model]), f"efficiency-{model.replace('.', '_')}-cuda"
+            random = ["--model", model, "--dtype", "bfloat16", "--budgets", *budgets]
+            chosen.append(["efficiency", *on, *random, *times, "--job", job])
     return chosen
+
+
+def output(arguments: list[str]) -> Path | None:
+    """Return the file that a benchmark writes with these arguments, None if they do not name one."""
+    if not {"--results", "--job"} <= set(arguments):
+        return None
+    folder, job = (arguments[arguments.index(option) + 1] for option in ("--results", "--job"))
+    return Path(folder) / f"{job}.parquet"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,24 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--models", nargs="*", choices=FULL_SIZE, default=list(FULL_SIZE), help="of full size, on a GPU (default: all)"
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="result store (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="parent of times and benchmarks (default: %(default)s)"
+    )
+    parser.add_argument("--again", action="store_true", help="also run benchmarks whose times are there")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not given.dry_run and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
-    folder = Path(__file__).parent
-    paths = os.pathsep.join(filter(None, [str(folder.parent), os.environ.get("PYTHONPATH")]))
     failed = []
-    if not given.dry_run:
-        (given.results / "benchmarks").mkdir(parents=True, exist_ok=True)
     for script, *arguments in commands(given.device, given.models, given.results):
-        command = [sys.executable, str(folder / f"{script}.py"), *arguments]
-        shown = shlex.join([f"benchmarks/{script}.py", *arguments])
+        shown, written = shlex.join([f"benchmarks/{script}.py", *arguments]), output(arguments)
+        if written and written.exists() and not given.again:
+            print(f"\n-- skipped, {written} is there: {shown}", flush=True)
+            continue
         print(f"\n== {shown}", flush=True)
         if given.dry_run:
             continue
         started = time.perf_counter()
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}).returncode
+        done = subprocess.run([sys.executable, str(Path(__file__).with_name(f"{script}.py")), *arguments]).returncode
         print(f"== {time.perf_counter() - started:.0f} s, exit status {done}", flush=True)
         if done:
             failed.append(shown)

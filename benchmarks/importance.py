@@ -1,10 +1,9 @@
 """Time what an importance score adds to the vision tower: python benchmarks/importance.py.
 
-The tower, with the projector, reads images as it always does; and again while one layer is watched, after which a view
-is computed from that layer's queries and keys: the attention of [CLS], the same and the keys, or the attention that
-every token receives. All take turns. The overhead is what the fastest pass with it takes more than the fastest without,
-and includes what the backbone does around the tower. As it drowns in the noise of a busy machine where the tower is
-large, the view is timed alone as well.
+Two passes take turns: the tower with its projector, and the same with a hook on one layer, whose queries and keys give a
+view: the attention of [CLS], that and the keys, or the attention that each token receives. The overhead
+compares the fastest passes. It includes what the backbone does around the tower, and is lost in the noise of a busy
+machine where the tower is large, so the view is also timed alone.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -75,17 +73,28 @@ def compare(backbone: Backbone, pixels: Tensor, given: argparse.Namespace) -> pd
 def main() -> int:
     """Print the times and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="turns that count (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="of one case, about, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that are measured (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="about the most seconds for one case (default: %(default)s)"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4], help="images at once (default: 1 4)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument(
-        "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
+        "--clock",
+        choices=("wall", "thread"),
+        default="wall",
+        help="thread: CPU time, less disturbed by other processes",
     )
     parser.add_argument(
-        "--config", type=Path, default=Path("data/configs/llava-1.5-7b.json"), help="whose tower is timed at full size"
+        "--config",
+        type=Path,
+        default=Path("llava-1.5-7b"),
+        help="published model, by name or configuration file, whose tower is timed at full size (default: %(default)s)",
     )
-    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/benchmarks"), help="folder of the times (default: %(default)s)"
+    )
+    parser.add_argument("--job", default="importance-cpu", help="name of the file in it (default: %(default)s)")
     given = parser.parse_args()
     if given.clock == "thread" and given.threads != 1:
         parser.error("--clock thread is for --threads 1")
@@ -93,7 +102,10 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(given.threads)
     print(f"CPU {platform.machine()}, {given.threads} threads, torch {torch.__version__}, {given.clock} time")
-    towers = {"embedded": (open_backbone(MODEL)[0], MODEL), given.config.stem: (full_size(given.config), given.config)}
+    towers = {
+        "embedded": (open_backbone(MODEL)[0], MODEL),
+        given.config.name.removesuffix(".json"): (full_size(given.config), given.config),
+    }
     tables = []
     for (name, (backbone, path)), batch in itertools.product(towers.items(), given.batches):
         pixels = torch.randn(batch, 3, *read_config(path)[1])
@@ -109,9 +121,9 @@ def main() -> int:
             )
     rows = pd.concat(tables).assign(device=f"CPU {platform.machine()}", threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    note = {"rows": len(table), **provenance(parameters, started=started)}
-    write_table(given.results / "importance-cpu.parquet", table, note)
+    path = given.results / f"{given.job}.parquet"
+    write_table(path, rows, provenance(parameters, started=started))
+    print(f"\nwritten to {path}")
     return 0
 
 

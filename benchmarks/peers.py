@@ -1,9 +1,9 @@
 """Time the selection of every method on the same random tokens: python benchmarks/peers.py.
 
-All methods choose in turn, several times, and the median counts. It is printed in milliseconds and as a multiple of
-that of top-K by [CLS] attention (fastervlm) in the same turns. What a method reads of a model is at hand already, and
-the projector, which a model runs in any case, is a stand-in: the times are those of choosing and merging alone. Of
-methods that choose inside the language model alone, it is one drop from N to K, with the attention rows that it reads.
+All methods take turns. The median is printed in milliseconds and as a multiple of top-K by [CLS] attention
+(fastervlm). The attention, features and similarities that a method reads are at hand, so the time is that of choosing
+and merging alone. A method that only drops inside the language model is timed in one drop from N to K, with its
+attention rows. --results keeps the times in a store of times, --out in a file with the methods that were left out.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 import transformers
 from torch import Tensor
 
 from idsel_core.methods import InLLM, Method, get_method, list_methods
 from idsel_core.methods._shared.in_llm import LayerTokens
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.times import Times, selection_rows
 from idsel_core.study.timing.interleaved import in_turns
 from idsel_core.visual_tokens import VisualTokens
 
@@ -135,19 +139,21 @@ def main() -> None:
         help=f"tokens and budget (default: {' '.join(every)})",
     )
     parser.add_argument("--methods", nargs="+", default=list(list_methods()), metavar="NAME", help="default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that count (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that are measured (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=4096, help="width of a token's features (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument(
         "--memory", type=float, default=1.0, help="GiB that N x N tables of a method may take (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="write the times as .csv or .parquet")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the times as .csv or .parquet")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="store of times to write to (default: none)")
+    parser.add_argument("--job", help="name in that store (default: peers and the device)")
     given = parser.parse_args()
     if given.out and given.out.suffix not in (".csv", ".parquet"):
         parser.error(f"--out must end in .csv or .parquet, not {given.out.name!r}")
     if given.width < TOWER:
         parser.error(f"--width must be {TOWER} or more, not {given.width}")
-    names = list(dict.fromkeys([BASE, *given.methods]))
+    started, names = time.perf_counter(), list(dict.fromkeys([BASE, *given.methods]))
     cuda = torch.device(given.device).type == "cuda"
     machine = torch.cuda.get_device_name(given.device) if cuda else f"CPU {platform.machine()}"
     print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, D = {given.width}")
@@ -185,11 +191,16 @@ def main() -> None:
             row |= {"low": low, "high": high, "threads": torch.get_num_threads()}
             row |= {"torch": torch.__version__, "transformers": transformers.__version__}
             rows.append({**row, "left_out": left_out.get(name, ""), "rounds": given.rounds, "device": machine})
+    frame = pd.DataFrame(rows)
     if given.out:
-        import pandas as pd
-
-        frame = pd.DataFrame(rows)
         frame.to_csv(given.out, index=False) if given.out.suffix == ".csv" else frame.to_parquet(given.out, index=False)
+    if given.results:
+        asked = {name: str(value) for name, value in vars(given).items()}
+        left_out = frame[frame["left_out"] != ""]
+        missing = {f"{row.method} at {row.budget} of {row.tokens}": row.left_out for row in left_out.itertuples()}
+        note = provenance({**asked, "missing": missing}, device=machine, started=started)
+        job = given.job or f"peers-{torch.device(given.device).type}"
+        print(f"\nwritten to {Times(given.results).write(job, selection_rows(frame), note)}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Time id_select against straightforward loops: python benchmarks/selection.py --device cpu (or cuda).
 
-All contestants run in turn, many times: id_select as it chooses to run, or in the other ways of its device;
-DivPrune, CDPruner and SCOPE as their formulas read, with the table of all N x N cosines and one step after the other,
-and ID-Selection's own rule in the same way (reference). The features are
-random, in clusters, or in clusters with much in common (as projector outputs are); the scores peaked, uniform or equal.
-Then id_select alone, for growing images and budgets, with the time for each of the K x N pairs.
+On one image, these take turns: id_select as it runs by default and with each backend of the device; DivPrune, CDPruner
+and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-Selection's own rule, the reference.
+Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
+equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
-Picks are compared with the reference's. Where they part, `gap` says how far the worst pick stood below the best token,
-as a share of the highest score, when the rule is followed along them in float64: ties within float32's rounding.
+Picks are compared with the reference's. Where they differ, `gap` says how far the worst pick was below the best token,
+as a share of the highest score, when the rule follows the picks in float64. The exit status is 1 if that is more than
+rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -198,23 +197,42 @@ def main() -> int:
     """Print the times and keep them; returns 1 if picks part by more than rounding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     several = {"nargs": "+", "metavar": "N:K", "type": case}
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument(
-        "--clock", choices=("wall", "thread"), default="wall", help="thread: leave out what other processes took"
+        "--clock",
+        choices=("wall", "thread"),
+        default="wall",
+        help="thread: CPU time, less disturbed by other processes",
     )
-    parser.add_argument("--rounds", type=int, default=25, help="turns that count (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="of one case, about, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=25, help="turns that are measured (default: %(default)s)")
     parser.add_argument(
-        "--cases", **several, default=[(576, 16), (576, 64), (576, 192), (2880, 320)], help="tokens and budget"
+        "--seconds", type=float, default=20, help="about the most seconds for one case (default: %(default)s)"
     )
-    parser.add_argument("--width", type=int, default=4096, help="numbers a token (default: %(default)s)")
-    parser.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES)
-    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES)
-    parser.add_argument("--scaling", **several, default=SCALING, help="tokens and budget; the last in batches")
-    parser.add_argument("--scaling-width", type=int, default=256, help="numbers a token there (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="images at once there (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=Path("results/benchmarks"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--cases",
+        **several,
+        default=[(576, 16), (576, 64), (576, 192), (2880, 320)],
+        help="tokens and budget (default: 576:16 576:64 576:192 2880:320)",
+    )
+    parser.add_argument("--width", type=int, default=4096, help="width of a token's features (default: %(default)s)")
+    parser.add_argument(
+        "--features", nargs="+", choices=FEATURES, default=FEATURES, help="kinds of features (default: all)"
+    )
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=SCORES, help="kinds of scores (default: all)")
+    parser.add_argument(
+        "--scaling", **several, default=SCALING, help="cases of id_select alone (default: up to 16000:1024)"
+    )
+    parser.add_argument(
+        "--scaling-width", type=int, default=256, help="width of features in these (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, help="images at once in the last of these, as well (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/benchmarks"), help="folder of the times (default: %(default)s)"
+    )
+    parser.add_argument("--job", help="name of the file in it (default: selection and the device)")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
@@ -233,10 +251,9 @@ def main() -> int:
     print(f"\nid_select alone, D = {given.scaling_width}: median, and the fastest for each of the K x N pairs")
     rows = pd.concat([*tables, scale(given)]).assign(device=machine, threads=given.threads)
     parameters = {name: str(value) for name, value in vars(given).items()}
-    path = given.results / f"selection-{given.device}.parquet"
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    write_table(path, table, {"rows": len(table), **provenance(parameters, device=machine, started=started)})
-    print(f"\nkept in {path}")
+    path = given.results / f"{given.job or f'selection-{given.device}'}.parquet"
+    write_table(path, rows, provenance(parameters, device=machine, started=started))
+    print(f"\nwritten to {path}")
     wrong = rows[rows["gap"] > 1e-6]
     print(*(f"picks part: {row}" for row in wrong.to_dict("records")), sep="\n", file=sys.stderr, end="")
     return bool(len(wrong))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.study.dataset import Split
 from idsel_core.study.paths import ENCODINGS_DEPEND_ON, MODEL, PACKAGE, code_of
-from idsel_core.study.store.files import replace as replace_file
+from idsel_core.study.store.files import write_atomically
 from idsel_core.study.store.provenance import installed, sha256
 
 _VIEWS = ("cls_attention", "received_attention", "image_key")
@@ -92,7 +92,7 @@ def fingerprint(split: Split, folder: Path = MODEL, package: Path = PACKAGE) -> 
 def write_encoding(encoded: Encoded, path: Path, made_from: dict[str, str]) -> None:
     """Write an encoding with what it was made from, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save(encoded.tensors(), metadata=made_from))
+    write_atomically(path, save(encoded.tensors(), metadata=made_from))
 
 
 def read_encoding(path: Path, made_from: dict[str, str]) -> Encoded | None:

@@ -118,7 +118,7 @@ def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):
     assert bool((loops.loc[loops["contestant"] == "id_select", "ratio"] == 1).all())
     assert set(times.loc[times["part"] == "scaling", "batch"]) == {1, 2}
     assert bool((times["fastest_ms"] <= times["median_ms"]).all())
-    note = json.loads((tmp_path / "selection-cpu.json").read_text())
+    note = json.loads((tmp_path / "_provenance/selection-cpu.json").read_text())
     assert note["rows"] == len(times) and note["parameters"]["width"] == "64"
 
 
@@ -137,7 +137,7 @@ def test_turns_that_do_not_count():
 
 @pytest.mark.slow
 def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
-    config = json.loads((PROJECT / "data/configs/llava-1.5-7b.json").read_text())
+    config = json.loads((PROJECT / "idsel_core/loading/configs/llava-1.5-7b.json").read_text())
     config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "image_size": 28}
     config["text_config"] |= {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     (tmp_path / "small.json").write_text(json.dumps(config))
@@ -168,6 +168,32 @@ def test_one_command_names_all_benchmarks_of_a_device(tmp_path):
         assert named == scripts
     assert "--model llava-next-7b --dtype bfloat16 --budgets 640 320 160" in done.stdout
     assert not (tmp_path / "store").exists()
+
+
+def test_a_benchmark_whose_times_are_there_is_skipped(tmp_path, capfd, monkeypatch):
+    small = ["store", "--rows", "100", "--jobs", "2", "--results", str(tmp_path), "--job", "small"]
+    monkeypatch.setattr(everything, "commands", lambda *_: [small])
+    for arguments, steps in (([], 6), ([], 0), (["--again"], 6)):
+        assert everything.main(arguments) == 0
+        assert capfd.readouterr().out.count(" GiB") == steps
+    assert len(pd.read_parquet(tmp_path / "small.parquet")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["all", "efficiency", "importance", "peers", "selection", "store"])
+def test_a_benchmark_explains_its_options(script, tmp_path):
+    command = [sys.executable, PROJECT / f"benchmarks/{script}.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{script}.py" in done.stdout and "default: " in done.stdout
+
+
+def test_times_of_all_methods_are_stored_with_what_was_left_out(tmp_path):
+    small = ("--cases", "40:9", "--width", "1024", "--rounds", "1", "--methods", "topk", "downsample")
+    done = run(*small, "--results", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert set(Times(tmp_path).frame("peers-cpu")["method"]) == {"fastervlm", "topk"}
+    assert set(Times(tmp_path).provenance("peers-cpu")["parameters"]["missing"]) == {"downsample at 9 of 40"}
 
 
 @pytest.mark.slow

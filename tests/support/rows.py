@@ -42,3 +42,10 @@ def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method
         ],
         ignore_index=True,
     )
+
+
+def make_times() -> pd.DataFrame:
+    words = ("backbone", "method", "phase", "attention", "device", "dtype", "torch", "transformers")
+    counts = ("runs", "warmup", "batch", "images", "tokens_before", "kept_tokens", "prompt_tokens", "new_tokens")
+    times = {"median_ms": 2.0, "low_ms": 1.5, "high_ms": 3.0, "average_tokens": 64.0}
+    return pd.DataFrame([dict.fromkeys(words, "made up") | dict.fromkeys(counts, 1) | times | {"threads": 2}])

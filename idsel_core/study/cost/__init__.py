@@ -1,11 +1,11 @@
-"""What a model costs with fewer visual tokens: FLOPs in three named columns, and memory of the cache.
+"""What a model costs with fewer visual tokens: FLOPs by three definitions, and the memory of the KV cache.
 
-flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual tokens in the language model, no more
-flops_analytic  true to the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
+flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual tokens in the language model alone
+flops_analytic  by the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
 flops_counted   what torch's counter sees when the model runs
 
-One prompt with one image, or one clip of Qwen2-Audio, is counted; videos are not. Attention in sliding windows counts
-as eager and masked attention do it: all pairs in a prefill, and in a decoding step what the cache still holds.
+One prompt with one image, or with one clip of Qwen2-Audio, is counted; videos are not. In sliding windows, all
+query-key pairs of a prefill count, as eager and masked attention multiply them, and what the cache holds in a step.
 
 Print a table from the command line, for a published model by name, a model folder or a configuration file:
 
@@ -26,14 +26,14 @@ from idsel_core.study.cost.analytic import (
 )
 from idsel_core.study.cost.counted import flops_counted, flops_counted_step
 from idsel_core.study.cost.models import LANGUAGE_MODELS, MODELS
-from idsel_core.study.cost.selecting import METHODS, profile_by
+from idsel_core.study.cost.selecting import COUNTED_METHODS, profile_by
 from idsel_core.study.cost.shapes import Flops
 from idsel_core.study.cost.table import cost_table, read_config
 from idsel_core.study.cost.towers import TOWERS
 
 __all__ = [
+    "COUNTED_METHODS",
     "LANGUAGE_MODELS",
-    "METHODS",
     "MODELS",
     "TOWERS",
     "Attention",

@@ -1,4 +1,4 @@
-"""FLOPs and bytes by formula: the literature's, and those that are true to a configuration."""
+"""FLOPs and bytes by formula: the literature's formula, and formulas that follow the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from idsel_core.methods import Method
 from idsel_core.study.cost.models import decoder_of, tower_of
 from idsel_core.study.cost.selecting import flops_of_selection
-from idsel_core.study.cost.shapes import Decoder, Flops, Size, added, count, profile_of
+from idsel_core.study.cost.shapes import Decoder, Flops, Size, add, count, profile_of
 
 Attention = Literal["full", "causal"]
 Logits = Literal["last", "all"]
@@ -25,7 +25,7 @@ def check_choice(name: str, value: str, allowed: Any) -> None:
 
 
 def full_budget(config: PreTrainedConfig, image_size: Size | None = None) -> int:
-    """Return the visual tokens of an image, or those of a clip, before any is dropped.
+    """Return the number of visual tokens of an image, or of a clip, before any is dropped.
 
     Parameters
     ----------
@@ -39,11 +39,11 @@ def full_budget(config: PreTrainedConfig, image_size: Size | None = None) -> int
 
 
 def flops_paper(config: PreTrainedConfig, visual_tokens: int | Sequence[int]) -> int:
-    """Return what the literature calls FLOPs of a prefill: 4 n d^2 + 2 n^2 d + 3 n d m, summed over layers.
+    """Return the prefill "FLOPs" of the literature: 4 n d^2 + 2 n^2 d + 3 n d m, summed over layers.
 
-    These are multiply-adds, of visual tokens alone: without text, vision tower, projector, selection and LM head, and
-    with as many key heads as query heads. For comparison with published tables, such as that of VScan (arXiv
-    2505.22654): 3,817, 1,253, 833 and 415 G for 576, 192, 128 and 64 tokens of LLaVA-1.5-7B.
+    These are multiply-adds of the visual tokens in the language model alone, without text, tower, projector, selection
+    and LM head, and with as many key heads as query heads. Use them to compare with published tables, such as that of
+    VScan (arXiv 2505.22654): 3,817, 1,253, 833 and 415 G for 576, 192, 128 and 64 tokens of LLaVA-1.5-7B.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def flops_prefill(
     attention: Attention = "full",
     logits: Logits = "last",
 ) -> Flops:
-    """Return the FLOPs of a prefill of one prompt in the language model alone.
+    """Return the FLOPs of the language model's prefill of one prompt.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _prefill(model: Decoder, profile: Sequence[int], text_tokens: int, attention
     lengths = [tokens + text_tokens for tokens in profile]
     head = model.head(lengths[-1] if logits == "all" or model.every_logit else min(1, lengths[-1]))
     pairs = [model.pairs(layer, tokens, text_tokens, attention) for layer, tokens in enumerate(profile)]
-    return added([*map(model.layer, lengths, pairs), head])
+    return add([*map(model.layer, lengths, pairs), head])
 
 
 def flops_analytic(
@@ -107,7 +107,7 @@ def flops_analytic(
     logits: Logits = "last",
     method: Method | None = None,
 ) -> Flops:
-    """Return the FLOPs of a prefill of one prompt with one image or clip, true to the configuration.
+    """Return the FLOPs of answering with one prompt and one image or clip up to the first token.
 
     Parameters
     ----------
@@ -116,28 +116,26 @@ def flops_analytic(
     visual_tokens : int or sequence of int
         Visual tokens that the language model reads, in all layers or in each.
     text_tokens : int
-        All others in the prompt.
+        All other tokens of the prompt.
     image_size : int or tuple[int, int], optional
-        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
-        the clip. By default the tower's own, where images have one size, or the longest clip.
+        As for `full_budget`.
     attention : {"full", "causal"}
-        What the language model multiplies: all pairs of positions, also outside of sliding windows, as eager and
-        masked attention do and as torch counts, or only those that a token may see, as kernels do that skip the others.
-        A token may see later ones of its image in Gemma 3, and the whole prompt in PaliGemma.
+        "full" counts all query-key pairs, also outside of sliding windows, as eager and masked attention multiply them
+        and as torch counts; "causal" counts those that the mask allows, as kernels do that skip the others. In Gemma 3
+        a token also attends to later ones of its image, in PaliGemma to the whole prompt.
     logits : {"last", "all"}
         Positions that the LM head reads: the last, as in ``generate``, or all, as in ``forward``. Qwen2-Audio reads all
         of a prefill in both.
     method : Method, optional
-        What selects; `visual_tokens` must be what it leaves to each layer, see `profile_by`. Nothing by default. The
-        greedy is counted as K rounds over all N tokens, which is what runs on a GPU; on a CPU a shortlist needs fewer.
-        Instruction attention is counted with the whole prompt's query, key and value projections, and the mean over
-        the instruction as if all text followed the image.
+        What selects, nothing by default; `visual_tokens` must be what it leaves to each layer, see `profile_by`. The
+        greedy is counted as K rounds over all N tokens, as on a GPU; the shortlist on a CPU needs fewer. Instruction
+        attention is counted for the whole prompt, and its mean over the instruction as if all text followed the image.
 
     Raises
     ------
     TypeError, ValueError
-        If the model or method is not counted, or the tokens are negative, more than the tower gives, or not one
-        number for each layer.
+        If the model or method is not counted, or the tokens are negative, more than the tower gives, or not one for
+        each layer.
     """
     check_choice("attention", attention, Attention)
     check_choice("logits", logits, Logits)
@@ -147,11 +145,11 @@ def flops_analytic(
     parts = [tower.flops(), _prefill(model, profile, text_tokens, attention, logits)]
     if method is not None:
         parts.append(flops_of_selection(method, model, tower, profile, text_tokens, attention))
-    return added(parts)
+    return add(parts)
 
 
 def flops_analytic_step(config: PreTrainedConfig, visual_tokens: int | Sequence[int], text_tokens: int) -> Flops:
-    """Return the FLOPs of one decoding step: one new token, which reads a cache, in a sliding window its end.
+    """Return the FLOPs of one decoding step: one new token that reads the cache, or a sliding window of it.
 
     Parameters
     ----------
@@ -170,7 +168,7 @@ def flops_analytic_step(config: PreTrainedConfig, visual_tokens: int | Sequence[
     model, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
     profile = profile_of(visual_tokens, model.layers)
     held = [model.held(layer, tokens + text_tokens) for layer, tokens in enumerate(profile)]
-    return added([*(model.layer(1, tokens + 1) for tokens in held), model.head(1)])
+    return add([*(model.layer(1, tokens + 1) for tokens in held), model.head(1)])
 
 
 def equal_flops_budget(
@@ -179,9 +177,9 @@ def equal_flops_budget(
     per_layer_counts: Sequence[int],
     attention: Attention = "full",
 ) -> int:
-    """Return the budget before the language model whose prefill costs as much as dropping tokens inside of it.
+    """Return the budget before the language model that costs as much as dropping tokens inside it.
 
-    Compared are the analytic FLOPs of the language model, text tokens included; scores and ranking are not.
+    The analytic FLOPs of the language model are compared, text tokens included, without scores and selection.
 
     Parameters
     ----------
@@ -197,7 +195,7 @@ def equal_flops_budget(
     Returns
     -------
     int
-        The number of visual tokens, the same in all layers, whose cost is nearest; the lower one of two as near.
+        The number of visual tokens in all layers whose cost is nearest; the lower one of a tie.
 
     Raises
     ------
@@ -225,16 +223,16 @@ def kv_cache_bytes(
     text_tokens: int,
     dtype: torch.dtype = torch.float16,
 ) -> int:
-    """Return the bytes of keys and values after the prefill of one prompt.
+    """Return the bytes of the KV cache after the prefill of one prompt.
 
     Parameters
     ----------
     config : PreTrainedConfig
         Of a whole model or of its language model.
     visual_tokens : int or sequence of int
-        Visual tokens that are kept in the cache, in all layers or in each.
+        Visual tokens in the cache, in all layers or in each.
     text_tokens : int
-        All others.
+        All other tokens of the prompt.
     dtype : torch.dtype
         Of keys and values.
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForMultimodalLM, DynamicCache, PreTrainedConfi
 from idsel_core.backbones._shared.caches import with_cache
 from idsel_core.study.cost.analytic import Logits, check_choice
 from idsel_core.study.cost.models import decoder_of, tower_of
-from idsel_core.study.cost.shapes import Flops, Size, Tower, added, count, profile_of
+from idsel_core.study.cost.shapes import Flops, Size, Tower, add, count, profile_of
 
 
 @torch.no_grad()
@@ -28,11 +28,11 @@ def flops_counted(
     image_size: Size | None = None,
     logits: Logits = "last",
 ) -> Flops:
-    """Return the FLOPs of a prefill that torch counts while the model runs, without selection.
+    """Return the FLOPs that torch counts while the model runs a prefill, without selection.
 
-    The model runs without weights (on the meta device), with eager attention: torch 2.13 counts scaled-dot-product
-    attention as 0 on a CPU, and older releases refuse it where queries share keys. Tokens that a layer no longer reads
-    are cut out in front of it.
+    The model runs without weights (on the meta device) and with eager attention: torch 2.13 counts scaled-dot-product
+    attention as 0 on a CPU, and older releases refuse it where queries share keys. Dropped tokens are cut off in front
+    of the first layer that no longer reads them.
 
     Parameters
     ----------
@@ -47,23 +47,23 @@ def flops_counted(
     check_choice("logits", logits, Logits)
     decoder, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
     tower = tower_of(config, image_size)
-    lengths = _falling(profile_of(visual_tokens, decoder.layers, tower.visual), text_tokens)
+    lengths = _sequence_lengths(profile_of(visual_tokens, decoder.layers, tower.visual), text_tokens)
     model = _without_weights(config)
     with _meta(), FlopCounterMode(display=False) as counter:
         _encode(model, tower)
     counts = counter.get_flop_counts()
     patches = counts["Global"].get(torch.ops.aten.convolution, 0)
-    projector = sum(_of_module(counts, name) for name in ("MultiModalProjector", "Connector", ".merger"))
-    projector += sum(_of_module(counts, f".deepstack_merger_list.{place}") for place in range(decoder.layers))
+    projector = sum(_flops_inside(counts, name) for name in ("MultiModalProjector", "Connector", ".merger"))
+    projector += sum(_flops_inside(counts, f".deepstack_merger_list.{place}") for place in range(decoder.layers))
     encoded = Flops(patches, sum(counts["Global"].values()) - patches - projector, projector)
-    return added([encoded, _counted_language(model, lengths, None, 1 if logits == "last" else 0)])
+    return add([encoded, _counted_language(model, lengths, None, 1 if logits == "last" else 0)])
 
 
 @torch.no_grad()
 def flops_counted_step(config: PreTrainedConfig, visual_tokens: int | Sequence[int], text_tokens: int) -> Flops:
-    """Return the FLOPs of one decoding step that torch counts, as `flops_counted` and `flops_analytic_step` say."""
+    """Return the FLOPs that torch counts for one decoding step; arguments as of `flops_analytic_step`."""
     decoder, text_tokens = decoder_of(config), count("text_tokens", text_tokens)
-    lengths = _falling(profile_of(visual_tokens, decoder.layers), text_tokens)
+    lengths = _sequence_lengths(profile_of(visual_tokens, decoder.layers), text_tokens)
     text: Any = config.get_text_config()
     cache = DynamicCache(config=text)
     for layer, length in enumerate(lengths):
@@ -75,10 +75,10 @@ def flops_counted_step(config: PreTrainedConfig, visual_tokens: int | Sequence[i
 
 def _encode(model: Any, tower: Tower) -> None:
     """Encode an image or clip."""
-    # What the processor gives decides on shapes, and has to be known.
+    # Shapes depend on the values of the processor's output, so it is not on the meta device.
     pixels = torch.ones(tower.pixels)
     if tower.name == "input_features":
-        # The model calls these two, but gives no such features by themselves.
+        # The model has no method that gives audio features alone.
         model.model.multi_modal_projector(model.model.audio_tower(pixels).last_hidden_state)
         return
     options: dict[str, Any] = {"interpolate_pos_encoding": True} if _interpolates(model.config) else {}
@@ -87,9 +87,9 @@ def _encode(model: Any, tower: Tower) -> None:
 
 
 class _Meta(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Let tensors that have to be known, such as the sizes of images, meet those on the meta device.
+    """Let real tensors, such as image sizes, meet tensors on the meta device.
 
-    Whatever is asked of masks there is true: nothing is padding, and prompts are not packed.
+    A bool that a model reads from the meta device is True: nothing is padding, and prompts are not packed.
     """
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -108,13 +108,13 @@ _meta: Any = _Meta
 
 
 def _interpolates(config: Any) -> bool:
-    """Tell whether the tower of a model takes images of another size only if it is told so."""
+    """Tell whether the tower needs `interpolate_pos_encoding` for images of another size."""
     kinds = ("llava", "paligemma", "video_llava")
     return config.model_type in kinds and config.vision_config.model_type != "dinov2"
 
 
-def _falling(profile: list[int], text_tokens: int) -> list[int]:
-    """Return the length of the sequence in each layer."""
+def _sequence_lengths(profile: list[int], text_tokens: int) -> list[int]:
+    """Return the length of the sequence in each layer; raises ValueError if it grows or is 0."""
     for layer, (before, after) in enumerate(itertools.pairwise(profile), 1):
         if after > before:
             raise ValueError(
@@ -131,8 +131,8 @@ def _without_weights(config: Any) -> Any:
         return create(config, attn_implementation="eager").eval()
 
 
-def _of_module(counts: Mapping[str, Mapping[Any, int]], name: str) -> int:
-    """Return what torch counted inside modules of this name, or of classes whose name ends so."""
+def _flops_inside(counts: Mapping[str, Mapping[Any, int]], name: str) -> int:
+    """Return the FLOPs that torch counted inside modules or classes whose name ends so."""
     return sum(sum(ops.values()) for module, ops in counts.items() if module.endswith(name))
 
 
@@ -147,13 +147,13 @@ def _counted_language(model: Any, lengths: list[int], cache: DynamicCache | None
     counts = counter.get_flop_counts()
     # Eager attention multiplies batches of matrices, a linear layer never does.
     attention = counts["Global"].get(torch.ops.aten.bmm, 0)
-    mlp, head = _of_module(counts, ".mlp"), _of_module(counts, ".lm_head")
+    mlp, head = _flops_inside(counts, ".mlp"), _flops_inside(counts, ".lm_head")
     projections = sum(counts["Global"].values()) - attention - mlp - head
     return Flops(projections=projections, attention=attention, mlp=mlp, head=head)
 
 
 def _cut(tokens: int, keys: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return a hook that leaves a layer this many tokens and, in its mask, keys."""
+    """Return a hook that shortens a layer's input to some tokens and its mask to some keys."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         mask = kwargs.get("attention_mask")

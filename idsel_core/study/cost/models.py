@@ -1,4 +1,4 @@
-"""What configurations say of the sizes of models."""
+"""Read the sizes of models from their configurations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LANGUAGE_MODELS = (
     "qwen3_vl_text",
 )  # fmt: skip
 MODELS = tuple(FAMILIES)
-"""Model types that are counted, of language models and of whole models."""
+"""Model types that are counted: of language models, and of whole models."""
 
 _ONE_SIZE = ("gemma3", "internvl", "llava", "paligemma", "video_llava")
 _LATER: dict[str, Literal["image", "prompt"]] = {"gemma3": "image", "paligemma": "prompt"}
@@ -26,11 +26,11 @@ def decoder_of(config: Any) -> Decoder:
     Raises
     ------
     TypeError, ValueError
-        If it is no configuration, or of a type that is not counted.
+        If it is no configuration, or its model type is not counted.
     """
     if not isinstance(config, PreTrainedConfig):
         raise TypeError(f"config must be a transformers configuration, not {type(config).__name__}")
-    if _sensed(config) is not None:
+    if _tower_config(config) is not None:
         check_type("model", config.model_type, MODELS)
     text: Any = config.get_text_config()
     check_type("language model", text.model_type, LANGUAGE_MODELS)
@@ -51,32 +51,31 @@ def decoder_of(config: Any) -> Decoder:
 
 
 def tower_of(config: Any, image_size: Size | None = None) -> Tower:
-    """Return the sizes of a tower at work on an image or clip.
+    """Return the sizes of a tower on an image or clip.
 
     Parameters
     ----------
     config : PreTrainedConfig
         Of a whole model, see `MODELS`.
     image_size : int or tuple[int, int], optional
-        Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
-        the clip. By default the tower's own, where images have one size, or the longest clip.
+        As for `idsel_core.study.cost.full_budget`.
 
     Raises
     ------
     TypeError, ValueError
-        If the model is not counted, or has no images of this size.
+        If the model is not counted, or takes no image of this size.
     """
     decoder = decoder_of(config)
-    if _sensed(config) is None:
+    if _tower_config(config) is None:
         raise ValueError(f"a configuration of type {config.model_type!r} has no vision tower; give a whole model's")
     return FAMILIES[config.model_type](config, decoder.hidden, None if image_size is None else pair(image_size))
 
 
 def has_one_size(config: Any) -> bool:
-    """Tell whether all images of a model have the tower's size unless another is asked for."""
+    """Tell whether a model resizes all images to the tower's size."""
     return config.model_type in _ONE_SIZE
 
 
-def _sensed(config: Any) -> Any:
+def _tower_config(config: Any) -> Any:
     """Return the configuration of the tower, None if there is none."""
     return getattr(config, "vision_config", None) or getattr(config, "audio_config", None)

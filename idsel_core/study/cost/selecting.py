@@ -1,4 +1,4 @@
-"""FLOPs of choosing tokens, before the language model and between its layers."""
+"""FLOPs of selecting tokens, before the language model and between its layers."""
 
 from __future__ import annotations
 
@@ -23,32 +23,19 @@ from idsel_core.methods import (
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.by_suppression import Greedy
 from idsel_core.selection.budget import resolve_budget
-from idsel_core.study.cost.shapes import Decoder, Flops, Tower, added
+from idsel_core.study.cost.shapes import Decoder, Flops, Tower, add
 
-METHODS: tuple[type[Method], ...] = (
+COUNTED_METHODS: tuple[type[Method], ...] = (
     IDSelection, TopK, DiversityOnly, Random, UniformGrid, FastV, PyramidDrop, SparseVLM, DART,
 )  # fmt: skip
-"""Methods whose selection is counted."""
-
-IMPORTANCE = ("saliency", "instruction", "unified", "unified-product", "unified-geometric")
+COUNTED_IMPORTANCE = ("saliency", "instruction", "unified", "unified-product", "unified-geometric")
+"""Methods and importance scores whose FLOPs are known."""
 
 
 def profile_by(method: Method, visual: int, layers: int) -> list[int]:
-    """Return the visual tokens that each layer reads under a method.
+    """Return the visual tokens that each layer reads under a method, of an image of so many visual tokens.
 
-    Parameters
-    ----------
-    method : Method
-        Of any kind.
-    visual : int
-        Tokens of the image.
-    layers : int
-        Of the language model.
-
-    Raises
-    ------
-    ValueError
-        If the budget cannot be reached.
+    Raises ValueError if the method cannot reach its budget.
     """
     full = torch.tensor([visual])
     if not isinstance(method, InLLM):
@@ -62,28 +49,28 @@ def profile_by(method: Method, visual: int, layers: int) -> list[int]:
 def flops_of_selection(
     method: Method, model: Decoder, tower: Tower, profile: Sequence[int], text_tokens: int, attention: str
 ) -> Flops:
-    """Return the FLOPs of scores and of picking.
+    """Return the FLOPs of a method's scores and of picking tokens by them.
 
     Parameters
     ----------
     method : Method
-        One of `METHODS`.
+        A method of `COUNTED_METHODS`.
     model, tower : Decoder, Tower
-        What it chooses from.
+        The model.
     profile : sequence of int
         Visual tokens that each layer reads.
     text_tokens : int
-        All others in the prompt; counted as if all of them followed the image.
+        All other tokens of the prompt, counted as if they followed the image.
     attention : {"full", "causal"}
-        Which pairs are multiplied.
+        As for `flops_analytic`.
 
     Raises
     ------
     ValueError
-        If the method or its importance is not counted, or it keeps another number of tokens.
+        If the method or its importance is not counted, or it keeps another number of tokens than `profile`.
     """
-    if type(method) not in METHODS:
-        known = ", ".join(kind.name for kind in METHODS)
+    if type(method) not in COUNTED_METHODS:
+        known = ", ".join(kind.name for kind in COUNTED_METHODS)
         raise ValueError(f"the analytic cost of method {method.name!r} is not known; known: {known}")
     wanted = profile_by(method, tower.visual, model.layers)
     if wanted != list(profile):
@@ -101,10 +88,9 @@ def flops_of_selection(
 
 
 def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, attention: str) -> int:
-    if method.importance not in IMPORTANCE:
-        raise ValueError(
-            f"the analytic cost of importance {method.importance!r} is not known; known: {', '.join(IMPORTANCE)}"
-        )
+    if method.importance not in COUNTED_IMPORTANCE:
+        known = ", ".join(COUNTED_IMPORTANCE)
+        raise ValueError(f"the analytic cost of importance {method.importance!r} is not known; known: {known}")
     scores = 0 if method.importance == "instruction" else 2 * tower.rows * tower.query
     if method.importance == "saliency":
         return scores
@@ -114,11 +100,11 @@ def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, atte
     queries = 1 if method.instruction_tokens == "last" else text_tokens
     for layer in range(depth):
         scores += model.layer(length, model.pairs(layer, tower.visual, text_tokens, attention)).total
-    return scores + model.reading(length, queries) + 2 * queries * tower.visual * model.query
+    return scores + model.keys_and_queries(length, queries) + 2 * queries * tower.visual * model.query
 
 
 def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: int) -> Flops:
-    """Return the FLOPs of all drops of one image; words that rate for SparseVLM are counted as all words."""
+    """Return the FLOPs of all drops of one image; SparseVLM's rating words are counted as all text tokens."""
     parts = []
     if isinstance(method, SparseVLM):
         parts.append(Flops(scores=2 * profile[0] * text_tokens * model.hidden))
@@ -130,7 +116,7 @@ def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: 
         queries = text_tokens if isinstance(method, SparseVLM) else 1
         scores = 0 if isinstance(method, DART) else 2 * queries * length * model.query
         if method.attention_from == "after":
-            scores += model.reading(length, queries)
+            scores += model.keys_and_queries(length, queries)
         greedy = 0
         if isinstance(method, DART):
             pivots = min(method.image_pivots, after) + min(method.text_pivots, text_tokens)
@@ -139,4 +125,4 @@ def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: 
             kept = method.kept(before, after)
             greedy = 2 * (after - kept) * method.recycled(before - kept) * model.hidden
         parts.append(Flops(scores=scores, greedy=greedy))
-    return added(parts)
+    return add(parts)

@@ -1,4 +1,4 @@
-"""Sizes of models, and what follows from them: the language model, and the tower at work on one image."""
+"""Sizes of a language model and of a tower that encodes one image, and the FLOPs that follow from them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ Size = int | tuple[int, int]
 class Flops:
     """FLOPs of one prompt with one image or clip, by component; a multiply-add is 2.
 
-    Matrix products and convolutions alone: norms, activations, softmax, biases, rotary and interpolated positions are
-    left out, as they are by torch's counter.
+    Only matrix products and convolutions count, as in torch's counter: norms, activations, softmax, biases, rotary and
+    interpolated positions do not.
 
     Attributes
     ----------
     patches : int
-        Patch embedding; of sounds, the convolutions in front of the layers.
+        Patch embedding; for audio, the convolutions in front of the layers.
     tower : int
-        All layers of the tower, also those behind the one that is read, and its pooling, as transformers runs
-        them.
+        All layers of the tower and its pooling, as transformers runs them: also those behind the one that is read.
     projector : int
-        Of all visual tokens, because a selection reads its output; with those of deepstack's planes.
+        Projector on all visual tokens, because selection comes after it; with the projectors of deepstack.
     scores : int
         Importance scores.
     greedy : int
-        Picking, with the similarities that it needs.
+        Picking tokens, with the similarities that it needs.
     projections, attention, mlp : int
         Language model: query, key, value and output projections; products of queries and keys and of weights and
         values; the three matrices of SwiGLU or GeGLU.
@@ -52,46 +51,46 @@ class Flops:
 
     @property
     def encode(self) -> int:
-        """From pixels to the projector's output."""
+        """FLOPs from pixels to the projector's output."""
         return self.patches + self.tower + self.projector
 
     @property
     def select(self) -> int:
-        """Choosing tokens."""
+        """FLOPs of choosing tokens."""
         return self.scores + self.greedy
 
     @property
     def language_model(self) -> int:
-        """Layers of the language model and its head."""
+        """FLOPs of the language model's layers and head."""
         return self.projections + self.attention + self.mlp + self.head
 
     @property
     def total(self) -> int:
-        """All components."""
+        """FLOPs of all components."""
         return self.encode + self.select + self.language_model
 
 
-def added(parts: Sequence[Flops]) -> Flops:
-    """Return the sums of all components."""
+def add(parts: Sequence[Flops]) -> Flops:
+    """Add FLOPs, component by component."""
     return Flops(*(sum(values) for values in zip(*(asdict(part).values() for part in parts), strict=True)))
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A language model.
+    """The sizes of a language model.
 
     Attributes
     ----------
     layers, hidden, intermediate, vocabulary : int
-        How many layers; widths of states and of SwiGLU or GeGLU; words.
+        Number of layers; widths of hidden states and of the MLP; size of the vocabulary.
     query, key : int
-        Widths of all query heads, and of all key heads, together.
+        Width of all query heads together, and of all key heads together.
     windows : tuple[int or None, ...]
-        Tokens that each layer attends to, the token itself among them; None where there is no bound.
+        Size of each layer's attention window, the token itself included; None without a window.
     later : {"none", "image", "prompt"}
         Which later tokens a token of the prompt attends to: none, those of its image, or all.
     every_logit : bool
-        Whether the model reads all positions with its LM head, whatever is asked of it.
+        Whether the LM head always computes the logits of all positions.
     """
 
     layers: int
@@ -105,7 +104,7 @@ class Decoder:
     every_logit: bool
 
     def layer(self, tokens: int, pairs: int) -> Flops:
-        """Return one layer's FLOPs for these tokens and these pairs of a query and a key."""
+        """Return one layer's FLOPs for a number of tokens and of query-key pairs."""
         return Flops(
             projections=4 * tokens * self.hidden * (self.query + self.key),
             attention=4 * pairs * self.query,
@@ -113,16 +112,16 @@ class Decoder:
         )
 
     def pairs(self, layer: int, visual: int, text: int, attention: str) -> int:
-        """Return the pairs of a query and a key that a layer multiplies in a prefill.
+        """Return the number of query-key pairs that a layer multiplies in a prefill.
 
         Parameters
         ----------
         layer : int
-            Its number.
+            Index of the layer.
         visual, text : int
-            Tokens that it reads, those of one image and others.
+            Visual tokens and other tokens that it reads.
         attention : {"full", "causal"}
-            All pairs, or only those of which the query may see the key.
+            All pairs, or only those where the query may attend to the key.
         """
         tokens = visual + text
         if attention == "full" or self.later == "prompt":
@@ -132,7 +131,7 @@ class Decoder:
         return tokens * (tokens + 1) // 2 - far * (far + 1) // 2 + ahead
 
     def held(self, layer: int, tokens: int) -> int:
-        """Return how many of the tokens that a layer has read are in its cache; a window has a place for the next."""
+        """Return how many of the tokens that a layer has read stay in its cache; a window leaves room for the next."""
         window = self.windows[layer]
         return tokens if window is None else min(tokens, window - 1)
 
@@ -140,43 +139,43 @@ class Decoder:
         """Return the LM head's FLOPs."""
         return Flops(head=2 * positions * self.hidden * self.vocabulary)
 
-    def reading(self, tokens: int, query_tokens: int) -> int:
-        """Return the FLOPs of one layer's keys of tokens, and queries of those that ask."""
+    def keys_and_queries(self, tokens: int, query_tokens: int) -> int:
+        """Return the FLOPs of one layer's keys of all tokens and queries of the query tokens."""
         return 2 * self.hidden * (tokens * self.key + query_tokens * self.query)
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision or audio tower at work on one image or clip, and the projector behind it.
+    """The sizes of a vision or audio tower on one image or clip, and of the projector behind it.
 
     Attributes
     ----------
     pixels : tuple[int, ...]
-        Shape of what the processor gives of the image.
+        Shape of the processor's output for the image.
     embedding : int
-        FLOPs from pixels to patches.
+        FLOPs of the patch embedding.
     tokens : int
-        Positions of all tiles together, those of [CLS] among them.
+        Positions of all tiles together, [CLS] included.
     visual : int
         Tokens that the language model reads.
     features : int
-        Width of what enters the projector, for each of them.
+        Width of the projector's input.
     hidden, query, intermediate : int
-        Widths of states, of all heads together, and of the MLP.
+        Widths of hidden states, of all heads together, and of the MLP.
     matrices : int
-        Of an MLP.
+        Matrices of an MLP.
     pairs : tuple[int, ...]
-        Pairs of a query and a key, one number a layer.
+        Query-key pairs of each layer.
     rows : int
-        Pairs that saliency reads: those of [CLS], or, without one, all of the last layer that sees whole images.
+        Query-key pairs that saliency reads: those of [CLS] or, without one, all of the last global layer.
     pooling : int
-        FLOPs behind the layers.
+        FLOPs of pooling behind the layers.
     projections : tuple[tuple[int, int, int], ...]
-        Rows, and widths before and behind, of each matrix of the projector.
+        Rows, input width and output width of each matrix of the projector.
     beside : Mapping[str, list[list[int]]]
-        What the processor gives beside the pixels.
+        Other arguments that the processor gives with the pixels.
     name : str
-        What the model calls the pixels.
+        Name of the model's argument for the pixels.
     """
 
     pixels: tuple[int, ...]
@@ -206,19 +205,13 @@ class Tower:
 
 
 def check_type(what: str, found: str, known: Sequence[str]) -> None:
-    """Raise ValueError unless a model type is one of those that are counted."""
+    """Raise ValueError unless a model type is counted."""
     if found not in known:
         raise ValueError(f"{what} type {found!r} is not counted yet; counted are: {', '.join(known)}")
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Return a size as rows and columns.
-
-    Raises
-    ------
-    ValueError
-        If it is neither one number nor two.
-    """
+    """Return a size, one number or two, as rows and columns; raises ValueError if it is neither."""
     sizes = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(sizes) != 2:
         raise ValueError(f"a size must be one number, or height and width, not {size!r}")
@@ -229,28 +222,16 @@ SIZE_HELP = "height and width of the image, or mel frames of the clip (default: 
 
 
 def size_given(sizes: Sequence[int] | None) -> Size | None:
-    """Return the size that a command line gives as one number or two, None if it gives none.
-
-    Raises
-    ------
-    ValueError
-        As of `pair`.
-    """
+    """Return the size of a command line: one number, two, or None if none was given; raises as `pair`."""
     if not sizes:
         return None
     return sizes[0] if len(sizes) == 1 else pair(tuple(sizes))
 
 
-def given_size(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """Return the size of an image, which must be of whole steps.
-
-    Raises
-    ------
-    ValueError
-        If it is not, or is None.
-    """
+def checked_size(config: Any, size: tuple[int, int] | None, step: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Return an image size; raises ValueError if it is None or no multiple of `step`."""
     if size is None:
-        raise ValueError(f"images of type {config.model_type!r} have no one size: give image_size")
+        raise ValueError(f"images of type {config.model_type!r} have no fixed size: give image_size")
     if min(size) < 1 or size[0] % step[0] or size[1] % step[1]:
         raise ValueError(
             f"image_size must be multiples of {step[0]} x {step[1]} pixels, as the processor gives images, not "
@@ -260,13 +241,7 @@ def given_size(config: Any, size: tuple[int, int] | None, step: tuple[int, int] 
 
 
 def count(name: str, value: Any) -> int:
-    """Return a number of tokens.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is none.
-    """
+    """Return a number of tokens as an int; raises TypeError or ValueError if it is none."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be a number of tokens (int), not {value!r}")
     if value < 0:
@@ -275,21 +250,9 @@ def count(name: str, value: Any) -> int:
 
 
 def profile_of(visual_tokens: int | Sequence[int], layers: int, most: int | None = None) -> list[int]:
-    """Return the visual tokens that each layer reads.
+    """Return the visual tokens that each of the layers reads, given one number for all or one for each.
 
-    Parameters
-    ----------
-    visual_tokens : int or sequence of int
-        In all layers, or in each.
-    layers : int
-        Of the language model.
-    most : int, optional
-        Visual tokens that there are.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If these are no numbers of tokens, too many, or not one for each layer.
+    Raises TypeError or ValueError if they are no numbers of tokens, more than `most`, or not one for each layer.
     """
     if isinstance(visual_tokens, Sequence | np.ndarray):
         counts = [count(f"visual_tokens of layer {layer}", value) for layer, value in enumerate(visual_tokens)]

@@ -1,4 +1,4 @@
-"""Costs of several budgets as a table, and configurations from files."""
+"""A table of the costs of several budgets, and configurations read from files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cost_table(
     dtype: torch.dtype = torch.float16,
     counted: bool = False,
 ) -> pd.DataFrame:
-    """Return costs, one row a budget.
+    """Return a table of costs, one row a budget.
 
     Parameters
     ----------
@@ -49,21 +49,20 @@ def cost_table(
     budgets : sequence of int or of sequences of int
         Visual tokens, in all layers or in each.
     method : Method, optional
-        What selects where all layers read the same number of tokens, but not all, with that number as its budget.
-        Selection is not counted by default, nor where layers differ.
+        What selects, nothing by default; it is counted where all layers read the same number of tokens, below all.
     dtype : torch.dtype
-        Of the cache.
+        Type of keys and values.
     counted : bool
-        Whether to run the model without weights, for ``flops_counted``.
+        Whether to run the model without weights, for the column ``flops_counted``.
 
     Returns
     -------
     DataFrame
         ``budget`` (mean over layers), ``profile`` (tokens x layers), ``equal_budget`` (see `equal_flops_budget`),
         ``text_tokens``, ``flops_paper`` (multiply-adds), ``flops_analytic`` and its parts ``encode``, ``select`` and
-        ``language_model``, ``flops_counted`` (without selection; null if it was not counted), ``flops_step`` (the first
-        decoding step), ``cache_bytes``, and ``saved_paper``, ``saved_language_model``, ``saved_analytic``: shares saved
-        against all visual tokens, up to 1.
+        ``language_model``, ``flops_counted`` (without selection; null unless `counted`), ``flops_step`` (the first
+        decoding step), ``cache_bytes``, and ``saved_paper``, ``saved_language_model`` and ``saved_analytic``, the
+        shares saved against all visual tokens.
 
     Raises
     ------
@@ -104,23 +103,23 @@ def cost_table(
 
 
 def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
-    """Read the configuration of a model, without its weights, and the size of the images that it is given.
+    """Read the configuration of a model, without its weights, and the size of its images.
 
     Parameters
     ----------
     path : Path
-        A model folder, whose processor tells the size, or a configuration file or a name of `list_architectures`,
-        which tell that of the tower.
+        A model folder, a configuration file or a name of `list_architectures`.
 
     Returns
     -------
     tuple
-        The configuration, and height and width in pixels, None where images have no one size, or of clips.
+        The configuration, and height and width in pixels: the processor's, or the tower's without a processor. None
+        where images have no fixed size, and for clips.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no configuration.
     ValueError
         If the model type is not counted.
     """
@@ -129,7 +128,7 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     if not (path / "config.json" if path.is_dir() else path).is_file():
         known = ", ".join(list_architectures())
         raise FileNotFoundError(
-            f"no model in {path}: give a folder with a config.json, or such a file, or one of {known}"
+            f"no model in {path}: give a folder with a config.json, a configuration file, or one of {known}"
         )
     safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     read: Any = AutoConfig.from_pretrained

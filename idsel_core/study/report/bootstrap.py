@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over questions with its percentile bootstrap interval, and what is needed to draw it again."""
+    """A mean over questions, its percentile bootstrap interval, and the settings that reproduce it."""
 
     mean: float
     low: float
@@ -27,14 +27,14 @@ class Interval:
 
 
 def resampled_means(scores: ArrayLike, resamples: int = 2000, seed: int | Sequence[int] = 0) -> Array:
-    """Means of columns under the same resamples of the rows, which keeps the columns paired.
+    """Return the mean of each column in each resample of the rows; columns stay paired, as they share resamples.
 
     Parameters
     ----------
     scores : array of float (n,) or (n, m)
         One row a question, one column a method.
     resamples : int
-        How often n rows are drawn with replacement.
+        Number of resamples; each draws n rows with replacement.
     seed : int or sequence of int
         Seed of the draws; equal seeds and n give equal resamples.
 
@@ -76,7 +76,7 @@ def _bounds(means: Array, level: float) -> Array:
 
 
 def bootstrap_mean(scores: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of the scores and its percentile interval (Efron and Tibshirani 1993, chapter 13).
+    """Return the mean of scores and its percentile interval (Efron and Tibshirani 1993, chapter 13).
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def bootstrap_mean(scores: ArrayLike, *, level: float = 0.95, resamples: int = 2
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of a - b over the same questions, with the interval of `bootstrap_mean`.
+    """Return the mean of a - b over the same questions, with the interval of `bootstrap_mean`.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def paired_difference(
     Returns
     -------
     Interval
-        Positive where `a` is better.
+        Positive if `a` is better.
 
     Raises
     ------
@@ -133,15 +133,15 @@ def paired_difference(
 
 
 def paired_scores(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Lay out scores question by question, so that methods can be compared on the same questions.
+    """Return scores with one row a question and one column a setting, to compare settings on the same questions.
 
     Parameters
     ----------
     rows : DataFrame
         Rows of the store, of one backbone and split.
     by : sequence of str
-        The columns that tell the compared settings apart, e.g. ["method", "budget"]. What is left apart (seeds) is
-        averaged.
+        The columns that tell settings apart, such as ["method", "budget"]. Scores that differ in other columns alone,
+        such as the seed, are averaged.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def paired_scores(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Raises
     ------
     KeyError
-        If a column is not there.
+        If a column is missing.
     ValueError
         If a setting lacks some of the questions.
     """
@@ -163,7 +163,7 @@ def paired_scores(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     short = table.isna().sum()
     if short.any():
         raise ValueError(
-            f"a paired comparison needs the same questions everywhere; {list(by)} = {short.idxmax()!r} "
+            f"a paired comparison needs the same questions in all settings; {list(by)} = {short.idxmax()!r} "
             f"lacks {short.max()} of {len(table)}"
         )
     return table
@@ -172,14 +172,14 @@ def paired_scores(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def mean_scores(
     rows: pd.DataFrame, by: Sequence[str], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean score of each setting over all questions, with intervals from the same resamples.
+    """Return the mean score of each setting over all questions, with intervals from shared resamples.
 
     Parameters
     ----------
     rows : DataFrame
         Rows of the store, of one backbone and split.
     by : sequence of str
-        The columns that tell settings apart; with "question_type" among them, each question type is treated by itself.
+        The columns that tell settings apart; with "question_type" among them, each question type has its own.
     level, resamples, seed
         See `bootstrap_mean`.
 
@@ -215,20 +215,20 @@ def share_of_full(
     resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Share of full performance: the mean over question types of score / score with all tokens.
+    """Return the share of full performance: the mean over question types of score / score with all tokens.
 
     Parameters
     ----------
     rows : DataFrame
-        Rows of the store, of one backbone and split, those of the full model among them.
+        Rows of the store, of one backbone and split, those of the reference included.
     by : sequence of str
         The columns that tell settings apart.
     full : str
         The method whose rows are the reference.
     level, resamples, seed
         See `bootstrap_mean`. Questions are drawn within each question type, the same ones for every setting and the
-        reference, so the interval covers the reference's own spread. Resamples in which the reference scores 0 in a
-        question_type are left out; only a handful of questions can have any.
+        reference, so the interval covers the reference's own spread. Resamples where the reference scores 0 in a
+        question type are left out; this happens with a handful of questions alone.
 
     Returns
     -------
@@ -238,7 +238,7 @@ def share_of_full(
     Raises
     ------
     KeyError
-        If a column is not there.
+        If a column is missing.
     ValueError
         If there are no reference rows, questions differ between settings, or the reference scores 0 in a question type.
     """
@@ -254,7 +254,7 @@ def share_of_full(
         both = np.column_stack([part.to_numpy(), whole.loc[part.index].to_numpy()])
         if not both[:, -1].any():
             raise ValueError(
-                f"method {full!r} scores 0 in question_type {question_type!r}: a share of it means nothing"
+                f"method {full!r} scores 0 in question type {question_type!r}: a share of it means nothing"
             )
         shares.append(both[:, :-1].mean(0) / both[:, -1].mean())
         means = resampled_means(both, resamples, (seed, number))

@@ -1,7 +1,6 @@
 """Files that are written whole or not at all."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,14 +13,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
+
+PROVENANCE = "_provenance"
+"""Folder, beside the parquet files, of what they were made from; readers of a folder of parquet files leave it out."""
 
 
 class CorruptResult(ValueError):
-    """A file of the store that cannot be read, or does not hold what the store writes."""
+    """A file of the store that cannot be read, or does not hold what the store wrote."""
 
 
-def replace(path: Path, content: pa.Table | str | bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut, and whoever else writes it.
+def write_atomically(path: Path, content: pa.Table | str | bytes) -> None:
+    """Write a file whole or not at all, whatever is killed, and whoever else writes it.
 
     Parameters
     ----------
@@ -36,13 +39,12 @@ def replace(path: Path, content: pa.Table | str | bytes) -> None:
         If it cannot be written; what was there before is untouched.
     """
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        if _abandoned(leftover):
+        # A living writer holds a lock on its temporary file.
+        with contextlib.suppress(OSError), FileLock(leftover, blocking=False):
             leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with FileLock(temporary), temporary.open("wb") as file:
             if isinstance(content, str | bytes):
                 file.write(content.encode() if isinstance(content, str) else content)
             else:
@@ -62,43 +64,36 @@ def replace(path: Path, content: pa.Table | str | bytes) -> None:
         os.close(folder)
 
 
-def _abandoned(temporary: Path) -> bool:
-    """Tell whether the process that wrote a temporary file is gone; a living one holds a lock on it."""
-    try:
-        with temporary.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def digest(table: pa.Table) -> str:
+def digest(rows: pd.DataFrame) -> str:
     """Return a hash of rows, whatever their order, as hexadecimal digits."""
-    hashes = pd.util.hash_pandas_object(table.to_pandas(), index=False)
+    hashes = pd.util.hash_pandas_object(rows, index=False)
     return hashlib.sha256(np.sort(hashes.to_numpy()).tobytes()).hexdigest()
 
 
-def write_table(path: Path, table: pa.Table, provenance: Mapping[str, Any], **metadata: str) -> None:
-    """Write rows as parquet and where they come from as JSON beside it, each file whole or not at all.
+def write_table(path: Path, rows: pa.Table | pd.DataFrame, provenance: Mapping[str, Any]) -> None:
+    """Write rows as parquet, and what they were made from into the file and as JSON into `PROVENANCE` beside it.
 
     Parameters
     ----------
     path : Path
         The parquet file; its folder is made.
-    table : Table
+    rows : Table or DataFrame
         The rows.
     provenance : Mapping
-        What to say of them.
-    metadata
-        Further metadata of the parquet file.
+        What to say of them; their number and `digest` are added.
 
     Raises
     ------
+    TypeError
+        If the provenance cannot be written as JSON.
     OSError
         If a file cannot be written.
     """
-    note = json.dumps(provenance, indent=1, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The provenance travels inside the parquet file as well, so that rows and origin change in one step.
-    replace(path, table.replace_schema_metadata({**metadata, "idsel_provenance": note}))
-    replace(path.with_suffix(".json"), note + "\n")
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    note = {**provenance, "rows": len(table), "sha256": digest(table.to_pandas())}
+    text = json.dumps(note, indent=1, sort_keys=True)
+    beside = path.parent / PROVENANCE / f"{path.stem}.json"
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    # The provenance is inside the parquet file as well, so that rows and origin change in one step.
+    write_atomically(path, table.replace_schema_metadata({"idsel_provenance": text}))
+    write_atomically(beside, text + "\n")

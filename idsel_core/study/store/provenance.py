@@ -1,4 +1,4 @@
-"""Where numbers and figures come from: commit, parameters, packages and the hashes of what they were made of."""
+"""Where rows and figures come from: commit, parameters, packages, and hashes of weights and data."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from PIL import Image, PdfParser, UnidentifiedImageError
 
 _PACKAGES = ("idsel_core", "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "pyarrow", "papermill")
 _ALLOCATION = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
+_OUTPUTS = ("docs/figures", "docs/tables", "docs/timing.json", "README.md")
 
 
 def sha256(path: str | Path) -> str:
@@ -54,14 +55,14 @@ def provenance(
     seed: int = 0,
     started: float | None = None,
 ) -> dict[str, Any]:
-    """Describe how rows are being made, for `Results.write`.
+    """Describe how a job makes its rows, for `Store.write`.
 
     Parameters
     ----------
     parameters : Mapping
         The parameters of the notebook or command.
     files : iterable of str or Path
-        Weights and data that the rows depend on; their SHA-256 is noted.
+        Weights and data that the rows depend on, for their SHA-256.
     device : str
         What the model ran on, e.g. "cpu" or the name of the GPU.
     seed : int
@@ -72,17 +73,16 @@ def provenance(
     Returns
     -------
     dict
-        Ready for JSON. `allocation` says which GPUs Slurm or a lease gave, and to which Slurm job. `dirty` tells of
-        uncommitted changes, those to figures, tables, results and README apart, and is None outside a git checkout, as
-        is `commit`.
+        Ready for JSON. `allocation` names the GPUs and the Slurm job that Slurm or a lease gave. `dirty` says whether
+        the checkout had uncommitted changes, not counting what `make publish` writes; it and `commit` are None outside
+        a git checkout.
 
     Raises
     ------
     FileNotFoundError
         If one of the files is not there.
     """
-    outputs = [f":(top,exclude){name}" for name in ("figures", "tables", "results", "README.md")]
-    changed = _git("status", "--porcelain", "--", ":(top)", *outputs)
+    changed = _git("status", "--porcelain", "--", ":(top)", *(f":(top,exclude){name}" for name in _OUTPUTS))
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
@@ -100,19 +100,19 @@ def provenance(
 
 
 def origin(files: Iterable[str | Path], **parameters: Any) -> dict[str, Any]:
-    """Describe what a figure is drawn from where that is not the store, for `figures.save`.
+    """Describe what a figure is drawn from that is not in a store, for its metadata.
 
     Parameters
     ----------
     files : iterable of str or Path
-        Weights and data; their SHA-256 is noted.
+        Weights and data, for their SHA-256.
     **parameters
         The parameters of the drawing.
 
     Returns
     -------
     dict
-        Free of times, as `Results.origin`.
+        Free of times, as `Store.origin`.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def origin(files: Iterable[str | Path], **parameters: Any) -> dict[str, Any]:
 
 
 def read_origin(figure: str | Path) -> dict[str, Any]:
-    """Return what a figure was drawn from, as given to `figures.save`.
+    """Return what a figure was drawn from, from its metadata.
 
     Parameters
     ----------
@@ -149,5 +149,5 @@ def read_origin(figure: str | Path) -> dict[str, Any]:
     except (UnidentifiedImageError, PdfParser.PdfFormatError) as error:
         raise ValueError(f"{figure} is no PNG or PDF file that can be read: {error}") from error
     if note is None:
-        raise ValueError(f"{figure} does not tell what it was drawn from; figures.save writes files that do")
+        raise ValueError(f"{figure} does not tell what it was drawn from; figures of `make figures` do")
     return json.loads(note)

@@ -1,4 +1,4 @@
-"""Rows of a long evaluation, kept on disk as they come, so that a killed one goes on where it was."""
+"""Rows of a long evaluation, kept on disk while it runs, so that it resumes after a kill."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idsel_core.study.store.files import replace
+from idsel_core.study.store.files import write_atomically
 
 EVERY: Final = 30.0
-"""Seconds of work between two chunks, which is what a killed evaluation loses at most beside the step it is at."""
+"""Seconds of work between two chunks: what a kill loses at most, beside the step that runs."""
 
 
 class ResumableRows:
-    """The rows of an evaluation's steps, in order; those of an earlier run with the same key are there from the start.
+    """The rows of an evaluation's steps, in order, beginning with those of an earlier run that had the same key.
 
     Parameters
     ----------
     folder : Path or None
-        Where chunks are kept, in a folder named after the key; None keeps nothing on disk.
+        Where chunks are kept, in a folder named by the key's hash; None keeps nothing on disk.
     key : Mapping
-        All that the rows depend on, ready for JSON.
+        Everything that the rows depend on, ready for JSON.
     every : float
         Seconds between two chunks.
 
     Attributes
     ----------
     done : int
-        How many steps are done.
+        The number of steps that are done.
 
     Raises
     ------
@@ -52,13 +52,13 @@ class ResumableRows:
         self._saved = time.monotonic()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / "key.json", json.dumps(key, indent=1, sort_keys=True) + "\n")
+            write_atomically(self.folder / "key.json", json.dumps(key, indent=1, sort_keys=True) + "\n")
             for steps, rows in self._chunks(self.folder):
                 self.done += steps
                 self._stored.append(rows)
 
     def _chunks(self, folder: Path) -> Iterator[tuple[int, pd.DataFrame]]:
-        """Read chunks as long as each begins where the last one ended; a damaged one and all after it are done anew."""
+        """Read chunks up to the first that is damaged or missing; that one and all after it are run again."""
         first = 0
         for path in sorted(folder.glob("[0-9]*.parquet")):
             start, end = map(int, path.stem.split("-"))
@@ -73,19 +73,19 @@ class ResumableRows:
             first = end
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Take the rows of the next step; write a chunk if the last one is old enough."""
+        """Add the rows of the next step, and write a chunk if the last one is `every` seconds old."""
         self._fresh.append(rows)
         self.done += 1
         if self.folder is not None and time.monotonic() - self._saved >= self.every:
             chunk = pd.concat(self._fresh, ignore_index=True)
             name = f"{self.done - len(self._fresh):08}-{self.done:08}.parquet"
-            # A killed runner's job may live a moment longer, end, and delete the checkpoints of its successor.
+            # The job of a killed runner may live a moment longer, end, and delete the folder of its successor.
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace(self.folder / name, pa.Table.from_pandas(chunk, preserve_index=False))
+            write_atomically(self.folder / name, pa.Table.from_pandas(chunk, preserve_index=False))
             self._stored.append(chunk)
             self._fresh = []
             self._saved = time.monotonic()
 
     def rows(self) -> pd.DataFrame:
-        """Return the rows of all steps done."""
+        """Return the rows of all steps that are done."""
         return pd.concat([*self._stored, *self._fresh], ignore_index=True)

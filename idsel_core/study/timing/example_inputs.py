@@ -1,4 +1,4 @@
-"""Prompts of random words around images of noise."""
+"""Example inputs: prompts of random words around images of noise."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def example_inputs(
     Parameters
     ----------
     config : PreTrainedConfig
-        Of a model that `idsel_core.study.cost` knows.
+        Configuration of a model that `idsel_core.study.cost` counts.
     text_tokens : int
-        Words of a prompt, 2 or more: one before the image, the others behind it. Tiles have no words between them.
+        Text tokens of a prompt, 2 or more: one before the image, the others behind it.
     image_size : int or tuple[int, int], optional
-        Height and width, pixels, or mel frames; by default the tower's own, where images have one size, or the longest
-        clip.
+        As for `idsel_core.study.cost.full_budget`.
     batch : int
-        Prompts.
+        Number of prompts.
     seed : int
-        Of words and noise.
+        Seed of words and noise.
 
     Raises
     ------
@@ -58,5 +57,6 @@ def example_inputs(
 
 
 def check_int(name: str, value: Any, least: int) -> None:
+    """Raise ValueError unless a value is an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an int of {least} or more, not {value!r}")

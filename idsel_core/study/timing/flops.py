@@ -7,7 +7,7 @@ from typing import Any
 
 from idsel_core.backbones import Backbone
 from idsel_core.methods import Method
-from idsel_core.study.cost import METHODS, flops_analytic, flops_analytic_step, full_budget
+from idsel_core.study.cost import COUNTED_METHODS, flops_analytic, flops_analytic_step, full_budget
 from idsel_core.study.cost.shapes import Size, pair
 from idsel_core.study.timing.records import END_TO_END
 
@@ -15,9 +15,9 @@ from idsel_core.study.timing.records import END_TO_END
 def phase_flops(
     backbone: Backbone, inputs: Mapping[str, Any], method: Method | None, layers: list[int], new_tokens: int
 ) -> dict[str, int]:
-    """Return the FLOPs of a batch by phase, as far as they are known.
+    """Return the analytic FLOPs of a batch by phase, as far as they are known.
 
-    There are none where prompts or images differ, or where a prompt has another number of images than one.
+    They are unknown where prompts or images differ, and where a prompt has not just one image.
     """
     config, ids, mask = backbone.model.config, inputs["input_ids"], inputs.get("attention_mask")
     visual = backbone.placeholders(ids).sum(1)
@@ -28,7 +28,7 @@ def phase_flops(
         if int(visual[0]) != full_budget(config, _image_size(backbone, inputs, None)):
             return {}
         size = _image_size(backbone, inputs, method)
-        counted = method if method is not None and type(method) in METHODS else None
+        counted = method if method is not None and type(method) in COUNTED_METHODS else None
         cost = flops_analytic(config, layers, text, image_size=size, method=counted)
         steps = [flops_analytic_step(config, layers, text + step).total for step in range(new_tokens)]
     except ValueError:
@@ -40,12 +40,9 @@ def phase_flops(
 
 
 def _image_size(backbone: Backbone, inputs: Mapping[str, Any], method: Method | None) -> Size:
-    """Return height and width of the first image, pixels, as a method wants it, or mel frames of the first clip.
+    """Return height and width of the first image, in the size that a method wants, or mel frames of the first clip.
 
-    Raises
-    ------
-    ValueError
-        If there is none, but a video.
+    Raises ValueError if the inputs hold a video alone.
     """
     if inputs.get("feature_attention_mask") is not None:
         return int(inputs["feature_attention_mask"][0].sum())

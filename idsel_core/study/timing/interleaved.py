@@ -1,4 +1,4 @@
-"""Times of contestants that run in turn."""
+"""Time several functions in turn."""
 
 from __future__ import annotations
 
@@ -17,27 +17,26 @@ Clock = Literal["wall", "thread"]
 def in_turns(
     contestants: Mapping[str, Callable[[], object]], rounds: int, seconds: float = math.inf, clock: Clock = "wall"
 ) -> pd.DataFrame:
-    """Run all contestants in turn, so that what else the machine does weighs on all alike.
+    """Time functions in turn, so that other load of the machine meets all of them alike.
 
     Parameters
     ----------
     contestants : Mapping
-        Functions by name. The first is the one that the others are compared with.
+        Functions by name; the others are compared with the first.
     rounds : int
-        Turns that count, 1 or more; one more, before them, does not.
-
+        Turns that are measured, 1 or more. One warm-up turn comes before them.
     seconds : float
-        Once this long has passed, no further turn begins.
+        No turn begins after this time, but one is always measured.
     clock : {"wall", "thread"}
-        What is measured: time, or the time for which the processor ran the calling thread, on which other processes
-        weigh less. It is the better one where torch has one thread and no GPU, and meaningless elsewhere.
+        Wall time, or CPU time of the calling thread. The latter is less disturbed by other processes, and only
+        meaningful with one torch thread and no GPU.
 
     Returns
     -------
     DataFrame
-        One row a contestant: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `rounds`,
-        `clock`, and its time as a multiple of the first one's: `ratio`, the median over turns of that in the same turn,
-        and `fastest_ratio`, of the fastest turns, which another process on the machine disturbs least.
+        One row a function: `contestant`, `median_ms`, `low_ms` and `high_ms` (quartiles), `fastest_ms`, `rounds`,
+        `clock`, and its time as a multiple of the first one's: `ratio`, the median over turns, and `fastest_ratio`,
+        of the fastest turns.
 
     Raises
     ------

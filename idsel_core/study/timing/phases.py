@@ -48,19 +48,6 @@ class Lap:
     flops: Mapping[str, int] = field(default_factory=dict)
 
 
-def time_phases(
-    backbone: Backbone,
-    inputs: Mapping[str, Any],
-    method: Method | None = None,
-    *,
-    runs: int = 10,
-    warmup: int = 2,
-    new_tokens: int = 8,
-) -> list[Timing]:
-    """Time the phases of one method; arguments and result as of `time_methods`."""
-    return time_methods(backbone, inputs, [method], runs=runs, warmup=warmup, new_tokens=new_tokens)
-
-
 @torch.no_grad()
 def time_methods(
     backbone: Backbone,

@@ -107,34 +107,34 @@ def test_the_paper_formula_sums_over_layers(small):
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("logits", ["last", "all"])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_analytic_is_counted_with_every_tower(tower, logits, profile):
+def test_analytic_flops_equal_counted_flops_with_every_tower(tower, logits, profile):
     model = config(tower)
     assert flops_analytic(model, profile, 9, logits=logits) == flops_counted(model, profile, 9, logits=logits)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("language", LANGUAGE_MODELS)
-def test_analytic_is_counted_with_every_language_model(language, profile):
+def test_analytic_flops_equal_counted_flops_with_every_language_model(language, profile):
     model = config(language=language)
     assert flops_analytic(model, profile, 9) == flops_counted(model, profile, 9)
     assert flops_analytic_step(model, profile, 9) == flops_counted_step(model, profile, 9)
 
 
 @pytest.mark.parametrize("knobs", [{"vision_feature_layer": [-3, -1]}, {"vision_feature_select_strategy": "full"}])
-def test_analytic_is_counted_with_every_projector(knobs):
+def test_analytic_flops_equal_counted_flops_with_every_projector(knobs):
     model = config(**knobs)
     assert flops_analytic(model, 7, 9) == flops_counted(model, 7, 9)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-def test_analytic_is_counted_with_images_of_another_size(tower):
+def test_analytic_flops_equal_counted_flops_with_images_of_another_size(tower):
     model, size = config(tower), (18, 33)
     assert full_budget(model, size) == 4 * 8
     assert flops_analytic(model, 7, 9, image_size=size) == flops_counted(model, 7, 9, image_size=size)
 
 
 @pytest.mark.parametrize("profile", [576, 64, (576, 576, 64, 64, 64)])
-def test_analytic_is_counted_with_the_embedded_backbone(profile):
+def test_analytic_flops_equal_counted_flops_with_the_embedded_backbone(profile):
     model = build_config()
     assert full_budget(model, 336) == 576
     assert flops_analytic(model, profile, 20, image_size=336) == flops_counted(model, profile, 20, image_size=336)
@@ -142,7 +142,7 @@ def test_analytic_is_counted_with_the_embedded_backbone(profile):
 
 
 @pytest.mark.parametrize("profile", [576, 16, (576,) * 2 + (64,) * 30])
-def test_analytic_is_counted_with_llava_7b(profile):
+def test_analytic_flops_equal_counted_flops_with_llava_7b(profile):
     model = LlavaConfig.from_pretrained(CONFIGS / "llava-1.5-7b.json")
     assert flops_analytic(model, profile, 64) == flops_counted(model, profile, 64)
 
@@ -163,7 +163,7 @@ def test_analytic_is_counted_with_llava_7b(profile):
         ("qwen2-audio-7b", 500, 125),
     ],
 )
-def test_analytic_is_counted_with_full_sizes_of_other_families(name, size, whole):
+def test_analytic_flops_equal_counted_flops_with_full_sizes_of_other_families(name, size, whole):
     model, _ = read_config(CONFIGS / f"{name}.json")
     assert full_budget(model, size) == whole
     for profile in (whole, 64):
@@ -171,7 +171,7 @@ def test_analytic_is_counted_with_full_sizes_of_other_families(name, size, whole
 
 
 @pytest.mark.parametrize("tower", tiny.TOWERS)
-def test_analytic_is_what_a_pruned_generate_costs(tower):
+def test_analytic_flops_equal_those_of_a_pruned_generate(tower):
     model, inputs = tiny.build(tower, "eager"), tiny.prompts((1,))
     text = inputs["input_ids"].shape[1] - tiny.TOKENS
     with prune(model, Random(7)), FlopCounterMode(display=False) as counter:
@@ -184,7 +184,7 @@ def test_analytic_is_what_a_pruned_generate_costs(tower):
 @pytest.mark.parametrize("tower", tiny.TOWERS)
 @pytest.mark.parametrize("importance", ["saliency", "instruction", "unified"])
 @pytest.mark.parametrize("knobs", [{}, {"instruction_layer": 2}, {"instruction_tokens": "mean"}])
-def test_scores_are_what_torch_counts(tower, importance, knobs):
+def test_flops_of_scores_equal_what_torch_counts(tower, importance, knobs):
     model = tiny.build(tower, "eager")
     backbone, method = adapter_for(model), TopK(7, importance=importance, **knobs)
     ids = torch.tensor([[tiny.IMAGE] * tiny.TOKENS + list(range(1, 10))])
@@ -198,7 +198,7 @@ def test_scores_are_what_torch_counts(tower, importance, knobs):
 
 @pytest.mark.parametrize("update", ["subtract", "multiply"])
 @pytest.mark.parametrize("features", ["projector", "encoder"])
-def test_the_greedy_is_what_torch_counts_of_its_rounds(features, update):
+def test_flops_of_the_greedy_equal_what_torch_counts(features, update):
     model = config(vision_feature_layer=[-3, -1])
     width = {"projector": 32, "encoder": 64}[features]
     with FlopCounterMode(display=False) as counter:
@@ -238,7 +238,7 @@ def test_the_configurations_come_from_files_and_dicts(llava):
         assert flops_analytic(other, 16, 64) == flops_analytic(llava, 16, 64)
 
 
-def test_sixteen_tokens_save_97_percent_by_the_paper_and_less_in_truth(llava):
+def test_sixteen_tokens_save_97_percent_by_the_paper_formula_and_less_by_the_analytic(llava):
     table = cost_table(llava, [576, 16], 64, method=IDSelection(1)).set_index("budget")
     saved = table.loc[16.0]
     assert saved["saved_paper"] > 0.97
@@ -248,7 +248,7 @@ def test_sixteen_tokens_save_97_percent_by_the_paper_and_less_in_truth(llava):
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 36])
-def test_the_equal_budget_of_equal_layers_is_theirs(small, budget):
+def test_the_equal_budget_of_equal_layers_is_their_budget(small, budget):
     assert equal_flops_budget(small, 9, [budget] * 3) == budget
 
 
@@ -270,7 +270,7 @@ def test_the_equal_budget_is_above_the_mean_where_attention_is_quadratic(llava):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cache_bytes_are_those_of_a_cache(dtype):
+def test_cache_bytes_equal_those_of_a_cache(dtype):
     model, inputs = tiny.build("clip").to(dtype), tiny.prompts((1,))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     with prune(model, Random(7)), torch.no_grad():
@@ -336,7 +336,7 @@ def test_the_table_has_a_row_for_each_budget(small):
         ),
     ],
 )
-def test_bad_input_is_told(small, kind, call, message):
+def test_bad_input_is_refused(small, kind, call, message):
     with pytest.raises(kind, match=message):
         call(small)
 
@@ -359,7 +359,7 @@ def test_bad_input_is_told(small, kind, call, message):
         ),
     ],
 )
-def test_models_that_are_not_counted_are_told_with_those_that_are(other, message):
+def test_an_unknown_model_type_is_refused_with_the_known_ones(other, message):
     with pytest.raises(ValueError, match=message):
         flops_analytic(other, 7, 9)
 
@@ -381,7 +381,7 @@ def test_the_command_line_prints_a_table(capsys):
         (["gemma-3-4b"], "256x34"),
     ],
 )
-def test_the_command_line_knows_clips_tiles_and_images_of_one_size(arguments, whole, capsys):
+def test_the_command_line_counts_clips_tiles_and_images_of_fixed_size(arguments, whole, capsys):
     assert main(["--model", *arguments]) == 0
     assert whole in capsys.readouterr().out
 
@@ -401,12 +401,12 @@ def test_the_command_line_reads_the_image_size_of_a_model_folder(capsys):
         (["--budgets", "576x2,64x4"], "one for each of the 5 layers, not 6"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--dtype", "half-a-byte"], "'half-a-byte' is no torch dtype"),
-        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no one size: give image_size"),
+        (["--model", "smolvlm2-2.2b"], "images of type 'smolvlm' have no fixed size: give image_size"),
         (["--image-size", "1", "2", "3"], "a size must be one number, or height and width, not (1, 2, 3)"),
         (["--text", "-1"], "text_tokens must be 0 or more, not -1"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+def test_the_command_line_names_the_fault(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 

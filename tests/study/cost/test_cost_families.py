@@ -52,7 +52,7 @@ def image_size(family: Family, inputs: Mapping[str, torch.Tensor]) -> Size:
 
 @each_family
 @pytest.mark.parametrize("last", [False, True])
-def test_analytic_is_counted_with_every_family(family, last):
+def test_analytic_flops_equal_counted_flops_with_every_family(family, last):
     """The formula agrees with what torch counts of the whole model, and of the model without weights."""
     # Larger numbers are images of prompts that hold several.
     size = min(2, max(family.counts)) if last else 0
@@ -79,7 +79,7 @@ def test_every_family_is_counted():
 
 
 @each_family
-def test_a_pruned_generate_costs_what_is_said(family):
+def test_analytic_flops_equal_those_of_a_pruned_generate(family):
     model, inputs = family.build("eager"), family.alone(FIRST, 0)
     text, shown = inputs["input_ids"].shape[1] - family.counts[0], image_size(family, inputs)
     with prune(model, Random(5)), FlopCounterMode(display=False) as counter:
@@ -91,7 +91,7 @@ def test_a_pruned_generate_costs_what_is_said(family):
 
 @each_family
 @pytest.mark.parametrize("importance", ["saliency", "instruction", "unified"])
-def test_scores_are_what_torch_counts(family, importance):
+def test_flops_of_scores_equal_what_torch_counts(family, importance):
     model, inputs = family.build("eager"), family.alone(FIRST, 0)
     backbone, method = adapter_for(model), IDSelection(5, importance=importance)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_scores_are_what_torch_counts(family, importance):
 @pytest.mark.parametrize("name", INSIDE)
 @pytest.mark.parametrize("budget", [20, 33])
 @pytest.mark.parametrize("convention", ["average", "final"])
-def test_methods_inside_the_language_model_cost_what_is_said_layer_by_layer(name, budget, convention):
+def test_analytic_flops_of_methods_inside_the_language_model_are_exact(name, budget, convention):
     layers = 6
     model, method = tiny.build("clip", "eager", layers), get_method(name, budget=budget, budget_convention=convention)
     # Words that are all alike rate all or none, and then all count.
@@ -143,7 +143,7 @@ def test_methods_inside_the_language_model_cost_what_is_said_layer_by_layer(name
     assert kv_cache_bytes(model.config, profile, 9, torch.float32) == held
 
 
-def test_a_method_that_keeps_other_numbers_is_told():
+def test_a_profile_that_the_method_does_not_give_is_refused():
     model = tiny.build("clip", "eager", 6)
     method = get_method("pyramiddrop", budget=20)
     with pytest.raises(ValueError, match=r"keeps 36, 20, 11, 6 of 36 tokens, but visual_tokens says 20"):
@@ -153,17 +153,17 @@ def test_a_method_that_keeps_other_numbers_is_told():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("llava_next", None, "images of type 'llava_next' have no one size: give image_size"),
-        ("qwen2_vl", None, "images of type 'qwen2_vl' have no one size: give image_size"),
+        ("llava_next", None, "images of type 'llava_next' have no fixed size: give image_size"),
+        ("qwen2_vl", None, "images of type 'qwen2_vl' have no fixed size: give image_size"),
         (
             "qwen2_vl",
             (12, 16),
             "image_size must be multiples of 8 x 8 pixels, as the processor gives images, not 12 x 16",
         ),
         ("internvl", (24, 36), "image_size must be multiples of 24 x 24 pixels"),
-        ("llava_onevision", None, "images of type 'llava_onevision' have no one size: give image_size"),
-        ("llava_next_video", None, "images of type 'llava_next_video' have no one size: give image_size"),
-        ("idefics3", None, "images of type 'idefics3' have no one size: give image_size"),
+        ("llava_onevision", None, "images of type 'llava_onevision' have no fixed size: give image_size"),
+        ("llava_next_video", None, "images of type 'llava_next_video' have no fixed size: give image_size"),
+        ("idefics3", None, "images of type 'idefics3' have no fixed size: give image_size"),
         ("smolvlm", (24, 36), "image_size must be multiples of 36 x 36 pixels"),
         ("gemma3", 24, "images of type 'gemma3' are 32 x 32 pixels, not 24 x 24"),
         ("paligemma", 3, "image_size must be at least a patch, 4 x 4 pixels, not 3 x 3"),
@@ -172,12 +172,12 @@ def test_a_method_that_keeps_other_numbers_is_told():
         ("qwen2_audio", (24, 36), "the size of an audio clip is one number, its mel frames, not 24 x 36"),
     ],
 )
-def test_sizes_that_a_family_has_not_are_told(name, size, message):
+def test_sizes_that_a_family_does_not_take_are_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
         full_budget(FAMILIES[name].config(), size)
 
 
-def test_a_configuration_whose_images_have_no_one_size_is_read_without(tmp_path):
+def test_a_configuration_without_a_fixed_image_size_is_read_without_size(tmp_path):
     FAMILIES["llava_next"].config().save_pretrained(tmp_path)
     config, size = read_config(tmp_path)
     assert isinstance(config, LlavaNextConfig)
@@ -185,7 +185,7 @@ def test_a_configuration_whose_images_have_no_one_size_is_read_without(tmp_path)
 
 
 @pytest.mark.parametrize("window", [2, 9, 20, 256])
-def test_sliding_windows_hold_the_end_of_a_prompt(window):
+def test_a_sliding_window_caches_the_end_of_a_prompt(window):
     """What a layer's cache holds, and what the next token therefore reads."""
     family = FAMILIES["gemma3"]
     model, inputs = family.build("eager", window=window), family.alone(FIRST, 0)
@@ -202,7 +202,7 @@ def test_sliding_windows_hold_the_end_of_a_prompt(window):
 
 
 @pytest.mark.parametrize(("name", "knobs"), [("gemma3", {"window": 6}), ("gemma3", {"window": 20}), ("paligemma", {})])
-def test_pairs_of_causal_attention_are_those_that_masks_allow(name, knobs):
+def test_causal_pairs_equal_those_that_masks_allow(name, knobs):
     family = FAMILIES[name]
     config, inputs = family.config(**knobs), family.alone(FIRST, 0)
     ids = inputs["input_ids"]
@@ -214,7 +214,7 @@ def test_pairs_of_causal_attention_are_those_that_masks_allow(name, knobs):
     assert cost.attention == sum(4 * int(mask.sum()) * 32 for mask in masks)
 
 
-def test_images_of_onevision_that_are_too_large_are_scaled_down():
+def test_large_images_of_onevision_are_scaled_down():
     family = FAMILIES["llava_onevision"]
     sizes = [(96, 48), (96, 40), (48, 48), (90, 48)]
     model = family.build()
@@ -226,13 +226,13 @@ def test_images_of_onevision_that_are_too_large_are_scaled_down():
 
 
 @pytest.mark.parametrize("name", ["llava_next", "llava_next_video"])
-def test_tiles_whose_class_token_is_read_are_told(name):
+def test_tiles_with_a_class_token_are_refused(name):
     config = FAMILIES[name].config(vision_feature_select_strategy="full")
     with pytest.raises(ValueError, match=f"of type '{name}' must leave one token a patch, not 'full'"):
         full_budget(config, (24, 24))
 
 
-def test_a_number_that_is_not_known_without_weights_is_told():
+def test_a_number_that_needs_weights_is_refused():
     with _meta(), pytest.raises(RuntimeError, match="asks for a number that is not known without weights"):
         torch.ones(1, device="meta").item()
 

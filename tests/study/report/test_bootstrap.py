@@ -93,7 +93,7 @@ def test_equal_seeds_give_equal_numbers_and_others_do_not():
         (lambda: paired_difference([1.0, 0.0], [1.0]), "same questions"),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -110,7 +110,7 @@ def test_mean_scores_uses_one_set_of_resamples_for_all_settings():
     assert (table["low"]["a"], table["high"]["a"]) == pytest.approx((alone.low, alone.high))
 
 
-def test_mean_scores_by_family_treats_each_family_by_itself():
+def test_mean_scores_by_question_type_treat_each_by_itself():
     rows = pd.concat([_rows({"a": [1, 1, 0, 0]}, "count"), _rows({"a": [1, 1, 1, 0, 1]}, "read")])
     table = mean_scores(rows, ["method", "question_type"])
     assert table[["method", "question_type", "mean", "questions"]].to_numpy().tolist() == [
@@ -130,7 +130,7 @@ def test_a_missing_question_is_refused():
         mean_scores(rows, ["method"])
 
 
-def test_share_is_the_mean_over_families_whatever_their_size():
+def test_share_is_the_mean_over_question_types_of_any_size():
     rows = pd.concat(
         [
             _rows({"full": [1] * 10, "half": [1, 0] * 5}, "small"),
@@ -174,5 +174,5 @@ def test_share_of_a_handful_of_questions_has_an_interval():
 def test_share_needs_a_reference_that_means_something():
     with pytest.raises(ValueError, match=r"no rows of method 'full'.*\['a'\]"):
         share_of_full(_rows({"a": [1, 0]}), ["method"])
-    with pytest.raises(ValueError, match="scores 0 in question_type 'count'"):
+    with pytest.raises(ValueError, match="scores 0 in question type 'count'"):
         share_of_full(_rows({"full": [0, 0], "a": [1, 0]}), ["method"])

@@ -105,8 +105,8 @@ def test_the_store_equals_that_of_a_local_run(finished, local):
     jobs = Results(project / "results/grid").jobs()
     assert len(jobs) == 3
     mine, theirs = Results(project / "results/grid"), Results(local / "results/grid")
-    assert [mine.origin(job)["results"][job]["sha256"] for job in jobs] == [
-        theirs.origin(job)["results"][job]["sha256"] for job in jobs
+    assert [mine.origin(job)["results"][f"rows/{job}"]["sha256"] for job in jobs] == [
+        theirs.origin(job)["results"][f"rows/{job}"]["sha256"] for job in jobs
     ]
 
 
@@ -173,8 +173,8 @@ def test_with_an_accounting_database_sacct_tells_how_jobs_went(tmp_path, local):
     assert states == ["COMPLETED"] * 2
     (job,) = Results(project / "results/grid").jobs()
     assert (
-        Results(project / "results/grid").origin(job)["results"][job]["sha256"]
-        == Results(local / "results/grid").origin(job)["results"][job]["sha256"]
+        Results(project / "results/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
+        == Results(local / "results/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
     )
 
 

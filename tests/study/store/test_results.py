@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from idsel_core.study.store.explain import main
 from idsel_core.study.store.files import CorruptResult
 from idsel_core.study.store.provenance import provenance, sha256
 from idsel_core.study.store.results import Results
@@ -21,6 +20,12 @@ from idsel_core.study.store.rows import SCHEMA
 from tests.support.project import PROJECT
 from tests.support.rows import make_rows
 from tests.support.small import disk
+
+FILES = ["_provenance/budget.json", "budget.parquet"]
+
+
+def files(store):
+    return sorted(str(file.relative_to(store.root)) for file in store.root.rglob("*") if file.is_file())
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def test_rows_come_back_as_they_were(store):
             back[name], rows[name].astype(back[name].dtype), check_names=False, obj=f"column {name}"
         )
     assert store.jobs() == ["budget"]
-    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+    assert files(store) == FILES
 
 
 def test_a_run_id_stands_for_one_configuration_of_one_job(store):
@@ -65,7 +70,7 @@ def test_provenance_is_beside_and_inside_the_rows(store, tmp_path):
     assert back["seconds"] >= 2
     assert back["packages"]["torch"]
     assert back["rows"] == 24
-    assert back == json.loads((store.root / "budget.json").read_text())
+    assert back == json.loads((store.root / "_provenance/budget.json").read_text())
 
 
 def test_provenance_names_the_commit_it_was_made_from():
@@ -80,7 +85,27 @@ def test_provenance_names_the_commit_it_was_made_from():
     assert isinstance(note["dirty"], bool)
 
 
-def test_filters(store):
+def test_only_what_is_published_may_change_in_a_clean_checkout(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    published = ["README.md", "docs/timing.json", "docs/figures/gamma.png", "docs/tables/gamma.md"]
+    for name in (*published, "idsel_core/code.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    monkeypatch.setattr("idsel_core.study.store.provenance.__file__", str(tmp_path / "idsel_core/code.py"))
+    for name in (*published, "docs/figures/new.png"):
+        (tmp_path / name).write_text("new")
+    assert provenance({})["dirty"] is False
+    (tmp_path / "idsel_core/code.py").write_text("new")
+    assert provenance({})["dirty"] is True
+
+
+def test_filters_choose_rows_and_refuse_what_is_unknown(store):
     store.write("budget", make_rows(), {})
     store.write("random", make_rows(method="random"), {})
     assert store.frame(method="random", budget=[16])["budget"].unique().tolist() == [16.0]
@@ -89,7 +114,7 @@ def test_filters(store):
         store.frame(method="topk")
     with pytest.raises(KeyError, match=r"unknown columns \['metod'\]"):
         store.frame(metod="topk")
-    with pytest.raises(KeyError, match=r"no job 'gamma'.*\['budget', 'random'\]"):
+    with pytest.raises(KeyError, match=r"no rows of job 'gamma'.*\['budget', 'random'\]"):
         store.frame("gamma")
 
 
@@ -117,10 +142,10 @@ def test_an_empty_store_says_what_to_run(store):
 )
 def test_rows_that_do_not_fit_are_refused_and_nothing_is_lost(store, change, message):
     store.write("budget", make_rows(), {})
-    before = {file: file.read_bytes() for file in store.root.iterdir()}
+    before = {file: (store.root / file).read_bytes() for file in files(store)}
     with pytest.raises(ValueError, match=message):
         store.write("budget", change(make_rows()), {})
-    assert {file: file.read_bytes() for file in store.root.iterdir()} == before
+    assert {file: (store.root / file).read_bytes() for file in files(store)} == before
 
 
 def test_a_provenance_that_is_not_json_writes_nothing(store):
@@ -152,81 +177,65 @@ def test_a_corrupt_file_is_named_with_the_remedy(store, damage):
         store.frame()
 
 
-def test_files_that_the_store_did_not_write_are_refused(store):
-    store.root.mkdir(parents=True)
-    pq.write_table(pa.table({"question_id": ["q"]}), store.root / "other.parquet")
-    with pytest.raises(CorruptResult, match="schema version none"):
+def test_a_file_with_other_columns_is_refused_and_they_are_named(store):
+    path = store.write("budget", make_rows(), {})
+    table = pq.read_table(path)
+    other = table.drop_columns(["gamma"]).append_column("colour", table["method"])
+    pq.write_table(other.set_column(0, "run_id", [list(range(24))]), path)
+    said = r"missing columns: gamma; unknown columns: colour; columns of another type: run_id \(int64, not string\)"
+    with pytest.raises(CorruptResult, match=rf"budget\.parquet has other columns than this code reads \({said}\); del"):
         store.frame()
 
 
-def test_the_same_rows_in_two_files_name_both(store):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.slice(1), "holds 23 rows that are not the 24 that the store wrote"),
+        (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "holds 25 rows that are not the 24 that the store wrote"),
+        (lambda t: t.set_column(25, "correct", [[1.0] * 24]), "holds 24 rows that are not the 24"),
+        (lambda t: t.set_column(14, t.field("positions"), [["keep"] + ["compact"] * 23]), "holds 24 rows that are not"),
+        (lambda t: t.replace_schema_metadata(None), "holds 24 rows that are not the 0 that the store wrote"),
+    ],
+)
+def test_rows_that_were_altered_are_refused(store, change, message):
+    path = store.write("budget", make_rows(), {})
+    pq.write_table(change(pq.read_table(path)), path)
+    with pytest.raises(CorruptResult, match=rf"budget\.parquet {message}.*; delete .* and run `make figures`"):
+        store.frame()
+    with pytest.raises(CorruptResult):
+        store.check("budget")
+
+
+def test_rows_in_another_order_are_the_same_rows(store):
+    path = store.write("budget", make_rows(), {})
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(23, -1, -1))).select(table.column_names[::-1]), path)
+    assert store.frame()["question_id"].tolist() == [f"q{i:04d}" for i in range(11, -1, -1)] * 2
+
+
+def test_pandas_reads_the_folder(store):
+    for method in ("topk", "random"):
+        store.write(method, make_rows(method=method), {"seed": 0})
+    store.resume_folder("other").mkdir(parents=True)
+    (store.resume_folder("other") / "0-1.parquet").write_bytes(b"")
+    (store.root / ".topk.parquet.1-a.tmp").write_bytes(b"")
+    rows = pd.read_parquet(store.root)
+    wanted = store.frame()
+    pd.testing.assert_frame_equal(rows, wanted.drop(columns="job"))
+    assert rows["run_id"].str.rpartition("-")[0].tolist() == wanted["job"].tolist()
+    assert pd.read_parquet(store.root, filters=[("method", "==", "topk")], columns=["correct"]).shape == (24, 1)
+
+
+def test_rows_stored_in_two_files_are_refused_and_both_named(store):
     path = store.write("budget", make_rows(), {})
     (store.root / "copy.parquet").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match=r"stored twice, in .*budget\.parquet and .*copy\.parquet"):
         store.frame()
 
 
-def test_chosen_columns_of_the_rows_that_fit(store):
-    store.write("budget", make_rows(), {})
-    store.write("random", make_rows(method="random"), {})
-    some = store.select(["question_id", "method", "correct"], budget=16, method=["random", "topk"])
-    whole = store.frame(budget=16, method="random")
-    assert list(some) == ["question_id", "method", "correct"]
-    for name in some:
-        assert some[name].tolist() == whole[name].tolist()
-    assert isinstance(some["method"].dtype, pd.CategoricalDtype)
-    assert len(store.select(["budget"], "budget")) == 24
-    with pytest.raises(KeyError, match=r"unknown columns \['metod'\]"):
-        store.select(["metod"])
-    with pytest.raises(KeyError, match="no job 'gamma'"):
-        store.select(["method"], "gamma")
-    with pytest.raises(ValueError, match=r"no rows with \{'method': 'topk'\}"):
-        store.select(["method"], method="topk")
-    with pytest.raises(ValueError, match="no results in"):
-        Results(store.root / "none").select(["method"])
-
-
-def test_a_query_names_both_files_of_a_row_stored_twice_and_a_damaged_one(store):
-    path = store.write("budget", make_rows(), {})
-    (store.root / "copy.parquet").write_bytes(path.read_bytes())
-    with pytest.raises(ValueError, match=r"'q0000' is stored twice, in .*budget\.parquet and .*copy\.parquet"):
-        store.select(["correct"])
-    (store.root / "copy.parquet").write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(CorruptResult, match=r"copy\.parquet cannot be read"):
-        store.select(["correct"])
-
-
-@pytest.fixture
-def older(store):
-    """A store with a file of version 1, which had no methods inside the language model."""
-    path = store.write("old", make_rows(), {"seed": 0})
-    table = pq.read_table(path).drop_columns(["convention", "tokens_average", "prefill_gflops"])
-    note = json.dumps({"schema": 1, "rows": len(table), "seed": 0})
-    pq.write_table(table.replace_schema_metadata({"idsel_schema": "1", "idsel_provenance": note}), path)
-    store.write("new", make_rows(method="random"), {})
-    return store
-
-
-def test_version_1_is_read_and_migrated(older, capsys):
-    before = older.frame()
-    old = before[before["job"] == "old"]
-    assert old["tokens_average"].tolist() == old["tokens_kept"].tolist()
-    assert old[["convention", "prefill_gflops"]].isna().all(axis=None)
-    assert older.select(["tokens_average"], "old", budget=16)["tokens_average"].tolist() == [16.0] * 12
-    assert len(older.select(["tokens_average"])) == 48
-
-    assert main(["migrate", str(older.root)]) == 0
-    assert capsys.readouterr().out == f"{older.root}/old.parquet\n"
-    pd.testing.assert_frame_equal(older.frame(), before)
-    assert older.provenance("old") == {"schema": 2, "rows": 24, "seed": 0}
-    assert older.provenance("old") == json.loads((older.root / "old.json").read_text())
-    assert main(["migrate", str(older.root)]) == 0
-    assert capsys.readouterr().out == "nothing to migrate\n"
-
-
 def test_a_full_disk_leaves_what_was_stored(store, monkeypatch):
     store.write("budget", make_rows(), {})
-    before = {file: file.read_bytes() for file in store.root.iterdir()}
+    before = {file: (store.root / file).read_bytes() for file in files(store)}
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -235,7 +244,7 @@ def test_a_full_disk_leaves_what_was_stored(store, monkeypatch):
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device; what was stored before is untouched.*budget"):
             store.write("budget", make_rows(2000), {})
-    assert {file: file.read_bytes() for file in store.root.iterdir()} == before
+    assert {file: (store.root / file).read_bytes() for file in files(store)} == before
     store.write("budget", make_rows(2000), {})
     assert len(store.frame()) == 4000
 
@@ -254,7 +263,7 @@ store.write("budget", make_rows(4000), {})
     done = subprocess.run([sys.executable, "-c", script, str(store.root)], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "what was stored before is untouched" in done.stderr
-    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+    assert files(store) == FILES
     pd.testing.assert_frame_equal(store.frame(), before)
 
 
@@ -273,10 +282,10 @@ def test_a_full_disk_and_a_read_only_one(store):
         remount("rw")
         store.write("budget", make_rows(40000), {})
         assert len(store.frame()) == 80000
-        assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+        assert files(store) == FILES
 
 
-def test_a_check_names_all_damaged_files(store):
+def test_check_names_all_damaged_files(store):
     for job in ("one", "two", "three"):
         store.write(job, make_rows(), {})
     store.check("one", "two", "not stored")
@@ -352,19 +361,19 @@ def test_a_killed_writer_leaves_no_partial_file_and_the_next_one_completes(store
     undisturbed = Results(tmp_path / "undisturbed")
     for results in (store, undisturbed):
         results.write("budget", make_rows(4000), {"count": 4000})
-    assert [file.name for file in sorted(store.root.iterdir())] == ["budget.json", "budget.parquet"]
-    for name in ("budget.json", "budget.parquet"):
+    assert files(store) == FILES
+    for name in FILES:
         assert (store.root / name).read_bytes() == (undisturbed.root / name).read_bytes()
 
 
-def test_of_two_writers_of_one_job_both_succeed(store):
+def test_two_writers_of_one_job_both_succeed(store):
     child = start(STALLED, store)
     store.write("budget", make_rows(), {})
     assert len(store.frame()) == 24
     child.communicate()
     assert child.returncode == 0
     assert len(store.frame()) == 8000
-    assert sorted(file.name for file in store.root.iterdir()) == ["budget.json", "budget.parquet"]
+    assert files(store) == FILES
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.013, 0.037, 0.071, 0.113])

@@ -1,4 +1,4 @@
-"""A long evaluation goes on where it was killed, and its rows are those of one that was not."""
+"""An evaluation resumes after a kill, and gives the rows of one that was not killed."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from idsel_core.methods import get_method
 from idsel_core.study.evaluate import Study, open_study
-from idsel_core.study.store import resume as checkpoints
+from idsel_core.study.store import resume
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.resume import ResumableRows
 from idsel_core.study.store.rows import validate
@@ -23,11 +23,11 @@ from tests.support.resumed import BATCH, METHODS
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from idsel_core.study.store import resume as checkpoints
+from idsel_core.study.store import resume
 from idsel_core.study.evaluate import Study, open_study
 from tests.support.resumed import BATCH, METHODS
 
-checkpoints.ResumableRows.__init__.__defaults__ = (0.0,)
+resume.ResumableRows.__init__.__defaults__ = (0.0,)
 where, count = sys.argv[2], int(sys.argv[3])
 
 def counted(function):
@@ -78,8 +78,8 @@ def asked(monkeypatch):
 
 @pytest.mark.fast_for(where=["step"])
 @pytest.mark.parametrize(("where", "count", "kept"), [("step", 6, 6), ("write", 8, 3), ("write", 9, 4)])
-def test_a_killed_evaluation_goes_on_and_its_rows_are_the_same(study, undisturbed, asked, tmp_path, where, count, kept):
-    # A checkpoint's key and every chunk sync the file and then its folder.
+def test_a_killed_evaluation_resumes_and_gives_the_same_rows(study, undisturbed, asked, tmp_path, where, count, kept):
+    # A key and every chunk sync the file and then its folder.
     command = [sys.executable, "-c", KILLED, str(tmp_path), where, str(count)]
     killed = subprocess.run(command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -88,13 +88,13 @@ def test_a_killed_evaluation_goes_on_and_its_rows_are_the_same(study, undisturbe
     assert validate("job", rows).equals(undisturbed)
 
 
-def test_a_finished_run_is_not_asked_again_until_the_job_is_stored(study, undisturbed, asked, tmp_path):
+def test_a_finished_run_asks_nothing_again_until_its_job_is_stored(study, undisturbed, asked, tmp_path):
     results = Results(tmp_path)
-    first = study.run(METHODS, BATCH, results.checkpoint("job"))
-    again = study.run(METHODS, BATCH, results.checkpoint("job"))
+    first = study.run(METHODS, BATCH, results.resume_folder("job"))
+    again = study.run(METHODS, BATCH, results.resume_folder("job"))
     assert len(asked) == 12
     pd.testing.assert_frame_equal(first, again, check_dtype=False)
-    other = results.checkpoint("other")
+    other = results.resume_folder("other")
     other.mkdir()
     results.write("job", again, {})
     assert validate("job", results.frame("job").drop(columns="job")).equals(undisturbed)
@@ -133,7 +133,7 @@ def chunked(folder: Path, steps: int = 6) -> tuple[ResumableRows, list[Path]]:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "lost"])
-def test_a_damaged_chunk_and_those_after_it_are_done_anew(tmp_path, damage):
+def test_a_damaged_chunk_and_those_after_it_are_run_again(tmp_path, damage):
     whole, chunks = chunked(tmp_path)
     if damage == "lost":
         chunks[2].unlink()
@@ -147,9 +147,9 @@ def test_a_damaged_chunk_and_those_after_it_are_done_anew(tmp_path, damage):
     assert ResumableRows(tmp_path, {"a": 1}).rows().equals(whole.rows())
 
 
-def test_chunks_are_as_long_as_told_and_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+def test_chunks_have_the_length_asked_for_and_no_folder_means_no_file(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now)
     kept = ResumableRows(tmp_path, {}, every=30)
     for now in range(10, 110, 10):  # noqa: B007
         kept.add(pd.DataFrame({"step": [0]}))
@@ -161,7 +161,7 @@ def test_chunks_are_as_long_as_told_and_without_a_folder_nothing_is_written(tmp_
     assert len(free.rows()) == 1 and len(list(Path.cwd().iterdir())) == 4
 
 
-def test_a_full_disk_loses_only_what_was_not_kept_yet(study, undisturbed, asked, tmp_path, monkeypatch):
+def test_a_full_disk_loses_only_rows_after_the_last_chunk(study, undisturbed, asked, tmp_path, monkeypatch):
     sync, left = os.fsync, 12
 
     def full(descriptor):
@@ -181,8 +181,8 @@ def test_a_full_disk_loses_only_what_was_not_kept_yet(study, undisturbed, asked,
     assert 0 < len(asked) < 12
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_asked(study, asked, tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(study, asked, tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
     with pytest.raises(OSError, match="results"):
-        study.run(METHODS, BATCH, Results(tmp_path / "results").checkpoint("job"))
+        study.run(METHODS, BATCH, Results(tmp_path / "results").resume_folder("job"))
     assert asked == []

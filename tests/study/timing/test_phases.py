@@ -15,7 +15,7 @@ from idsel_core.study.cost import flops_analytic, flops_analytic_step, kv_cache_
 from idsel_core.study.timing.cli import main
 from idsel_core.study.timing.example_inputs import example_inputs
 from idsel_core.study.timing.ideal import time_ideal
-from idsel_core.study.timing.phases import time_methods, time_phases
+from idsel_core.study.timing.phases import time_methods
 from tests.support import tiny
 from tests.support.families import FAMILIES
 
@@ -42,7 +42,7 @@ def backbone():
 
 def test_phases_and_circumstances_are_recorded(backbone):
     inputs = tiny.prompts((1, 2))
-    timings = time_phases(backbone, inputs, IDSelection(7), runs=4, warmup=1, new_tokens=3)
+    timings = time_methods(backbone, inputs, [IDSelection(7)], runs=4, warmup=1, new_tokens=3)
     table = pd.DataFrame(timings)
     assert table["phase"].tolist() == PHASES
     assert (table["low_ms"] <= table["median_ms"]).all()
@@ -58,7 +58,7 @@ def test_phases_and_circumstances_are_recorded(backbone):
 
 def test_without_a_method_nothing_is_selected(backbone):
     inputs = tiny.prompts((1,))
-    timings = time_phases(backbone, inputs, **ONCE)
+    timings = time_methods(backbone, inputs, [None], **ONCE)
     assert [timing.phase for timing in timings] == ["encode", "prefill", "decode"]
     assert {timing.prompt_tokens for timing in timings} == {inputs["input_ids"].shape[1]}
     assert {timing.kept_tokens for timing in timings} == {tiny.TOKENS}
@@ -137,7 +137,7 @@ def test_the_flops_of_whole_answers_differ_by_the_selection(backbone):
         (Downsample(9), "downsample makes the image smaller: no shorter prompt is like it"),
     ],
 )
-def test_methods_without_a_prompt_cut_by_hand_are_told(backbone, method, message):
+def test_methods_without_a_prompt_cut_by_hand_are_refused(backbone, method, message):
     with pytest.raises(ValueError, match=message):
         time_ideal(backbone, tiny.prompts((1,)), method, **ONCE)
 
@@ -164,7 +164,7 @@ def test_example_inputs_of_every_family_are_read(family):
 
 
 def test_a_prompt_of_several_images_has_no_flops(backbone):
-    assert {timing.flops for timing in time_phases(backbone, tiny.prompts((2,)), Random(7), **ONCE)} == {None}
+    assert {timing.flops for timing in time_methods(backbone, tiny.prompts((2,)), [Random(7)], **ONCE)} == {None}
 
 
 def test_a_clip_has_no_prompt_cut_by_hand():
@@ -173,28 +173,28 @@ def test_a_clip_has_no_prompt_cut_by_hand():
         time_ideal(adapter_for(family.build()), family.alone(((0,),), 0), Random(5), **ONCE)
 
 
-def test_a_prompt_without_a_clip_is_told():
+def test_a_prompt_without_a_clip_is_refused():
     family = FAMILIES["qwen2_audio"]
     with pytest.raises(ValueError, match="inputs lack input_features"):
-        time_phases(adapter_for(family.build()), {"input_ids": torch.ones(1, 3, dtype=torch.long)})
+        time_methods(adapter_for(family.build()), {"input_ids": torch.ones(1, 3, dtype=torch.long)}, [None])
 
 
 def test_attention_is_that_of_the_phase():
     model = tiny.build("siglip", "sdpa")
     model.model.vision_tower.set_attn_implementation("eager")
-    timings = time_phases(adapter_for(model), tiny.prompts((1,)), Random(7), **ONCE)
+    timings = time_methods(adapter_for(model), tiny.prompts((1,)), [Random(7)], **ONCE)
     assert [timing.attention for timing in timings] == ["eager", "sdpa", "sdpa", "sdpa"]
 
 
 @pytest.mark.parametrize("name", ["internvl", "llava_onevision", "video_llava"])
 def test_families_that_take_features_as_one_tensor_are_timed(name):
     family = FAMILIES[name]
-    timings = time_phases(adapter_for(family.build()), family.prompts(((1,),)), Random(5), **ONCE)
+    timings = time_methods(adapter_for(family.build()), family.prompts(((1,),)), [Random(5)], **ONCE)
     assert {timing.kept_tokens for timing in timings} == {5}
 
 
 def test_a_method_that_shrinks_the_image_is_timed(backbone):
-    timings = time_phases(backbone, tiny.prompts((1,)), Downsample(9), **ONCE)
+    timings = time_methods(backbone, tiny.prompts((1,)), [Downsample(9)], **ONCE)
     assert {timing.kept_tokens for timing in timings} == {9}
 
 
@@ -202,7 +202,7 @@ def test_the_phases_do_all_the_work_and_no_more(backbone):
     inputs = tiny.prompts((1,))
     text = inputs["input_ids"].shape[1] - tiny.TOKENS
     with FlopCounterMode(display=False) as counter:
-        time_phases(backbone, inputs, Random(7), runs=2, warmup=1, new_tokens=2)
+        time_methods(backbone, inputs, [Random(7)], runs=2, warmup=1, new_tokens=2)
     config = backbone.model.config
     parts = [flops_analytic(config, 7, text), *(flops_analytic_step(config, 7, text + step) for step in range(2))]
     assert counter.get_total_flops() == 3 * sum(part.total for part in parts)
@@ -215,7 +215,7 @@ def test_decoding_gives_the_tokens_that_generate_gives(backbone, masked):
         inputs = {name: tensor[1:] for name, tensor in inputs.items() if name != "attention_mask"}
     hook = model.lm_head.register_forward_hook(lambda _, __, logits: said.append(logits[:, -1].argmax(-1)))
     try:
-        time_phases(backbone, inputs, Random(7), runs=1, warmup=0, new_tokens=4)
+        time_methods(backbone, inputs, [Random(7)], runs=1, warmup=0, new_tokens=4)
     finally:
         hook.remove()
     with prune(model, Random(7)):
@@ -231,22 +231,22 @@ def test_example_inputs_are_prompts_around_one_image(backbone):
     assert image.sum() == 2 * tiny.TOKENS
     again = example_inputs(backbone.model.config, 9, (24, 24), batch=2)
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
-    assert [timing.batch for timing in time_phases(backbone, inputs, IDSelection(7), **ONCE)] == [2] * 4
+    assert [timing.batch for timing in time_methods(backbone, inputs, [IDSelection(7)], **ONCE)] == [2] * 4
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b, i: time_phases(b, i, runs=0), "runs must be an int of 1 or more, not 0"),
-        (lambda b, i: time_phases(b, i, warmup=-1), "warmup must be an int of 0 or more, not -1"),
-        (lambda b, i: time_phases(b, i, new_tokens=1.5), "new_tokens must be an int of 1 or more, not 1.5"),
-        (lambda b, i: time_phases(b, {"input_ids": i["input_ids"]}), "inputs lack pixel_values"),
-        (lambda b, i: time_phases(b, {}), "inputs lack input_ids and pixel_values"),
+        (lambda b, i: time_methods(b, i, [None], runs=0), "runs must be an int of 1 or more, not 0"),
+        (lambda b, i: time_methods(b, i, [None], warmup=-1), "warmup must be an int of 0 or more, not -1"),
+        (lambda b, i: time_methods(b, i, [None], new_tokens=1.5), "new_tokens must be an int of 1 or more, not 1.5"),
+        (lambda b, i: time_methods(b, {"input_ids": i["input_ids"]}, [None]), "inputs lack pixel_values"),
+        (lambda b, i: time_methods(b, {}, [None]), "inputs lack input_ids and pixel_values"),
         (lambda b, i: example_inputs(b.model.config, 1, (24, 24)), "text_tokens must be an int of 2 or more, not 1"),
         (lambda b, i: example_inputs(b.model.config, 9, (24, 24), batch=0), "batch must be an int of 1 or more, not 0"),
     ],
 )
-def test_bad_input_is_told(backbone, call, message):
+def test_bad_input_is_refused(backbone, call, message):
     with pytest.raises(ValueError, match=message):
         call(backbone, tiny.prompts((1,)))
 
@@ -272,6 +272,6 @@ def test_the_command_line_times_the_embedded_backbone(capsys):
         (["--runs", "0"], "runs must be"),
     ],
 )
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+def test_the_command_line_names_the_fault(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Towers at work on one image or clip, as configurations of whole models tell: one function a family."""
+"""Towers on one image or clip, read from the configurations of whole models: one function a family."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ FAMILIES: Mapping[str, Callable[[Any, int, tuple[int, int] | None], Tower]] = {
     "smolvlm": idefics3,
     "video_llava": llava,
 }
-"""For each model type, what returns its tower, given configuration, width of the language model, and size or None."""
+"""By model type, the function that returns its tower from a configuration, the language model's width and a size."""

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT, LLaVA-NeXT-Video's and LLaVA-OneVision's images: a thumbnail and tiles, and a newline for each row."""
+"""Images of LLaVA-NeXT, LLaVA-NeXT-Video and LLaVA-OneVision: a thumbnail, tiles, and a newline after each row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from idsel_core.backbones.llava_onevision import CORNERS
-from idsel_core.study.cost.shapes import Tower, given_size, pair
+from idsel_core.study.cost.shapes import Tower, checked_size, pair
 from idsel_core.study.cost.towers.llava import projected
 
 
 def anyres(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    """Return the tower for one image of a prompt that holds no other."""
-    size, side = given_size(config, size), int(config.vision_config.image_size)
+    """Return the tower for the only image of a prompt."""
+    size, side = checked_size(config, size), int(config.vision_config.image_size)
     given: Any = (list(size), config.image_grid_pinpoints, side)
     tiles = int(image_size_to_num_patches(*given))
     whole = projected(config, width, (side, side), tiles)
@@ -35,7 +35,7 @@ def anyres(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
     _, height, breadth = shown(torch.empty(1, rows * patches, columns * patches, device="meta"), size).shape
     features = whole.features
     if config.model_type == "llava_onevision":
-        # Such images are scaled down, so that a token lies between patches.
+        # Large images are scaled down, so that a token lies between patches.
         features = CORNERS * (features + 1)
         scale = (height * breadth / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * patches**2)) ** 0.5
         if scale > 1.1:

@@ -1,4 +1,4 @@
-"""LLaVA-1.5, Video-LLaVA's images and PaliGemma: one tile, of any size, and all patches projected."""
+"""LLaVA-1.5, images of Video-LLaVA, and PaliGemma: one tile of any size, all of whose patches are projected."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ def paligemma(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
     """Return the tower of PaliGemma."""
     check_type("vision tower", config.vision_config.model_type, TOWERS)
     tower = plain(config.vision_config, _or_own(config, size))
-    # All positions of the tower are projected, also those that are no patches.
+    # PaliGemma projects all positions of the tower.
     return replace(tower, visual=tower.tokens, projections=((tower.tokens, tower.hidden, width),))
 
 
 def projected(config: Any, width: int, size: tuple[int, int], tiles: int) -> Tower:
-    """Return a tower on tiles of a size, with LLaVA's projector behind the layers that it reads.
-
-    Raises
-    ------
-    ValueError
-        If the tower is not counted, or a tile is smaller than a patch.
-    """
+    """Return a tower on tiles of a size with LLaVA's projector; raises ValueError if the tower is not counted."""
     check_type("vision tower", config.vision_config.model_type, TOWERS)
     tower, chosen = plain(config.vision_config, size, tiles), config.vision_feature_layer
     features = tower.hidden * (1 if isinstance(chosen, int) else len(chosen))

@@ -1,4 +1,4 @@
-"""A plain vision tower: all patches of each tile attend to each other, with or without [CLS]."""
+"""A plain vision tower, with or without [CLS]: all patches of a tile attend to each other."""
 
 from __future__ import annotations
 
@@ -7,27 +7,15 @@ from typing import Any
 from idsel_core.study.cost.shapes import Tower, pair
 
 TOWERS = ("clip_vision_model", "dinov2", "siglip_vision_model", "vit")
-"""Model types of the vision towers of LLaVA and of families with its projector that are counted."""
+"""Model types of vision towers that are counted in LLaVA and in families with its projector."""
 
 _NO_CLS = ("idefics3_vision", "siglip_vision_model", "smolvlm_vision")
 
 
 def plain(vision: Any, size: tuple[int, int], tiles: int = 1) -> Tower:
-    """Return a tower on tiles of a size, without a projector; its visual tokens are all patches.
+    """Return a tower on `tiles` tiles of `size` pixels, without a projector; its visual tokens are all patches.
 
-    Parameters
-    ----------
-    vision : PreTrainedConfig
-        Of the tower.
-    size : tuple[int, int]
-        Height and width of each tile, pixels.
-    tiles : int
-        How many there are.
-
-    Raises
-    ------
-    ValueError
-        If a tile is smaller than a patch.
+    Raises ValueError if a tile is smaller than a patch.
     """
     kind, patch = vision.model_type, pair(vision.patch_size)
     if size[0] < patch[0] or size[1] < patch[1]:

@@ -1,4 +1,4 @@
-"""Qwen2-Audio: two convolutions over a spectrum, a tower of its frames, and means of two of them projected."""
+"""Qwen2-Audio: two convolutions over a spectrum, a tower on its frames, and projected means of two frames."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ SHORTEST = 3
 
 
 def qwen2_audio(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
-    """Return the tower for one clip, of as many mel frames as the size; the longest clip by default.
+    """Return the tower for a clip of `size` mel frames, by default the longest; raises ValueError for a wrong size.
 
-    Clips are padded: all cost as much as the longest one. They differ in the tokens that the language model reads.
-
-    Raises
-    ------
-    ValueError
-        If the size is not one number, or too small or large.
+    Clips are padded, so the tower's cost is always that of the longest; the number of visual tokens differs.
     """
     audio = config.audio_config
     frames, longest = audio.max_source_positions, 2 * audio.max_source_positions

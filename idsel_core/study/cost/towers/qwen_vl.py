@@ -1,17 +1,17 @@
-"""Qwen2-VL and those after it: images of any size as patches, merged into tokens; windows, planes of deepstack."""
+"""Qwen-VL since Qwen2: images of any size as patches that are merged into tokens; windows; deepstack."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from idsel_core.study.cost.shapes import Tower, given_size
+from idsel_core.study.cost.shapes import Tower, checked_size
 
 
 def qwen_vl(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
     """Return the tower of Qwen2-VL, Qwen2.5-VL or Qwen3-VL."""
     vision, kind = config.vision_config, config.model_type
     merge = vision.spatial_merge_size
-    size = given_size(config, size, (merge * vision.patch_size,) * 2)
+    size = checked_size(config, size, (merge * vision.patch_size,) * 2)
     rows, columns = (side // vision.patch_size for side in size)
     patches = rows * columns
     hidden = vision.embed_dim if kind == "qwen2_vl" else vision.hidden_size
@@ -19,7 +19,8 @@ def qwen_vl(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
     pairs = [patches**2] * vision.depth
     if kind == "qwen2_5_vl":
         window = vision.window_size // vision.patch_size
-        inside = sum(side**2 for side in _runs(rows, window)) * sum(side**2 for side in _runs(columns, window))
+        down, across = (sum(side**2 for side in _window_lengths(length, window)) for length in (rows, columns))
+        inside = down * across
         pairs = [patches**2 if layer in vision.fullatt_block_indexes else inside for layer in range(vision.depth)]
     visual, features = patches // merge**2, hidden * merge**2
     planes = len(vision.deepstack_visual_indexes) if kind == "qwen3_vl" else 0
@@ -42,5 +43,5 @@ def qwen_vl(config: Any, width: int, size: tuple[int, int] | None) -> Tower:
     )
 
 
-def _runs(length: int, window: int) -> list[int]:
+def _window_lengths(length: int, window: int) -> list[int]:
     return [min(window, length - start) for start in range(0, length, window)]
