@@ -153,7 +153,11 @@ def test_a_lost_image_is_named(copied):
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("folder", "no model in .*model: give a folder on this machine"), ("missing", "holds no weights"), ("truncated", "cannot be read")],
+    [
+        ("folder", "no model in .*model: give a folder on this machine"),
+        ("missing", "holds no weights"),
+        ("truncated", "cannot be read"),
+    ],
 )
 def test_bad_weights_are_told(tmp_path, damage, message):
     folder = tmp_path / "model"

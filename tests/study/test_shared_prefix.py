@@ -8,6 +8,7 @@ from idsel_core.backbones import adapter_for
 from idsel_core.methods import get_method
 from idsel_core.study.shared_prefix import generate_sharing
 from tests.support import tiny
+from tests.support.families import FAMILIES
 
 OPTIONS = {"max_new_tokens": 3, "do_sample": False}
 
@@ -72,3 +73,36 @@ def test_other_prompts_are_generated_as_they_are(case):
     if case == "no image":
         inputs = {"input_ids": torch.randint(3, 80, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.long)}
     assert torch.equal(generate_sharing(model, dict(inputs), owner, **OPTIONS), plain(model, inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@torch.no_grad()
+def test_every_family_answers_as_generate(family):
+    model = family.build()
+    backbone = adapter_for(model)
+    prompts = family.prompts(((0,), (0,), (0,)))
+    images = backbone.image_arguments(prompts)
+    tokens = backbone.visual_tokens(backbone.encode(**images), prompts["input_ids"], prompts.get("attention_mask"))
+    selection = get_method("uniform", budget=5).select(tokens)
+    short = [backbone.shorten(prompts, tokens, selection) for _ in range(3)]
+    with backbone.reading():
+        expected = plain(model, short[0])
+        for owner, inputs in ((torch.zeros(3, dtype=torch.long), short[1]), (torch.tensor([0, 0, 1]), short[2])):
+            inputs["attention_mask"] = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+            assert torch.equal(generate_sharing(model, inputs, owner, **OPTIONS), expected)
+
+
+@pytest.mark.parametrize("difference", ["text", "tokens"])
+@torch.no_grad()
+def test_rows_that_are_wrongly_said_to_begin_alike_are_answered_by_themselves(difference):
+    model = tiny.build()
+    inputs, _ = short_prompts(model, 2, 9)
+    if difference == "text":
+        inputs["input_ids"][1, inputs["attention_mask"][1].argmax() + 1] += 1
+        inputs["mm_encoder_outputs"]["image"].pooler_output[1:] = (
+            inputs["mm_encoder_outputs"]["image"].pooler_output[:1] * 3
+        )
+    encoded = inputs["mm_encoder_outputs"]["image"]
+    kept = type(encoded)(pooler_output=list(encoded.pooler_output))
+    expected = plain(model, {**inputs, "mm_encoder_outputs": {"image": kept}})
+    assert torch.equal(generate_sharing(model, inputs, torch.zeros(4, dtype=torch.long), **OPTIONS), expected)
