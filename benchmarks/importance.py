@@ -1,9 +1,9 @@
 """Time what an importance score adds to the vision tower: python benchmarks/importance.py.
 
-Two passes take turns: the tower with its projector, and the same with a hook on one layer, whose queries and keys give a
-view: the attention of [CLS], that and the keys, or the attention that each token receives. The overhead
-compares the fastest passes. It includes what the backbone does around the tower, and is lost in the noise of a busy
-machine where the tower is large, so the view is also timed alone.
+Two passes take turns: the tower with its projector, and the same with a hook on one layer, whose queries and keys give
+a view: the attention of [CLS], that and the keys, or the attention that each token receives. The overhead compares the
+fastest passes. It includes what the backbone does around the tower, and is lost in the noise of a busy machine where
+the tower is large, so the view is also timed alone.
 """
 
 from __future__ import annotations
