@@ -46,6 +46,6 @@ class Downsample(Method):
                 f"downsample acts on the image: encode it on the grid that target_grid() gives; "
                 f"got {tokens.lengths.tolist()} tokens for a budget of {counts.tolist()}"
             )
-        all_alike = tokens.mask.float().log()
+        equal_scores = tokens.mask.float().log()
         place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
-        return Selection.from_order(place.masked_fill(~tokens.mask, -1), all_alike, self.budget)
+        return Selection.from_order(place.masked_fill(~tokens.mask, -1), equal_scores, self.budget)

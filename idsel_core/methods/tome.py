@@ -72,8 +72,8 @@ class ToMe(Method):
             order = (move_padding_last(order) if self.faithful else sort_indices(order, size))[:, : max(left)]
         sums, numbers = sum_by_group(tokens.encoder_features.float(), group, size)
         states = gather_tokens(sums / numbers.clamp_min(1)[..., None], order)
-        all_alike = mask.float().log()
-        return with_merged_features(Selection.from_order(order, all_alike, self.budget), tokens, states)
+        equal_scores = mask.float().log()
+        return with_merged_features(Selection.from_order(order, equal_scores, self.budget), tokens, states)
 
 
 def _matched(order: Tensor, group: Tensor, keys: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,1 +1,1 @@
-"""Shared image-text spaces, which tell how well visual tokens fit the question."""
+"""Shared image-text spaces, which give the relevance of visual tokens to the question."""

@@ -1,4 +1,4 @@
-"""Relevance to the question from CLIP, for LVLMs whose vision tower is CLIP's."""
+"""Relevance to the question from CLIP, for models whose vision tower is CLIP's."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from transformers import AutoTokenizer, CLIPModel
 
 
 class ClipCompanion:
-    """CLIP's shared space, for the patches of its own vision tower and for questions as text.
+    """CLIP's shared space for patches of its own vision tower and for questions.
 
-    The tower is not run: what enters the LVLM's projector goes through CLIP's last layer norm and visual projection, as
-    TRIM (arXiv 2409.10994) and CDPruner (arXiv 2506.10967) do. For LLaVA these are the patches of the tower's last
-    layer but one, which CLIP itself never projects. Not even those of the last layer were trained to match text: their
-    similarity has the wrong sign, so give these two methods ``negated=True``. LLaVA-1.5 left CLIP's tower as it was;
-    LLaVA-NeXT tuned it, so that there the space fits less well.
+    The tower is not run: the input of the LVLM's projector goes through CLIP's last layer norm and visual projection,
+    as in TRIM (arXiv 2409.10994) and CDPruner (arXiv 2506.10967). For LLaVA these are patches of the last tower layer
+    but one, which CLIP itself never projects. Patches were not trained to match text, not even those of the last layer:
+    their similarity has the wrong sign, so give these two methods ``negated=True``. LLaVA-1.5 kept CLIP's tower frozen;
+    LLaVA-NeXT tuned it, so the space fits less well there.
 
     Parameters
     ----------
     clip : CLIPModel
         In evaluation mode. Its vision tower may lack its layers.
     clip_tokenizer : PreTrainedTokenizer
-        Of `clip`.
+        Tokenizer of `clip`.
     tokenizer : PreTrainedTokenizer
-        Of the LVLM, which gives its prompts back as text.
+        Tokenizer of the LVLM, which decodes its prompts to text.
     clean : Callable[[str], str]
-        What to ask CLIP, from the text that follows an image: for example without the cue that asks for an answer.
+        Makes the question for CLIP from the text after an image, for example without the cue for an answer.
 
     Raises
     ------
     TypeError
-        If `clip` is no CLIP model.
+        If `clip` is not a CLIP model.
     """
 
     def __init__(self, clip: Any, clip_tokenizer: Any, tokenizer: Any, clean: Callable[[str], str] = str.strip) -> None:
@@ -56,7 +56,7 @@ class ClipCompanion:
         revision: str = "main",
         local_files_only: bool = False,
     ) -> Self:
-        """Load CLIP, in float32, without the layers of its vision tower; safetensors alone.
+        """Load CLIP in float32 without the layers of its vision tower, from safetensors only.
 
         Parameters
         ----------
@@ -65,11 +65,11 @@ class ClipCompanion:
         tokenizer, clean
             As for the class.
         device : str or torch.device
-            Where it goes.
+            Device of CLIP.
         revision : str
             Branch, tag or commit of a hub checkpoint.
         local_files_only : bool
-            Take a hub checkpoint from the cache alone.
+            Whether to use only the local cache of the hub.
         """
         source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
         read: Any = CLIPModel.from_pretrained
@@ -79,7 +79,7 @@ class ClipCompanion:
         return cls(clip.to(device), read_tokenizer(name, trust_remote_code=False, **source), tokenizer, clean)
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Map patches, (I, N, Dv), to the shared space, (I, N, Dp); zeros, which are no patches, to zeros.
+        """Map patches, (I, N, Dv), to the shared space, (I, N, Dp); rows of zeros, which are no patches, to zeros.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class ClipCompanion:
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map questions of the LVLM's vocabulary, int64 (I, T) padded at the end, to the shared space, (I, Dp).
 
-        They are read as text, and cut after as many tokens as CLIP can read, of which the last one ends the text.
+        Questions are decoded to text and truncated to the number of tokens that CLIP can read.
         """
         rows = [ids[real.bool()] for ids, real in zip(input_ids, attention_mask, strict=True)]
         texts = [self.clean(text) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]

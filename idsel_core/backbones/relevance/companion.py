@@ -1,4 +1,4 @@
-"""Relevance to the question, from an image-text companion of the vision tower."""
+"""Relevance to the question from an image-text companion of the vision tower."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @runtime_checkable
 class Relevance(Protocol):
-    """A space that image patches and text share."""
+    """A shared space of image patches and text."""
 
     def project(self, encoder_features: Tensor) -> Tensor:
-        """Map what enters the LVLM's projector, (I, N, Dv), to the shared space, (I, N, Dp)."""
+        """Map encoder features, (I, N, Dv), to the shared space, (I, N, Dp)."""
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Map questions, int64 (I, T) padded at the end, to the shared space, (I, Dp)."""
@@ -21,7 +21,7 @@ class Relevance(Protocol):
 class Companion:
     """A ``VisionTextDualEncoderModel`` that was tuned on the LVLM's own vision tower and vocabulary.
 
-    Its vision tower is not run: the patches that the LVLM's tower gave go through ``visual_projection`` alone.
+    Its vision tower is not run: the patches of the LVLM's tower go through ``visual_projection`` only.
 
     Parameters
     ----------
