@@ -40,7 +40,8 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
     """
     check_device(device)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
+        remedy = "run `make env` to assemble the embedded backbone" if folder == MODEL else "it has no config.json"
+        raise FileNotFoundError(f"no model in {folder}: {remedy}")
     companion, dual = folder / "companion", None
     try:
         model, processor = load(folder, dtype="auto", local_files_only=True)
@@ -48,7 +49,8 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
             read: Any = VisionTextDualEncoderModel.from_pretrained
             dual = read(companion, trust_remote_code=False, use_safetensors=True, local_files_only=True)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{error}; `make env` makes the embedded backbone anew once {folder} is gone") from error
+        remedy = f"; `make env` makes the embedded backbone anew once {folder} is gone" if folder == MODEL else ""
+        raise ValueError(f"{error}{remedy}") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device), relevance), processor
 

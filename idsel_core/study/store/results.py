@@ -1,10 +1,8 @@
 """The result store: one parquet file a job, one row a question, and where the numbers came from.
 
-Tell what a figure was drawn from, and whether the store still holds the same rows; or bring a store of an older version
-up to the present one:
+Tell what a figure was drawn from, and whether the store still holds the same rows:
 
-    python -m idsel_core.study.store.explain explain figures/gamma.png
-    python -m idsel_core.study.store.explain migrate results
+    idsel explain results/figures/gamma.png
 """
 
 import contextlib
