@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from glob import escape, glob
+from urllib.parse import unquote
 
 from snakemake.exceptions import WorkflowError
 
@@ -13,7 +14,7 @@ from idsel_core.study.run.workflow import code_files, read_workflow
 
 # The command has read and checked all this already; here it is read again, by each process of a cluster, too.
 try:
-    SWEEP = read_sweep(config["grid"])
+    SWEEP = read_sweep(unquote(config["grid"]))
     CODE = {kind: code_files(kind, read_workflow()) for kind in ("encodings", "rows")}
 except (OSError, ValueError) as error:
     raise WorkflowError(str(error)) from error

@@ -34,8 +34,8 @@ def check_evaluable(folder: str | Path) -> dict[str, Any]:
         if folder.is_dir():
             raise FileNotFoundError(f"no model in {folder}: the folder has no config.json")
         raise FileNotFoundError(
-            f"there is no folder {folder}: a backbone to evaluate is a folder laid out like a LLaVA checkpoint; the name "
-            "of a hub checkpoint is not enough, download it into a folder first (hf download NAME --local-dir FOLDER)"
+            f"there is no folder {folder}: a backbone to evaluate is a folder laid out like a LLaVA checkpoint; the "
+            "name of a hub checkpoint is not enough, download it first (hf download NAME --local-dir FOLDER)"
         )
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())

@@ -1,6 +1,8 @@
 """Encode the images of a split once, for all later evaluations.
 
-idsel encode --split test
+For example:
+
+    idsel encode --split test
 """
 
 from __future__ import annotations

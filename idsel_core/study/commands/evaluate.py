@@ -1,7 +1,9 @@
 """Print the accuracy of one method at one budget, by question type.
 
-idsel evaluate --method idselection --budget 64 --knob gamma 5
-idsel evaluate --method fastv --budget 0.25 --split test --limit 280
+For example:
+
+    idsel evaluate --method idselection --budget 64 --knob gamma 5
+    idsel evaluate --method fastv --budget 0.25 --split test --limit 280
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="idselection",
         metavar="NAME",
-        help="name of a method, full for all visual tokens, or no-image; an unknown name lists all (default: %(default)s)",
+        help="a method, full for all visual tokens, or no-image; an unknown name lists all (default: %(default)s)",
     )
     parser.add_argument(
         "--budget",
@@ -56,7 +58,7 @@ def run(given: argparse.Namespace) -> int:
         settings = {name: parse_knob(given.method, name, text) for name, text in given.knob if name != "budget"}
         if len(settings) < len(given.knob):
             raise ValueError("each knob may be given once, and the budget is given by --budget")
-        method = get_method(given.method, budget=parse_knob(given.method, "budget", given.budget), **settings)
+        method = get_method(given.method, budget=_budget(given.budget), **settings)
     else:
         raise _unknown(given.method, [*ends, *METHODS])
     check_device(given.device)
@@ -75,6 +77,13 @@ def run(given: argparse.Namespace) -> int:
     )
     print(accuracy(study.run([method])).round(3).to_string())
     return 0
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"--budget must be a number of visual tokens, or a share such as 0.1, not {text!r}") from None
 
 
 def _unknown(name: str, known: list[str]) -> ValueError:

@@ -1,6 +1,8 @@
 """Tell what figures were drawn from, and whether the store still holds the same rows.
 
-idsel explain results/figures/gamma.png
+For example:
+
+    idsel explain results/figures/gamma.png
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Write one HTML file with all figures and tables, where they came from and what they ran on; it opens offline.
 
-idsel report
+For example:
+
+    idsel report
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Run a notebook and keep the executed copy; unknown or mistyped parameters are refused before anything is written.
 
-idsel run notebooks/02_ablation_gamma.ipynb logs/mine.ipynb -p budgets "[32]" -p gammas "[5.0, 20.0]"
-idsel run notebooks/02_ablation_gamma.ipynb logs/mine.ipynb -f config/smoke/02_ablation_gamma.yaml
+For example:
+
+    idsel run notebooks/02_ablation_gamma.ipynb logs/mine.ipynb -p budgets "[32]" -p gammas "[5.0, 20.0]"
+    idsel run notebooks/02_ablation_gamma.ipynb logs/mine.ipynb -f config/smoke/02_ablation_gamma.yaml
 """
 
 from __future__ import annotations

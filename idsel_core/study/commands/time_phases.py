@@ -1,7 +1,9 @@
 """Time encode, select, prefill and decode of one method, at several budgets that take turns.
 
-idsel time --budgets 576 64 16
-idsel time --model llava-1.5-7b --device cuda --budgets 576 64 --runs 20
+For example:
+
+    idsel time --budgets 576 64 16
+    idsel time --model llava-1.5-7b --device cuda --budgets 576 64 --runs 20
 """
 
 from __future__ import annotations

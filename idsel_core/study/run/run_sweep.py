@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from idsel_core.study.run.gpu_lease import visible
 from idsel_core.study.run.notebook_runner import check_parameters, load_parameters
@@ -91,9 +91,10 @@ def run_sweep(grid: Path, profile: Path, cores: int, dry_run: bool, more: Sequen
     sweep.store.check(*sweep.jobs)
     print(sweep.estimate((gpus or cores) if here else settings.get("jobs", 1)), flush=True)
 
-    # Its own lock outlives a killed run; the one here ends with its processes. JSON is what Snakemake takes as it is.
+    # Its own lock outlives a killed run; the one here ends with its processes.
     command = ["--snakefile", _SNAKEFILE, "--profile", str(profile), "--nolock"]
-    command += ["--config", f"grid={json.dumps(str(grid))}"]
+    # Snakemake reads the value as YAML, in which many characters mean something.
+    command += ["--config", f"grid={quote(str(grid.absolute()))}"]
     command += ["--cores", str(cores)] if here else []
     command += ["--resources", f"gpu={gpus}"] if gpus else []
     if dry_run:

@@ -86,7 +86,8 @@ class Sweep:
         FileNotFoundError, ValueError
             If weights, a split or the GPU asked for are missing, or a method cannot run with a model.
         """
-        check_device(self.device) if here else None
+        if here:
+            check_device(self.device)
         configs = {
             backbone: check_evaluable(backbone) for backbone in sorted({j["backbone"] for j in self.jobs.values()})
         }
@@ -205,10 +206,13 @@ def read_sweep(path: str | Path) -> Sweep:
         If it is no grid, or a key, method or knob is unknown or has a value that is not allowed.
     """
     path = Path(path)
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.yaml"))
+        raise FileNotFoundError(f"no grid {path}; in its folder are: {', '.join(there) or 'none'}")
     if not _NAME.fullmatch(path.stem):
         raise ValueError(
-            f"the grid's name {path.stem!r} becomes a folder of results: it may hold letters, digits, spaces and ._,+- and "
-            "begins with a letter or digit"
+            f"the grid's name {path.stem!r} becomes a folder of results: it may hold letters, digits, spaces and ._,+-, "
+            "and begins with a letter or digit"
         )
     grid = load_parameters(path)
     _check_keys(path, grid)

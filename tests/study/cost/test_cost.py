@@ -40,9 +40,11 @@ from idsel_core.study.cost import (
     kv_cache_bytes,
     read_config,
 )
-from idsel_core.study.cost.__main__ import main
 from idsel_core.study.paths import MODEL
 from tests.support import tiny
+from tests.support.commands import command
+
+main = command("cost")
 
 TOWERS = {
     **tiny.TOWERS,

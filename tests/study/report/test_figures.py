@@ -11,11 +11,13 @@ from PIL import Image
 from idsel_core.study.report import ablation_sentences as words
 from idsel_core.study.report import theme as figures
 from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_full
-from idsel_core.study.store.explain import main
 from idsel_core.study.store.provenance import provenance, read_origin
 from idsel_core.study.store.results import Results
+from tests.support.commands import command
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
 from tests.support.rows import make_rows
+
+main = command("explain")
 
 mpl.use("Agg")
 
@@ -144,7 +146,7 @@ def test_a_figure_tells_what_it_was_drawn_from(drawn, suffix, capsys):
     assert note["results"]["budget"]["rows"] == 24
     assert note["results"]["budget"]["commit"] == store.provenance("budget")["commit"]
 
-    arguments = ["explain", str(path), "--results", str(store.root)]
+    arguments = [str(path), "--results", str(store.root)]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     for words_of in (f"{path} was drawn from", note["results"]["budget"]["sha256"], "resamples: 100", "gammas:"):
@@ -172,7 +174,7 @@ def test_a_figure_that_tells_nothing_is_refused(tmp_path, suffix, content, capsy
         figures.plt.figure().savefig(path)
     else:
         path.write_bytes(content)
-    assert main(["explain", str(path)]) == 2
+    assert main([str(path)]) == 2
     assert f"error: {path} " in capsys.readouterr().err
 
 

@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from idsel_core import Downsample, IDSelection, Random, UniformGrid, adapter_for, get_method, prune
 from idsel_core.methods import FastV
 from idsel_core.study.cost import flops_analytic, flops_analytic_step, kv_cache_bytes
-from idsel_core.study.timing.cli import main
 from idsel_core.study.timing.example_inputs import example_inputs
 from idsel_core.study.timing.ideal import time_ideal
 from idsel_core.study.timing.phases import time_methods, time_phases
 from tests.support import tiny
+from tests.support.commands import command
 from tests.support.families import FAMILIES
+
+main = command("time")
 
 PHASES = ["encode", "select", "prefill", "decode"]
 SIZES = {
