@@ -33,6 +33,7 @@ help: ## List the targets
 env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbone
 
 figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tables into results/
+	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
 	@$(BIN)/idsel figures --cores $(CORES) $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run

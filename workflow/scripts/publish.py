@@ -222,7 +222,8 @@ def check_sources(workflow: dict) -> None:
     missing = [f"{store.root}/{job}" for store, jobs in stores for job in jobs if job not in store.jobs()]
     missing += [path for path in published(workflow) if not path.exists()]
     if missing:
-        raise ValueError(f"these are missing, run `make figures` first: {', '.join(map(str, missing))}")
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"missing, run `make figures` first: {', '.join(map(str, missing[:3]))}{more}")
     dirty = [
         f"{store.root}/{job}"
         for store, jobs in stores
