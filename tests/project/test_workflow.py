@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from idsel_core.study.run.workflow import code_files, read_workflow
 from idsel_core.study.store.results import Results
 from tests.support.project import PROJECT
 from tests.support.small import disk, write_notebook
@@ -63,9 +64,9 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 
 
-def figures(project: Path) -> subprocess.CompletedProcess:
+def figures(project: Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        FIGURES,
+        [*FIGURES, *more],
         cwd=project,
         env=environment(),
         capture_output=True,
@@ -106,6 +107,10 @@ def fresh(tmp_path_factory):
         configure(project, name)
     write_notebook(project / "notebooks/draw.ipynb", PARAMETERS, DRAWING)
     configure(project, "draw")
+    shutil.copy(PROJECT / ".gitignore", project)
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "--quiet"], ["add", "-A"], [*author, "commit", "--quiet", "-m", "Begin"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
     return project
 
 
@@ -132,6 +137,39 @@ def test_a_run_makes_everything_and_says_where(finished):
     timing = yaml.safe_load((project / "results/timing.json").read_text())
     assert timing["cores"] == 2
     assert f"Took {timing['seconds']} s" in done.stdout
+
+
+def test_a_run_leaves_the_checkout_clean(finished):
+    project, _ = finished
+    shown = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True)
+    assert shown.stdout == ""
+
+
+def test_a_dry_run_tells_what_would_run_and_writes_nothing(project, tmp_path):
+    configure(project, "b", budgets=[32.0])
+    before = everything(project)
+    done = figures(project, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "run notebooks/b.ipynb" in done.stdout + done.stderr
+    assert "run notebooks/a.ipynb" not in done.stdout + done.stderr
+    assert everything(project) == before
+
+
+def everything(project: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in project.rglob("*") if "__pycache__" not in path.parts}
+
+
+def test_what_results_depend_on_is_said_by_folders_that_are_there():
+    workflow = read_workflow(PROJECT / "config/workflow.yaml")
+    files = {kind: set(code_files(kind, workflow, PROJECT)) for kind in workflow["code"]}
+    measured = {"idsel_core/study/store/results.py", "idsel_core/scores/attention_rows.py", "idsel_core/study/knobs.py"}
+    assert measured <= files["rows"] < files["times"]
+    assert "idsel_core/scores/attention_rows.py" in files["encodings"] < files["rows"]
+    assert "idsel_core/study/timing/clock.py" in files["times"] - files["rows"]
+    for folder in ("report", "run", "commands"):
+        assert not [name for name in files["times"] if name.startswith(f"idsel_core/study/{folder}/")]
+    assert "idsel_core/study/cli.py" not in files["times"]
+    assert files["figures"] and all(name.startswith("idsel_core/study/report/") for name in files["figures"])
 
 
 def test_a_second_run_redoes_only_what_changed(project):

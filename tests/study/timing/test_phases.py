@@ -268,10 +268,10 @@ def test_the_command_line_times_the_embedded_backbone(capsys):
     ("arguments", "message"),
     [
         (["--model", "nowhere"], "no model in nowhere"),
-        (["--budgets", "0"], "budget must be"),
+        (["--budgets", "0"], "argument --budgets: must be an int of 1 or more, not '0'"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--text", "1"], "text_tokens must be"),
-        (["--runs", "0"], "runs must be"),
+        (["--runs", "0"], "argument --runs: must be an int of 1 or more, not '0'"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
