@@ -10,6 +10,8 @@ import matplotlib as mpl
 import pytest
 
 from idsel_core.study.report import theme as figures
+from idsel_core.study.report.ablations import objects_figure
+from idsel_core.study.report.tables import save_table
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 from tests.support.project import PROJECT
@@ -29,10 +31,8 @@ def drawn(tmp_path):
     store = Results(tmp_path / "results/rows")
     store.write("budget", make_rows(), provenance({"gammas": [5.0, 20.0], "note": "<b>"}))
     rows = store.frame()
-    figures.save(
-        figures.objects_figure(rows), tmp_path / "results/figures", "objects", store.origin("budget", resamples=9)
-    )
-    figures.save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "results/tables", "chance")
+    figures.save(objects_figure(rows), tmp_path / "results/figures", "objects", store.origin("budget", resamples=9))
+    save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "results/tables", "chance")
     return store
 
 
