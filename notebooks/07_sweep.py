@@ -22,7 +22,7 @@ method = "idselection"  # name of the method; "full" for all tokens, "no-image" 
 budgets = [64]  # visual tokens kept
 knobs = {}  # other settings of the method, such as gamma
 job = "sweep"  # what the store calls the rows
-results_dir = "results"  # folder of the result store
+results_dir = "results/rows"  # folder of the result store
 
 # %%
 import os
@@ -35,16 +35,16 @@ started = time.perf_counter()
 
 from IPython.display import Markdown
 
-from idsel_core import get_method
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import accuracy, open_study
+from idsel_core.study.knobs import build_method
 from idsel_core.study.paths import MODEL
 from idsel_core.study.run.sweeps import encodings
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
 # %%
-methods = [method] if method in (FULL, BLIND) else [get_method(method, budget=budget, **knobs) for budget in budgets]
+methods = [method] if method in (FULL, BLIND) else [build_method(method, {"budget": budget, **knobs}) for budget in budgets]
 tower_depths = sorted({depth for asked in methods if not isinstance(asked, str) for depth in asked.tower_depths}) or None
 cache = encodings(backbone, data)
 study = open_study(split, limit=questions, model=backbone, data=data, cache=cache, device=device, tower_depths=tower_depths)

@@ -4,12 +4,22 @@ import torch
 
 
 def check_device(device: str) -> None:
-    """Refuse a GPU that is not there.
+    """Refuse a device that torch does not know or that is not there.
 
     Raises
     ------
     ValueError
         If torch can use no such device.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch sees no GPU on this machine; use device: cpu")
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} is unknown; allowed are cpu, cuda, cuda:0, cuda:1, ...") from error
+    if wanted.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch sees no GPU on this machine; use device: cpu")
+        count = torch.cuda.device_count()
+        if (wanted.index or 0) >= count:
+            raise ValueError(f"device {device!r} was asked for, but torch sees {count} GPUs on this machine")
+    elif wanted.type == "meta":
+        raise ValueError("device 'meta' holds no numbers, so nothing can be computed on it; use cpu or cuda")

@@ -2,8 +2,8 @@
 
 Encode the images of a split once, or try one method, from the command line:
 
-    python -m idsel_core.study.cli encode --split test
-    python -m idsel_core.study.cli try --split validation --method idselection --budget 64
+    idsel encode --split test
+    idsel evaluate --split validation --method idselection --budget 64
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from transformers import VisionTextDualEncoderModel
 
 from idsel_core.backbones import Backbone, Companion, adapter_for
 from idsel_core.loading.hub import load
+from idsel_core.study.backbone_folders import check_evaluable
 from idsel_core.study.devices import check_device
 from idsel_core.study.paths import MODEL
-
-FIXED_GRID = ("llava",)
-"""Model types that can be evaluated: their images have one size and one grid of visual tokens."""
 
 
 def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any]:
@@ -44,7 +41,7 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
         device.
     """
     check_device(device)
-    _check_folder(folder)
+    check_evaluable(folder)
     companion, dual = folder / "companion", None
     try:
         model, processor = load(folder, dtype="auto", local_files_only=True)
@@ -56,26 +53,6 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
         raise ValueError(f"the model in {folder} cannot be loaded: {error}{remedy}") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
     return adapter_for(model.to(device), relevance), processor
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse what holds no model, or a model whose images have no fixed grid of tokens."""
-    if folder == MODEL and not folder.is_dir():
-        raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no model in {folder}: give a folder on this machine that is laid out like a hub checkpoint, with "
-            f"config.json and weights as safetensors (a hub id is not downloaded here)"
-        )
-    try:
-        family = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if family not in FIXED_GRID:
-        raise ValueError(
-            f"{folder} holds a model of type {family!r}; evaluation takes models whose images have one size: "
-            f"{', '.join(FIXED_GRID)} (prune() takes all families)"
-        )
 
 
 def weights_hash(model: torch.nn.Module | None) -> str:

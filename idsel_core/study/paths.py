@@ -25,3 +25,9 @@ def code_of(names: tuple[str, ...], package: Path = PACKAGE) -> list[Path]:
     """Return the files of code in folders and files of the package, sorted."""
     found = {path for name in names for path in [package / name, *(package / name).rglob("*.py")]}
     return sorted(path for path in found if path.suffix == ".py")
+
+
+SWEEPS = Path("results/sweeps")
+FIGURES = Path("results/figures")
+TABLES = Path("results/tables")
+TIMING = Path("results/timing.json")

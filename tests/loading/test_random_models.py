@@ -13,9 +13,11 @@ from transformers import AutoConfig, LlavaConfig
 from idsel_core import IDSelection, adapter_for, prune
 from idsel_core.backbones import BACKBONES
 from idsel_core.loading.random_models import CONFIGS, build_random, list_architectures, read_architecture
-from idsel_core.study.timing.cli import main
 from idsel_core.study.timing.example_inputs import example_inputs
 from tests.support import tiny
+from tests.support.commands import command
+
+main = command("time")
 
 PUBLISHED = {row["name"]: row for row in csv.DictReader((CONFIGS / "published.csv").open())}
 NAMES = list_architectures()

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import all as everything
 from idsel_core import list_methods
+from idsel_core.loading.random_models import CONFIGS
 from idsel_core.study.store.times import Times
 from idsel_core.study.timing.interleaved import in_turns
 from tests.support.project import PROJECT
@@ -137,7 +138,7 @@ def test_turns_that_do_not_count():
 
 @pytest.mark.slow
 def test_the_importance_is_timed_on_a_tower_with_cls(tmp_path):
-    config = json.loads((PROJECT / "idsel_core/loading/configs/llava-1.5-7b.json").read_text())
+    config = json.loads((CONFIGS / "llava-1.5-7b.json").read_text())
     config["vision_config"] |= {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "image_size": 28}
     config["text_config"] |= {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     (tmp_path / "small.json").write_text(json.dumps(config))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from idsel_core.study.dataset import read_split
 from idsel_core.study.encodings import fingerprint
@@ -22,7 +23,13 @@ for module in list(sys.modules.values()):
         print(Path(file).relative_to(package))
 """
 # They say where files lie, hash them and write them; no number of an encoding comes from them.
-WITHOUT_NUMBERS = {"__init__.py", "study/__init__.py", "study/paths.py", "study/devices.py"}
+WITHOUT_NUMBERS = {
+    "__init__.py",
+    "study/__init__.py",
+    "study/paths.py",
+    "study/devices.py",
+    "study/backbone_folders.py",
+}
 
 
 def test_all_code_that_encodes_is_named():
@@ -34,6 +41,11 @@ def test_all_code_that_encodes_is_named():
     assert "scores/attention_rows.py" in loaded
     assert loaded - named <= WITHOUT_NUMBERS
     assert not any(name.startswith(("methods/", "selection/")) for name in named | loaded)
+
+
+def test_the_workflow_encodes_again_when_the_same_code_changes():
+    folders = yaml.safe_load((PACKAGE.parent / "config/workflow.yaml").read_text())["code"]["encodings"]["of"]
+    assert sorted(folders) == sorted(f"idsel_core/{name}" for name in ENCODINGS_DEPEND_ON)
 
 
 @pytest.mark.parametrize("file", ["scores/attention_rows.py", "backbones/llava.py", "study/encodings.py"])

@@ -11,7 +11,6 @@ import torch
 
 from idsel_core import prune
 from idsel_core.methods import get_method
-from idsel_core.study.cli import main
 from idsel_core.study.dataset import BLIND, FULL, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
 from idsel_core.study.evaluate import accuracy, open_study
@@ -154,7 +153,7 @@ def test_a_lost_image_is_named(copied):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("folder", "no model in .*model: give a folder on this machine"),
+        ("folder", "there is no folder .*model: a backbone to evaluate is a folder"),
         ("missing", "holds no weights"),
         ("truncated", "cannot be read"),
     ],
@@ -175,10 +174,13 @@ def test_bad_weights_are_told(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"model_type": "qwen2_5_vl"}', "holds a model of type 'qwen2_5_vl'; evaluation takes .*: llava"),
+        (
+            '{"model_type": "qwen2_5_vl"}',
+            "holds a model of type 'qwen2_5_vl'; so far only models of type llava can be evaluated",
+        ),
         ("{}", "holds a model of type None"),
-        ("[]", "config.json cannot be read"),
-        ("{", "config.json cannot be read"),
+        ("[]", "config.json of .* cannot be read"),
+        ("{", "config.json of .* cannot be read"),
     ],
 )
 def test_models_without_a_fixed_grid_are_refused_before_they_are_loaded(tmp_path, config, message):
@@ -188,28 +190,13 @@ def test_models_without_a_fixed_grid_are_refused_before_they_are_loaded(tmp_path
 
 
 def test_a_hub_id_is_answered_in_its_own_words():
-    with pytest.raises(FileNotFoundError, match="a hub id is not downloaded here"):
+    with pytest.raises(FileNotFoundError, match="the name of a hub checkpoint is not enough"):
         open_backbone(Path("llava-hf/llava-1.5-7b-hf"))
 
 
 def test_the_fingerprint_tells_weights_apart(study, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"other")
     assert fingerprint(study.split) != fingerprint(study.split, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["try", "--method", "idselecton"], "did you mean 'idselection'"),
-        (["try", "--budget", "0"], "budget must be"),
-        (["try", "--split", "tset"], "no split 'tset'"),
-        (["try", "--knob", "gama", "3"], "did you mean 'gamma'"),
-        (["encode", "--model", "nowhere"], "no model in nowhere"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_what_cannot_run_says_why_and_the_rest_runs(study):

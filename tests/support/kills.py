@@ -49,7 +49,7 @@ class Kill:
 
 
 def stored(project: Path) -> int:
-    return len(list(project.glob("results/grid/*.parquet")))
+    return len(list(project.glob("results/sweeps/grid/*.parquet")))
 
 
 def leftovers(project: Path) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from idsel_core.study.paths import DATA, MODEL
+from idsel_core.study.paths import DATA, MODEL, SWEEPS
 from idsel_core.study.run.sweeps import NOTEBOOK
 from idsel_core.study.store.results import Results
 from tests.support.project import PROJECT
@@ -22,9 +22,9 @@ from tests.support.project import PROJECT
 def build(folder: Path, grid: dict[str, object], images: int = 4, questions: int = 2) -> Path:
     """Make the copy, with so many questions of each question type about the first images, and a grid to sweep."""
     folder.mkdir(parents=True)
-    for name in ("config", "idsel_core", "scripts"):
+    for name in ("config", "idsel_core", "workflow"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("sweep.smk", "pyproject.toml", str(NOTEBOOK)):
+    for name in ("pyproject.toml", str(NOTEBOOK)):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
     (folder / MODEL).parent.mkdir(parents=True)
@@ -60,7 +60,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(*more: str) -> list[str]:
-    return [sys.executable, "scripts/sweep.py", "grid.yaml", "--cores", "2", *more]
+    return [sys.executable, "-m", "idsel_core.study.cli", "sweep", "grid.yaml", "--cores", "2", *more]
 
 
 def sweep(project: Path, *more: str, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -70,7 +70,7 @@ def sweep(project: Path, *more: str, environ: dict[str, str] | None = None) -> s
 
 
 def rows_of(project: Path) -> pd.DataFrame:
-    return Results(project / "results/grid").frame()
+    return Results(project / SWEEPS / "grid").frame()
 
 
 def same(project: Path, undisturbed: Path) -> bool:

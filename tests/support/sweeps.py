@@ -63,7 +63,7 @@ def sweep(project: Path, *more: str, **environ: str) -> subprocess.CompletedProc
 
 
 def stamps(project: Path) -> dict[str, int]:
-    return {path.stem: path.stat().st_mtime_ns for path in project.glob("results/grid/*.parquet")}
+    return {path.stem: path.stat().st_mtime_ns for path in project.glob("results/sweeps/grid/*.parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,12 @@ def fresh(tmp_path_factory):
     project = tmp_path_factory.mktemp("sweep") / "fresh"
     for folder in ("notebooks", "data", "model"):
         (project / folder).mkdir(parents=True)
-    for folder in ("config", "idsel_core", "scripts"):
+    for folder in ("config", "idsel_core", "workflow"):
         shutil.copytree(PROJECT / folder, project / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(PROJECT / "sweep.smk", project)
     for path in (PROJECT / DATA).glob("hard-*.parquet"):
         shutil.copy(path, project / "data")
     (project / "model/model.safetensors").touch()
-    (project / "model/config.json").write_text("{}")
+    (project / "model/config.json").write_text('{"model_type": "llava"}')
     parameters = nbformat.read(PROJECT / NOTEBOOK, as_version=4).cells[1].source
     write_notebook(project / NOTEBOOK, parameters, WORK)
     write_grid(project)

@@ -9,9 +9,9 @@ query-key pairs of a prefill count, as eager and masked attention multiply them,
 
 Print a table from the command line, for a published model by name, a model folder or a configuration file:
 
-    python -m idsel_core.study.cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
-    python -m idsel_core.study.cost --model smolvlm2-2.2b --image-size 1152 1536
-    python -m idsel_core.study.cost --model qwen2-audio-7b --image-size 1000
+    idsel cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
+    idsel cost --model smolvlm2-2.2b --image-size 1152 1536
+    idsel cost --model qwen2-audio-7b --image-size 1000
 """
 
 from idsel_core.study.cost.analytic import (

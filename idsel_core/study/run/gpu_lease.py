@@ -1,16 +1,13 @@
-"""Run a command with one GPU of this machine to itself.
+"""Lease one GPU of this machine to a command: its number goes into CUDA_VISIBLE_DEVICES until the command ends.
 
-    python -m idsel_core.study.run.gpu_lease python train.py
-
-The GPU's number goes into CUDA_VISIBLE_DEVICES; the lease ends with the command, however that ends. Where Slurm gave
-one GPU, and where there is none, the command runs as it is; several that Slurm gave to one job are leased within it.
+Where Slurm gave one GPU, and where there is none, the command runs as it is; several that Slurm gave to one job are
+leased within it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -56,18 +53,22 @@ def lease(numbers: Sequence[str], folder: Path, pause: float = 1.0) -> tuple[str
         time.sleep(pause)
 
 
-def main(command: Sequence[str]) -> None:
-    """Become the command, with a GPU leased."""
+def run_with_gpu(command: Sequence[str], locks: Path | None = None) -> None:
+    """Become a command, with a GPU leased where there are several.
+
+    Parameters
+    ----------
+    command : sequence of str
+        The program and its arguments.
+    locks : Path, optional
+        Folder of the lock files; by default one of this user in the temporary folder.
+    """
     numbers, allocation = visible(), os.environ.get("SLURM_JOB_ID")
     if len(numbers) > (1 if allocation else 0):
-        folder = Path(os.environ.get("IDSEL_LEASES", f"{tempfile.gettempdir()}/idsel-gpus-{os.getuid()}"))
+        folder = locks or Path(tempfile.gettempdir(), f"idsel-gpus-{os.getuid()}")
         # Slurm may number the GPUs of each of its jobs from 0.
         folder = folder / allocation if allocation else folder
         number, descriptor = lease(numbers, folder)
         os.environ["CUDA_VISIBLE_DEVICES"] = number
         os.set_inheritable(descriptor, True)
     os.execvp(command[0], list(command))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

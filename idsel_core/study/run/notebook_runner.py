@@ -1,6 +1,5 @@
 """Run a notebook through papermill: unknown or mistyped parameters are refused before anything is written."""
 
-import argparse
 import ast
 import difflib
 import sys
@@ -35,6 +34,44 @@ def project_path(path: str | Path) -> Path:
     return root / path
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without references, which a few lines can let grow beyond any memory, and without keys given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "references (*name) are not allowed here", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a name is given twice", node.start_mark)
+        return mapping
+
+
+def read_yaml(text: str, source: str | Path) -> Any:
+    """Return what YAML says; references, names given twice and endless nesting are refused.
+
+    Parameters
+    ----------
+    text : str
+        The YAML.
+    source : str or Path
+        What error messages call it.
+
+    Raises
+    ------
+    ValueError
+        If it is not such YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader, so no code is ever run
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{source} is not YAML that can be read: {why}") from error
+
+
 def load_parameters(path: str | Path) -> dict[str, Any]:
     """Read notebook parameters from a YAML file.
 
@@ -55,13 +92,10 @@ def load_parameters(path: str | Path) -> dict[str, Any]:
     ValueError
         If it is not YAML, or holds something else than a mapping.
     """
-    try:
-        parameters = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    parameters = read_yaml(Path(path).read_text(), path)
     if not isinstance(parameters, dict | None):
-        raise ValueError(f"{path} must hold a mapping of parameters, got {type(parameters).__name__}")
-    return parameters or {}
+        raise ValueError(f"{path} must hold a mapping of names to values, not a {type(parameters).__name__}")
+    return {str(name): value for name, value in (parameters or {}).items()}
 
 
 def defaults(notebook: str | Path) -> dict[str, Any]:
@@ -123,7 +157,7 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> Non
     for name, value in parameters.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f", did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"{notebook} has no parameter {name!r}{hint} Known are {sorted(known)}")
         if not _fits(value, known[name]):
             raise ValueError(
@@ -199,35 +233,22 @@ def run(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any])
             print(f"{notebook}: the kernel could not start; once more", file=sys.stderr)
 
 
-def _given(files: Iterable[str], pairs: Iterable[Sequence[str]]) -> dict[str, Any]:
+def given_parameters(files: Iterable[str | Path], pairs: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Return the parameters that a command line gives.
+
+    Parameters
+    ----------
+    files : iterable of str or Path
+        YAML files, as for `load_parameters`; later ones win.
+    pairs : iterable of pairs
+        Names and their values in YAML, which win over the files.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `load_parameters`.
+    """
     parameters: dict[str, Any] = {}
     for file in files:
         parameters |= load_parameters(file)
-    return parameters | {name: yaml.safe_load(value) for name, value in pairs}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a notebook from the command line; returns 0, 1 if a cell failed, 2 if the call was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m idsel_core.study.run.notebook_runner", description=__doc__)
-    parser.add_argument("notebook", help="the .ipynb file")
-    parser.add_argument("output", help="where the executed copy goes")
-    parser.add_argument("-f", dest="files", metavar="FILE", action="append", default=[], help="YAML file of parameters")
-    parser.add_argument("-p", dest="pairs", metavar=("NAME", "VALUE"), nargs=2, action="append", default=[])
-    given = parser.parse_args(arguments)
-    try:
-        run(given.notebook, given.output, _given(given.files, given.pairs))
-    except papermill.PapermillExecutionError as error:
-        print(f"{given.notebook} failed in cell {error.exec_count}: {error.ename}: {error.evalue}", file=sys.stderr)
-        print(f"The executed notebook with the traceback is {given.output}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(f"{given.notebook}: {error} (where memory ran out, or something killed it)", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return parameters | {name: read_yaml(text, f"the value of -p {name}") for name, text in pairs}

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from idsel_core.methods import METHODS, get_method
+import torch
+
+from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
+from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.study.backbone_folders import check_evaluable
 from idsel_core.study.dataset import BLIND, FULL, read_split
 from idsel_core.study.devices import check_device
-from idsel_core.study.paths import CACHE, DATA, MODEL
+from idsel_core.study.knobs import build_method, knob_types
+from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
 from idsel_core.study.store.results import Results
 
@@ -23,6 +30,12 @@ NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
 
 _FIXED: Final = {"questions": 0, "device": "cpu", "data": str(DATA)}
 _AXES: Final = {"backbone": [str(MODEL)], "split": ["validation"], "method": [], "budget": [64]}
+_FORMER: Final = {"part": "split", "model": "backbone", "methods": "method", "limit": "questions"}
+"""Keys that grids had before or that people try, which no comparison of letters finds."""
+
+_MOST_JOBS: Final = 100_000
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,+-]*")
+"""Names that become folders below `results/sweeps`, and words of a shell command."""
 
 # Of the embedded backbone on one CPU core; used until a job has been measured. A job's own clock starts late.
 _START, _SECONDS, _ENCODING_SECONDS, _BYTES, _JOB_BYTES = 8.0, 0.02, 0.2, 40, 60_000
@@ -33,7 +46,7 @@ def encodings(backbone: str | Path, data: str | Path = DATA) -> Path:
     if (Path(backbone), Path(data)) == (MODEL, DATA):
         return CACHE
     key = hashlib.sha256(f"{backbone} {data}".encode()).hexdigest()[:8]
-    return CACHE / f"{Path(backbone).name}-{key}"
+    return CACHE / f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(backbone).name)}-{key}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Sweep:
     Attributes
     ----------
     name : str
-        Name of the grid's file; its rows are in ``results/<name>``, its executed notebooks in ``logs/<name>``.
+        Name of the grid's file; its rows are in ``results/sweeps/<name>``, its executed notebooks in ``logs/<name>``.
     device : str
         As torch names it.
     jobs : Mapping[str, Mapping[str, Any]]
@@ -57,11 +70,11 @@ class Sweep:
 
     @property
     def store(self) -> Results:
-        """Where the rows go."""
-        return Results(Path("results") / self.name)
+        """The store that the rows go to."""
+        return Results(SWEEPS / self.name)
 
     def check(self, here: bool = True) -> None:
-        """Check that all jobs could start.
+        """Check that all jobs can run, without running any.
 
         Parameters
         ----------
@@ -71,13 +84,16 @@ class Sweep:
         Raises
         ------
         FileNotFoundError, ValueError
-            If weights, a split or the GPU asked for are missing.
+            If weights, a split or the GPU asked for are missing, or a method cannot run with a model.
         """
         if here:
             check_device(self.device)
-        for backbone in {job["backbone"] for job in self.jobs.values()}:
-            if not any(Path(backbone).glob("*.safetensors")):
-                raise FileNotFoundError(f"{backbone} holds no weights (*.safetensors)")
+        configs = {
+            backbone: check_evaluable(backbone) for backbone in sorted({j["backbone"] for j in self.jobs.values()})
+        }
+        for job in self.jobs.values():
+            for method in _methods(job):
+                _check_runs(method, job["backbone"], configs[job["backbone"]])
         for split, data, questions in {(job["split"], job["data"], job["questions"]) for job in self.jobs.values()}:
             read_split(split, Path(data), questions)
 
@@ -115,9 +131,10 @@ class Sweep:
         basis += [f"a guess for encoding {images} images"] if images else []
         free = shutil.disk_usage(Path.cwd()).free
         minutes = math.ceil(seconds / 60 / min(cores, len(left) or 1))
+        duration = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         return (
             f"{len(self.jobs)} jobs, {len(done)} of them stored, {len(left)} to run: {answers} answers, "
-            f"about {minutes} min on {cores}, {size / 2**20:.0f} MiB of disk "
+            f"about {duration} on {cores}, {size / 2**20:.0f} MiB of disk "
             f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
 
@@ -142,11 +159,13 @@ class _Finished:
 def _finished() -> list[_Finished]:
     """Look up what the jobs of all sweeps here took, and those of `make figures`, which run the embedded backbone."""
     found = []
-    for path in sorted([*Path("results").glob("*/*.json"), *Path("results").glob("*.json")]):
+    for path in sorted([*SWEEPS.glob("*/_provenance/*.json"), *ROWS.glob("_provenance/*.json")]):
+        store = path.parents[1]
         try:
             note = json.loads(path.read_text())
             asked = {"backbone": str(MODEL), "device": note["device"], "method": "", **note["parameters"]}
-            files = [path, path.with_suffix(".parquet"), Path("logs", *path.parts[1:]).with_suffix(".ipynb")]
+            executed = Path("logs", *store.relative_to(SWEEPS).parts if SWEEPS in store.parents else ())
+            files = [path, store / f"{path.stem}.parquet", executed / f"{path.stem}.ipynb"]
             size = sum(file.stat().st_size for file in files if file.exists())
             job = _Finished(asked["backbone"], asked["device"], asked["method"], note["rows"], note["seconds"], size)
         except (OSError, ValueError, KeyError, TypeError):
@@ -176,50 +195,128 @@ def read_sweep(path: str | Path) -> Sweep:
     path : str or Path
         A YAML file: `backbone` (folders), `split`, `method` and any knobs of these (`budget`, `gamma`, `importance`,
         `seed`, ...), each a value or a list of values; and `questions`, `device` and `data`, one value each. A knob is
-        given to those methods that have it. A list of budgets inside the list is one job.
+        given to those methods that have it. A list of budgets inside the list is one job, as is a list inside the list
+        for a knob that is a tuple.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no grid, or a method or knob is unknown or has a value that is not allowed.
+        If it is no grid, or a key, method or knob is unknown or has a value that is not allowed.
     """
+    path = Path(path)
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.yaml"))
+        raise FileNotFoundError(f"no grid {path}; in its folder are: {', '.join(there) or 'none'}")
+    if not _NAME.fullmatch(path.stem):
+        raise ValueError(
+            f"the grid's name {path.stem!r} becomes a folder of results: it may hold letters, digits, spaces and ._,+-, "
+            "and begins with a letter or digit"
+        )
     grid = load_parameters(path)
+    _check_keys(path, grid)
     fixed = {name: grid.pop(name, default) for name, default in _FIXED.items()}
+    for name, value in fixed.items():
+        if isinstance(value, bool) or type(value) is not type(_FIXED[name]):
+            raise ValueError(f"{path}: {name} must be one {type(_FIXED[name]).__name__}, not {value!r}")
     axes = {name: value if isinstance(value, list) else [value] for name, value in (_AXES | grid).items()}
-    if not axes["method"]:
-        raise ValueError(f"{path} names no method; known are {[FULL, BLIND, *METHODS]}")
-    knobs = {name: axes[name] for name in axes if name not in _AXES}
-    idle = set(knobs)
+    _check_axes(path, axes)
     jobs = {}
     for backbone, split, method in itertools.product(axes["backbone"], axes["split"], axes["method"]):
-        known = set() if method in (FULL, BLIND) else {field.name for field in fields(get_class(method))}
-        idle -= known
-        own = {name: values for name, values in knobs.items() if name in known}
+        known = _knobs_of(method)
+        own = {name: values for name, values in axes.items() if name not in _AXES and name in known}
         for values in itertools.product(*own.values()):
             settings = dict(zip(own, values, strict=True))
             for budget in axes["budget"] if known else [[]]:
                 budgets = budget if isinstance(budget, list) else [budget]
-                _check(path, method, budgets, settings)
                 parameters = {"backbone": backbone, "split": split, "method": method, "budgets": budgets}
                 parameters |= {"knobs": settings, **fixed}
+                try:
+                    _methods(parameters)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from error
                 key = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:10]
                 name = f"{method}-{key}"
-                jobs[name] = parameters | {"job": name, "results_dir": f"results/{Path(path).stem}"}
+                jobs[name] = parameters | {"job": name, "results_dir": str(SWEEPS / path.stem)}
+    return Sweep(path.stem, fixed["device"], jobs)
+
+
+def _knobs_of(method: str) -> set[str]:
+    return set() if method in (FULL, BLIND) else set(knob_types(method))
+
+
+def _check_keys(path: Path, grid: Mapping[str, Any]) -> None:
+    """Refuse keys that are neither the grid's own nor a knob of any method."""
+    known = [*_FIXED, *_AXES, *sorted({knob for method in METHODS for knob in knob_types(method)} - set(_AXES))]
+    for name in grid:
+        if name not in known:
+            near = [_FORMER[name]] if name in _FORMER else difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"{path}: unknown key {name!r}{hint} Known are {', '.join(known)}")
+
+
+def _check_axes(path: Path, axes: Mapping[str, list[Any]]) -> None:
+    """Refuse axes that are no lists of plain values, methods that are unknown, and knobs that no method has."""
+    for name, values in axes.items():
+        if not values and name != "method":
+            raise ValueError(f"{path}: {name} is an empty list, so there is no job")
+        nested = [member for value in values for member in (value if isinstance(value, list) else [value])]
+        if any(isinstance(member, dict | list) for member in nested):
+            raise ValueError(f"{path}: {name} must be a value or a list of values, not {_shortened(values)}")
+        if name == "budget" and [] in values:
+            raise ValueError(f"{path}: budget holds an empty list, so one job would ask nothing")
+        if name in ("backbone", "split", "method") and not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{path}: {name} must be a name or a list of names, not {_shortened(values)}")
+    for split in axes["split"]:
+        if not _NAME.fullmatch(split):
+            raise ValueError(f"{path}: split {split!r} is no name; letters, digits, spaces and ._,+- are allowed")
+    methods = axes["method"]
+    if not methods:
+        raise ValueError(f"{path} names no method; known are {[FULL, BLIND, *METHODS]}")
+    knobs = [_knobs_of(method) for method in methods]
+    idle = sorted(set(axes) - set(_AXES) - set().union(*knobs))
     if idle:
-        raise ValueError(f"{path}: no method of {axes['method']} has the knobs {sorted(idle)}")
-    return Sweep(Path(path).stem, fixed["device"], jobs)
+        raise ValueError(f"{path}: no method of {methods} has the knobs {idle}")
+    jobs = sum(
+        math.prod(len(values) for name, values in axes.items() if name not in _AXES and name in own)
+        * (len(axes["budget"]) if own else 1)
+        for own in knobs
+    ) * len(axes["backbone"]) * len(axes["split"])  # fmt: skip
+    if jobs > _MOST_JOBS:
+        raise ValueError(f"{path} stands for {jobs} jobs, more than {_MOST_JOBS}; split it into several grids")
 
 
-def get_class(method: str) -> type[Any]:
-    """Return the class of a method, or refuse an unknown name as `get_method` does."""
-    return METHODS[method] if method in METHODS else type(get_method(method))
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _check(path: str | Path, method: str, budgets: list[Any], settings: Mapping[str, Any]) -> None:
-    for budget in budgets:
+def _methods(job: Mapping[str, Any]) -> list[Method]:
+    """Return the methods of a job, one a budget; none for all tokens and for no image."""
+    if job["method"] in (FULL, BLIND):
+        return []
+    return [build_method(job["method"], {"budget": budget, **job["knobs"]}) for budget in job["budgets"]]
+
+
+def _check_runs(method: Method, backbone: str, config: Mapping[str, Any]) -> None:
+    """Refuse a method that cannot run with a model, as far as its configuration tells."""
+    if isinstance(method, EVS):
+        raise ValueError(f"{method.name} compares frames of a video, and the data set holds images")
+    text = config.get("text_config", {})
+    # LLaVA's configuration leaves out what is as in Llama's.
+    layers = text.get("num_hidden_layers", 32)
+    if isinstance(method, Scored) and method.instruction_layer >= layers:
+        raise ValueError(
+            f"{method.name} with instruction_layer {method.instruction_layer}: the language model of {backbone} has "
+            f"{layers} layers, from 0 to {layers - 1}"
+        )
+    if drops_inside(method):
         try:
-            get_method(method, budget=budget, **settings)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {method} with budget {budget!r} and {dict(settings)}: {error}") from error
+            method.drop_layers(layers)
+            # Others choose before the language model as well, and how many enter is theirs to say.
+            if type(method).select is InLLM.select and "image_seq_length" in config:
+                whole = torch.tensor([config["image_seq_length"]])
+                method.counts(whole, whole, layers)
+        except ValueError as error:
+            raise ValueError(f"{method.name} with {backbone}: {error}") from error

@@ -2,11 +2,11 @@
 
 Print a table from the command line, for noise images and prompts of random words:
 
-    python -m idsel_core.study.timing.cli --budgets 576 64 16 --method idselection --runs 10
+    idsel time --budgets 576 64 16 --method idselection --runs 10
 
 Published models are timed by their names, with random weights and without a download:
 
-    python -m idsel_core.study.timing.cli --model llava-1.5-7b --device cuda --budgets 576 64
+    idsel time --model llava-1.5-7b --device cuda --budgets 576 64
 """
 
 from __future__ import annotations

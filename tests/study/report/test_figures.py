@@ -14,8 +14,11 @@ from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_fu
 from idsel_core.study.store.explain import explain
 from idsel_core.study.store.provenance import provenance, read_origin
 from idsel_core.study.store.results import Results
+from tests.support.commands import command
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
 from tests.support.rows import make_rows
+
+main = command("explain")
 
 mpl.use("Agg")
 

@@ -9,8 +9,11 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from papermill.cli import papermill as papermill_command
 
-from idsel_core.study.run.notebook_runner import check_parameters, defaults, load_parameters, main, project_path
+from idsel_core.study.run.notebook_runner import check_parameters, defaults, load_parameters, project_path
+from tests.support.commands import command
 from tests.support.project import PROJECT
+
+main = command("run")
 
 SOURCE = """
 results_dir = "results"  # the store
@@ -30,6 +33,10 @@ print(f"{questions} questions, {gammas}")
 print("half\\rdone", file=sys.stderr)
 1 / (questions - 4)
 """
+
+
+BOMB = "a: &a [1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"
+"""Doubled thirty times more, such a file needs more memory than there is."""
 
 
 @pytest.fixture
@@ -66,8 +73,8 @@ def test_what_fits_is_accepted(notebook, parameters):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"gamma": 20.0}, r"no parameter 'gamma'; did you mean 'gammas'\? Known are \['gammas', 'limit', 'questions'"),
-        ({"zzz": 20.0}, r"no parameter 'zzz' Known are"),
+        ({"gamma": 20.0}, r"no parameter 'gamma', did you mean 'gammas'\? Known are \['gammas', 'limit', 'questions'"),
+        ({"zzz": 20.0}, r"no parameter 'zzz'. Known are"),
         ({"questions": "7"}, r"'questions' of .* is '7' \(str\); allowed is int, e.g. 4"),
         ({"questions": True}, "is True .bool.; allowed is int"),
         ({"questions": 7.5}, "is 7.5 .float.; allowed is int"),
@@ -87,7 +94,15 @@ def test_an_unknown_notebook_names_those_there(notebook):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n- 2\n", "must hold a mapping of parameters, got list"), ("a: [1", "is not YAML")]
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "must hold a mapping of names to values, not a list"),
+        ("a: [1", "is not YAML"),
+        ("a: 1\na: 2", "a name is given twice"),
+        (BOMB, "references"),
+        ("[" * 9000, "nested too deeply"),
+    ],
+    ids=["list", "cut off", "twice", "bomb", "nested"],
 )
 def test_a_parameter_file_that_is_no_mapping_is_refused(tmp_path, text, message):
     path = tmp_path / "parameters.yaml"
@@ -175,7 +190,7 @@ def test_plain_papermill_runs_the_same_notebook(notebook, tmp_path):
 def test_project_paths_are_the_same_from_any_folder_of_the_project(tmp_path):
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "notebooks").mkdir()
-    script = "from idsel_core.study.run.notebook_runner import project_path; print(project_path('results'), project_path('/x'))"
+    script = "from idsel_core.study.run.notebook_runner import project_path as p; print(p('results'), p('/x'))"
     for folder in (tmp_path, tmp_path / "notebooks"):
         done = subprocess.run(
             [sys.executable, "-c", script],

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from idsel_core.study.store.results import Results
-from scripts.slurm import missing, slurm
 from tests.support.kills import at_work, unlocked
 from tests.support.small import build, command, environment, same, sweep, write_grid
+from tests.support.start_slurm import missing, slurm
 
 pytestmark = pytest.mark.slurm
 
@@ -44,7 +44,7 @@ def cluster():
 
 
 def profile(project: Path, **changes: object) -> tuple[str, str]:
-    """Make a profile as workflow/profiles/slurm, with a GPU for each job, whatever it does with it, and less waiting."""
+    """Make a profile as workflow/profiles/slurm, with a GPU for each job and less waiting."""
     settings = yaml.safe_load((project / "workflow/profiles/slurm/config.yaml").read_text())
     for resources in settings["set-resources"].values():
         resources["gpu"] = 1
@@ -102,9 +102,9 @@ def finished(cluster, tmp_path_factory):
 
 def test_the_store_equals_that_of_a_local_run(finished, local):
     project, _ = finished
-    jobs = Results(project / "results/grid").jobs()
+    jobs = Results(project / "results/sweeps/grid").jobs()
     assert len(jobs) == 3
-    mine, theirs = Results(project / "results/grid"), Results(local / "results/grid")
+    mine, theirs = Results(project / "results/sweeps/grid"), Results(local / "results/sweeps/grid")
     assert [mine.origin(job)["results"][f"rows/{job}"]["sha256"] for job in jobs] == [
         theirs.origin(job)["results"][f"rows/{job}"]["sha256"] for job in jobs
     ]
@@ -112,7 +112,7 @@ def test_the_store_equals_that_of_a_local_run(finished, local):
 
 def test_jobs_run_side_by_side_each_with_a_gpu_of_its_own(finished):
     project, _ = finished
-    store = Results(project / "results/grid")
+    store = Results(project / "results/sweeps/grid")
     notes = [store.provenance(job) for job in store.jobs()]
     assert {note["allocation"]["CUDA_VISIBLE_DEVICES"] for note in notes} == {"0", "1"}
     spans = []
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_and_cancels_what_it_left_in_the_queue(cluster, fin
 
 def test_a_node_without_the_gpu_that_a_grid_asks_for_says_so(cluster, tmp_path):
     project = build(tmp_path / "project", {"method": "full", "device": "cuda"})
-    done = sweep(project, *profile(project), "--retries", "0", environ=cluster)
+    done = sweep(project, *profile(project), "--", "--retries", "0", environ=cluster)
     assert done.returncode != 0
     assert "What the jobs printed is in .snakemake/slurm_logs/" in done.stderr
     logs = "".join(path.read_text() for path in (project / ".snakemake/slurm_logs").rglob("*.log"))
@@ -171,10 +171,10 @@ def test_with_an_accounting_database_sacct_tells_how_jobs_went(tmp_path, local):
         assert done.returncode == 0, done.stdout + done.stderr
         states = ask(cluster, "sacct", "--allocations", "--noheader", "--format=State").split()
     assert states == ["COMPLETED"] * 2
-    (job,) = Results(project / "results/grid").jobs()
+    (job,) = Results(project / "results/sweeps/grid").jobs()
     assert (
-        Results(project / "results/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
-        == Results(local / "results/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
+        Results(project / "results/sweeps/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
+        == Results(local / "results/sweeps/grid").origin(job)["results"][f"rows/{job}"]["sha256"]
     )
 
 

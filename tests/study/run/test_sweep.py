@@ -15,13 +15,13 @@ import yaml
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import CACHE, DATA, MODEL
 from idsel_core.study.run.notebook_runner import check_parameters
+from idsel_core.study.run.run_sweep import check_slurm
 from idsel_core.study.run.sweeps import NOTEBOOK, encodings, read_sweep
 from idsel_core.study.store.files import CorruptResult
 from idsel_core.study.store.results import Results
-from scripts.slurm import missing
-from scripts.sweep import check_slurm
 from tests.support.project import PROJECT
 from tests.support.small import environment, rows_of
+from tests.support.start_slurm import missing
 from tests.support.sweeps import same, stamps, sweep, waiting, write_grid
 
 
@@ -49,14 +49,66 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
     [
         ({"method": []}, r"names no method; known are \['full', 'no-image', 'idselection'"),
         ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
-        ({"gama": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gama'\]"),
-        ({"budget": [0]}, "topk with budget 0 and {}: "),
-        ({"method": "idselection", "gamma": ["high"], "seed": None}, "idselection with budget 64"),
+        ({"gama": [1.0]}, r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, data, backbone"),
+        ({"gamma": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gamma'\]"),
+        ({"budget": [0]}, "budget must be a number of tokens"),
+        (
+            {"method": ["idselection", "random"], "gamma": ["high"]},
+            "knob gamma of idselection must be a number, not 'hi",
+        ),
+        ({"part": "hard"}, "unknown key 'part', did you mean 'split'"),
+        ({"methods": "full"}, "unknown key 'methods', did you mean 'method'"),
+        ({"seed": []}, "seed is an empty list"),
+        ({"budget": [[]]}, "budget holds an empty list"),
+        ({"budget": {"from": 1}}, "budget must be a value or a list of values, not .{'from': 1}.$"),
+        ({"method": {"full": 1}}, "method must be a value or a list of values"),
+        ({"split": 3}, "split must be a name or a list of names, not .3."),
+        ({"questions": "many"}, "questions must be one int, not 'many'"),
+        ({"device": ["cpu", "cuda"]}, r"device must be one str, not .'cpu', 'cuda'."),
+        ({"split": "../hard"}, "split '../hard' is no name"),
+        ({"seed": list(range(60000))}, "stands for 120003 jobs, more than 100000"),
+        ({"method": ["cdpruner", "random"], "negated": "False"}, "knob negated of cdpruner must be true or false"),
+        ({"method": ["sparsevlm", "random"], "layers": 0.5}, "knob layers of sparsevlm must be a list such as"),
     ],
 )
 def test_a_wrong_grid_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read_sweep(write_grid(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "abacus"}, "device 'abacus' is unknown; allowed are cpu, cuda"),
+        ({"backbone": "nowhere"}, "there is no folder nowhere"),
+        ({"method": "evs"}, "evs compares frames of a video"),
+        ({"method": "fastv", "layer": 99}, "tokens cannot be dropped before layer 99 of 5: choose one from 1 to 4"),
+        ({"method": "pyramiddrop", "layers": [[0.5, 5]]}, "tokens cannot be dropped before layer 5 of 5"),
+        ({"method": "topk", "instruction_layer": 5}, "has 5 layers, from 0 to 4"),
+        ({"method": "fastv", "budget": 16}, "cannot bring 576 visual tokens down to 16"),
+        ({"split": "tset"}, "no split 'tset'"),
+    ],
+)
+def test_a_grid_that_cannot_run_is_refused_before_any_job(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(PROJECT)
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"method": "full", **changes}))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_sweep(path).check()
+
+
+def test_a_tuple_knob_is_a_list_inside_the_list(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("method: pyramiddrop\nlayers: [[0.25, 0.5], [2]]\nbudget: 300\n")
+    assert [job["knobs"] for job in read_sweep(path).jobs.values()] == [{"layers": [0.25, 0.5]}, {"layers": [2]}]
+
+
+@pytest.mark.parametrize("name", [";touch X;#", "a$(touch X)", "{x}", " ", "-rf", "`touch X`", "a'b"])
+def test_a_name_that_is_no_folder_is_refused(tmp_path, name):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("method: full\n")
+    with pytest.raises(ValueError, match=r"the grid's name .* becomes a folder of results"):
+        read_sweep(path)
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "config/grids").glob("*.yaml")), ids=lambda path: path.stem)
@@ -83,12 +135,12 @@ def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkey
 
     guess = "a guess for 2 jobs, as none with their backbone and device has finished"
     assert guess in read_sweep(path).estimate()
-    assert guess in finish("other/1", 70, 4200.0, backbone="another")
-    assert guess in finish("other/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
+    assert guess in finish("sweeps/other/_provenance/1", 70, 4200.0, backbone="another")
+    assert guess in finish("sweeps/other/_provenance/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
     # A minute an answer, by two jobs of 7 answers side by side.
-    found = finish("ablation", 70, 4200.0)
+    found = finish("rows/_provenance/ablation", 70, 4200.0)
     assert "2 to run: 14 answers, about 8 min on 2, " in found and found.endswith("; as measured in 1 finished jobs")
-    found = finish("other/3", 7, 6000.0, backbone=str(MODEL), method="topk")
+    found = finish("sweeps/other/_provenance/3", 7, 6000.0, backbone=str(MODEL), method="topk")
     # topk as topk, full as the mean of both.
     assert "about 58 min on 2, " in found and found.endswith("; as measured in 2 finished jobs")
 
@@ -103,7 +155,7 @@ def test_encodings_of_other_models_and_data_are_kept_apart():
 def test_a_sweep_stores_one_parquet_a_job_and_keeps_the_executed_notebooks(finished):
     project, done = finished
     jobs = sorted(read_sweep(project / "grid.yaml").jobs)
-    assert Results(project / "results/grid").jobs() == jobs
+    assert Results(project / "results/sweeps/grid").jobs() == jobs
     assert sorted(path.stem for path in (project / "logs/grid").iterdir()) == jobs
     assert "7 jobs, 0 of them stored, 7 to run: 70 answers, about 1 min on 2, " in done.stdout
     assert "; a guess for 7 jobs, as none with their backbone and device has finished" in done.stdout
@@ -128,11 +180,34 @@ def test_a_larger_grid_runs_only_what_is_new_and_a_dry_run_nothing(project):
     assert len(after) == 9 and before.items() <= after.items()
 
 
+def test_no_character_of_a_path_means_anything_to_a_shell(fresh, tmp_path):
+    project = shutil.copytree(fresh, tmp_path / "it's; touch X; # here")
+    grids, model, data = "my grids; touch X; #{a}", "a 'model'; touch X; #", 'some "data" $(touch X)'
+    (project / "model").rename(project / model)
+    (project / "data").rename(project / data)
+    (project / grids).mkdir()
+    write_grid(project, backbone=model, data=data, method=["random"], budget=[64], seed=[0]).rename(
+        project / grids / "two words.yaml"
+    )
+    encoding = project / encodings(model, data) / "hard.safetensors"
+    encoding.parent.mkdir(parents=True)
+    encoding.touch()
+    command = [sys.executable, "-m", "idsel_core.study.cli", "sweep", f"{grids}/two words.yaml", "--cores", "1"]
+    before = set(project.iterdir())
+    dry = subprocess.run([*command, "--dry-run"], cwd=project, env=environment(), capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+    assert set(project.iterdir()) == before
+    done = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(Results(project / "results/sweeps/two words").jobs()) == 1
+    assert not list(tmp_path.rglob("X"))
+
+
 @pytest.mark.slow
 def test_a_failing_job_keeps_its_notebook_and_the_others_go_on(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "failing")
     (project / "fail").touch()
-    done = sweep(project, "--retries", "0")
+    done = sweep(project, "--", "--retries", "0")
     assert done.returncode != 0
     assert "not all jobs ran; their notebooks with tracebacks are in logs/grid/" in done.stderr
     failed = [path for path in (project / "logs/grid").iterdir() if '"ename": "RuntimeError"' in path.read_text()]
@@ -151,7 +226,7 @@ def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, 
     with waiting(project):
         second = sweep(project)
         assert second.returncode == 2
-        assert "another `make sweep` is at work on grid.yaml" in second.stderr
+        assert "another sweep is at work on grid.yaml" in second.stderr
     assert len(stamps(project)) < 7
     (project / "wait").unlink()
     done = sweep(project)
@@ -161,7 +236,7 @@ def test_a_killed_sweep_goes_on_and_a_second_runner_is_refused(fresh, finished, 
 
 @pytest.mark.slow
 def test_a_truncated_parquet_is_named_and_built_again(project, finished):
-    path = next(project.glob("results/grid/topk-*.parquet"))
+    path = next(project.glob("results/sweeps/grid/topk-*.parquet"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptResult, match=rf"{path.name} cannot be read"):
         rows_of(project)
@@ -224,13 +299,14 @@ def test_profiles_survive_kills_and_failures(profile):
     assert profile == "local" or (settings["slurm-status-command"], settings["slurm-no-account"]) == ("squeue", True)
 
 
+LEASE = [sys.executable, "-m", "idsel_core.study.cli", "lease"]
 HOLD = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
 
 
 def hold(folder: Path, gpus: str, **more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "idsel_core.study.run.gpu_lease", sys.executable, "-c", HOLD],
-        env=environment(CUDA_VISIBLE_DEVICES=gpus, IDSEL_LEASES=str(folder), **more),
+        [*LEASE, "--locks", str(folder), sys.executable, "-c", HOLD],
+        env=environment(CUDA_VISIBLE_DEVICES=gpus, **more),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

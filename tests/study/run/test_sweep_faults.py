@@ -53,14 +53,14 @@ def test_where_only_the_script_is_killed_snakemake_keeps_others_out(fresh, finis
 def test_after_a_full_disk_and_a_read_only_store_a_sweep_goes_on(fresh, finished, tmp_path):
     project = shutil.copytree(fresh, tmp_path / "full")
     with disk(project / "results", "size=60k") as remount:
-        done = sweep(project, "--retries", "0")
+        done = sweep(project, "--", "--retries", "0")
         assert done.returncode != 0
         assert "No space left on device" in done.stderr
         assert len(stamps(project)) < 7
         remount("size=8m,ro")
         done = sweep(project)
         assert done.returncode == 2
-        assert "rows could not be stored: the folder cannot be written to: 'results/grid'" in done.stderr
+        assert "rows could not be stored: the folder cannot be written to: 'results/sweeps/grid'" in done.stderr
         remount("rw")
         done = sweep(project)
         assert done.returncode == 0, done.stderr

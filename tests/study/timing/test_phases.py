@@ -12,12 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from idsel_core import Downsample, IDSelection, Random, UniformGrid, adapter_for, get_method, prune
 from idsel_core.methods import FastV
 from idsel_core.study.cost import flops_analytic, flops_analytic_step, kv_cache_bytes
-from idsel_core.study.timing.cli import main
 from idsel_core.study.timing.example_inputs import example_inputs
 from idsel_core.study.timing.ideal import time_ideal
 from idsel_core.study.timing.phases import time_methods
 from tests.support import tiny
+from tests.support.commands import command
 from tests.support.families import FAMILIES
+
+main = command("time")
 
 PHASES = ["encode", "select", "prefill", "decode"]
 SIZES = {
@@ -266,10 +268,10 @@ def test_the_command_line_times_the_embedded_backbone(capsys):
     ("arguments", "message"),
     [
         (["--model", "nowhere"], "no model in nowhere"),
-        (["--budgets", "0"], "budget must be"),
+        (["--budgets", "0"], "argument --budgets: must be an int of 1 or more, not '0'"),
         (["--method", "idselecton"], "did you mean 'idselection'"),
         (["--text", "1"], "text_tokens must be"),
-        (["--runs", "0"], "runs must be"),
+        (["--runs", "0"], "argument --runs: must be an int of 1 or more, not '0'"),
     ],
 )
 def test_the_command_line_names_the_fault(arguments, message, capsys):

@@ -1,7 +1,7 @@
 """Run a command beside a Slurm of its own: one node, this machine, with two pretended GPUs.
 
-    python scripts/slurm.py make sweep GRID=config/grids/example.yaml PROFILE=workflow/profiles/slurm
-    python scripts/slurm.py --accounting sacct
+    python tests/support/start_slurm.py make sweep GRID=config/grids/example.yaml PROFILE=workflow/profiles/slurm
+    python tests/support/start_slurm.py --accounting sacct
 
 It needs no systemd and no cgroups, listens on free ports, keeps all its files in a temporary folder and is gone when
 the command ends. A pretended GPU is a name: Slurm hands out its number, there is nothing to compute with.

@@ -1,8 +1,6 @@
 """Write one HTML file with all figures and tables, where they came from and what they ran on; it opens offline."""
 
-import argparse
 import base64
-import sys
 from pathlib import Path
 
 import jinja2
@@ -45,7 +43,7 @@ PAGE = """<!doctype html>
 """
 
 
-def origin(figure: Path) -> str:
+def _origin(figure: Path) -> str:
     """Return what a figure was drawn from, as text."""
     try:
         return yaml.safe_dump(read_origin(figure), sort_keys=False)
@@ -53,38 +51,40 @@ def origin(figure: Path) -> str:
         return str(error)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
-    parser.add_argument("--figures", type=Path, default=Path("figures"), help="default: %(default)s")
-    parser.add_argument("--tables", type=Path, default=Path("tables"), help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="default: %(default)s")
-    given = parser.parse_args()
-    figures = sorted(given.figures.glob("*.png"))
-    if not figures:
-        print(f"error: no figures in {given.figures}/; run `make figures` first", file=sys.stderr)
-        return 2
-    stores = {"": Results(given.results), "times/": Times(given.results)}
+def write_report(out: Path, figures: Path, tables: Path, rows: Path, times: Path) -> str:
+    """Write the report and return a line about it.
+
+    Parameters
+    ----------
+    out : Path
+        The HTML file.
+    figures, tables : Path
+        Folders of what is shown.
+    rows, times : Path
+        Folders of the stores, whose parameters and environments are shown.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no figures.
+    ValueError
+        If a store is damaged.
+    """
+    pictures = sorted(figures.glob("*.png"))
+    if not pictures:
+        raise FileNotFoundError(f"no figures in {figures}/; run `make figures` first")
     markdown = mistune.create_markdown(plugins=["table"])
-    try:
-        jobs = [
-            (f"{folder}{job}", yaml.safe_dump(store.provenance(job), sort_keys=False))
-            for folder, store in stores.items()
-            for job in store.jobs()
-        ]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    jobs = [
+        (f"{kind}{job}", yaml.safe_dump(store.provenance(job), sort_keys=False))
+        for kind, store in (("", Results(rows)), ("times: ", Times(times)))
+        for job in store.jobs()
+    ]
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     html = page.render(
-        figures=[(path.stem, base64.b64encode(path.read_bytes()).decode(), origin(path)) for path in figures],
-        tables=[(path.stem, markdown(path.read_text())) for path in sorted(given.tables.glob("*.md"))],
+        figures=[(path.stem, base64.b64encode(path.read_bytes()).decode(), _origin(path)) for path in pictures],
+        tables=[(path.stem, markdown(path.read_text())) for path in sorted(tables.glob("*.md"))],
         jobs=jobs,
     )
-    given.out.write_text(html)
-    print(f"{given.out}: {len(html) / 2**20:.1f} MiB, {len(figures)} figures, {len(jobs)} jobs")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html)
+    return f"{out}: {len(html) / 2**20:.1f} MiB, {len(pictures)} figures, {len(jobs)} jobs"

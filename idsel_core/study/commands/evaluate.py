@@ -1,0 +1,94 @@
+"""Print the accuracy of one method at one budget, by question type.
+
+For example:
+
+    idsel evaluate --method idselection --budget 64 --knob gamma 5
+    idsel evaluate --method fastv --budget 0.25 --split test --limit 280
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from idsel_core.study.commands._arguments import add_study_arguments, natural
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "--method",
+        default="idselection",
+        metavar="NAME",
+        help="a method, full for all visual tokens, or no-image; an unknown name lists all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--budget",
+        default="64",
+        metavar="K",
+        help="visual tokens to keep, or a share such as 0.1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--knob",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a setting of the method, e.g. gamma 5, faithful true, layers [2,0.5]; may be given several times",
+    )
+    parser.add_argument(
+        "--limit", type=natural, default=0, metavar="N", help="ask about so many questions; 0 asks all (default: 0)"
+    )
+    add_study_arguments(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Ask the questions and print the accuracy."""
+    from idsel_core.methods import METHODS, get_method
+    from idsel_core.study.backbone_folders import check_evaluable
+    from idsel_core.study.dataset import BLIND, FULL, read_split
+    from idsel_core.study.devices import check_device
+    from idsel_core.study.knobs import parse_knob
+
+    ends = (FULL, BLIND)
+    if given.method in ends:
+        if given.knob:
+            raise ValueError(f"{given.method} has no knobs, so --knob {given.knob[0][0]} means nothing")
+        method = given.method
+    elif given.method in METHODS:
+        settings = {name: parse_knob(given.method, name, text) for name, text in given.knob if name != "budget"}
+        if len(settings) < len(given.knob):
+            raise ValueError("each knob may be given once, and the budget is given by --budget")
+        method = get_method(given.method, budget=_budget(given.budget), **settings)
+    else:
+        raise _unknown(given.method, [*ends, *METHODS])
+    check_device(given.device)
+    check_evaluable(given.backbone)
+    read_split(given.split, given.data, given.limit)
+
+    from idsel_core.study.evaluate import accuracy, open_study
+
+    study = open_study(
+        given.split,
+        limit=given.limit,
+        model=given.backbone,
+        data=given.data,
+        device=given.device,
+        tower_depths=getattr(method, "tower_depths", ()) or None,
+    )
+    print(accuracy(study.run([method])).round(3).to_string())
+    return 0
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"--budget must be a number of visual tokens, or a share such as 0.1, not {text!r}") from None
+
+
+def _unknown(name: str, known: list[str]) -> ValueError:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown method {name!r}{hint}; known: {', '.join(known)}")
