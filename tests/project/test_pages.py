@@ -150,7 +150,7 @@ def test_no_page_sets_a_path(page):
 
 @pytest.mark.parametrize("page", load_blocks().pages(), ids=named)
 def test_generated_blocks_are_up_to_date(page):
-    assert load_blocks().render(page.read_text()) == page.read_text(), "run workflow/scripts/blocks.py"
+    assert load_blocks().render(page.read_text()) == page.read_text(), "run make publish ARGS=--pages"
 
 
 def test_the_headline_counts_equal_tokens_alone_and_says_how_many_questions():

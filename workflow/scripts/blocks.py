@@ -2,14 +2,11 @@
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `BLOCKS` has one function a name. Each reads
 tracked files alone: docs/tables, docs/families.json, docs/timing.json, the data set, the configurations and the code.
-
-    python workflow/scripts/blocks.py            write the blocks of all pages
-    python workflow/scripts/blocks.py --check    fail where a block is out of date
+`publish.py` writes the blocks of all pages.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import inspect
 import json
@@ -440,21 +437,3 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "time": lambda: times("figures", "test"),
     "training": training,
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the generated blocks of all pages, or check them; return 1 where one is out of date."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is out of date")
-    given = parser.parse_args(arguments)
-    stale = {page: text for page in pages() if (text := render(page.read_text())) != page.read_text()}
-    for page, text in stale.items():
-        if given.check:
-            print(f"{page.relative_to(ROOT)} is out of date: run `make publish`", file=sys.stderr)
-        else:
-            page.write_text(text)
-    return int(given.check and bool(stale))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
