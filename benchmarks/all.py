@@ -32,7 +32,7 @@ def commands(device: str, models: list[str], results: Path) -> list[list[str]]:
     store = results / "benchmarks"
     chosen = [
         ["selection", "--device", device, "--results", str(store)],
-        ["peers", "--device", device, "--out", str(store / f"peers-{device}.parquet")],
+        ["peers", "--device", device, "--times", str(results / "times")],
     ]
     if device == "cpu":
         chosen += [["importance", "--results", str(store)], ["store"]]

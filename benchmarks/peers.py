@@ -16,12 +16,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 import transformers
 from torch import Tensor
 
 from idsel_core.methods import InLLM, Method, get_method, list_methods
 from idsel_core.methods._shared.in_llm import LayerTokens
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.times import Times, selection_rows
 from idsel_core.study.timing.interleaved import in_turns
 from idsel_core.visual_tokens import VisualTokens
 
@@ -125,7 +128,7 @@ def case(text: str) -> tuple[int, int]:
 def main() -> None:
     """Print one table a case and, if asked, write a row for each method and case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = ["576:16", "576:64", "576:192", "2880:320", "12000:1024"]
+    every = ["144:16", "288:32", "576:16", "576:64", "576:192", "1152:128", "2880:320", "12000:1024"]
     parser.add_argument(
         "--cases",
         type=case,
@@ -142,6 +145,7 @@ def main() -> None:
         "--memory", type=float, default=1.0, help="GiB that N x N tables of a method may take (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="write the times as .csv or .parquet")
+    parser.add_argument("--times", type=Path, help="store of times to write to, as job peers-cpu or peers-cuda")
     given = parser.parse_args()
     if given.out and given.out.suffix not in (".csv", ".parquet"):
         parser.error(f"--out must end in .csv or .parquet, not {given.out.name!r}")
@@ -185,9 +189,11 @@ def main() -> None:
             row |= {"low": low, "high": high, "threads": torch.get_num_threads()}
             row |= {"torch": torch.__version__, "transformers": transformers.__version__}
             rows.append({**row, "left_out": left_out.get(name, ""), "rounds": given.rounds, "device": machine})
+    if given.times:
+        asked = {"cases": [f"{n}:{k}" for n, k in given.cases], "rounds": given.rounds, "width": given.width}
+        job, note = f"peers-{'cuda' if cuda else 'cpu'}", provenance(asked, device=machine)
+        Times(given.times).write(job, selection_rows(pd.DataFrame(rows)), note)
     if given.out:
-        import pandas as pd
-
         frame = pd.DataFrame(rows)
         frame.to_csv(given.out, index=False) if given.out.suffix == ".csv" else frame.to_parquet(given.out, index=False)
 

@@ -36,6 +36,7 @@ from .methods import UniformGrid as UniformGrid
 from .methods import VisionZip as VisionZip
 from .methods import VisPruner as VisPruner
 from .methods import VScan as VScan
+from .methods._shared.base import take_best as take_best
 from .methods import get_method as get_method
 from .methods import list_methods as list_methods
 from .pruning import DropRecord as DropRecord

@@ -60,7 +60,7 @@ def gamma_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         gamma_axis(below, swept["gamma"])
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("kept tokens\non objects")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return add_note(figure, f"{questions_asked(rows)}; {BANDS}")
 
 
@@ -100,7 +100,7 @@ def importance_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         axis.set_yticks(range(len(order)), order)
         percent_axis(axis.xaxis)
         axis.set_xlabel("accuracy")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return add_note(
         figure, f"{questions_asked(rows)}; {BARS}", "scores sorted by their mean accuracy over the variants"
     )
@@ -111,8 +111,10 @@ _NORMALISE = {"minmax": "min-max", "raw": "raw scores"}
 
 def named_importance(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the column `score`: the importance, and where its instruction attention was read if not at the default."""
-    asks = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != "last@0")
-    return rows.assign(score=rows["importance"].where(~asks, rows["importance"] + " (" + rows["instruction"] + ")"))
+    reads = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != "last@0")
+    where = rows["instruction"].fillna("").str.replace("mean@", "whole question, layer ")
+    where = where.str.replace("last@", "last token, layer ")
+    return rows.assign(score=rows["importance"].where(~reads, rows["importance"] + " (" + where + ")"))
 
 
 def budget_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:

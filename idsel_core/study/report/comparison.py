@@ -11,6 +11,7 @@ import pandas as pd
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.report.theme import ENDS, FINAL, label
 from idsel_core.study.report.wording import verdict
+from idsel_core.study.store.results import Results
 
 _OUTCOMES: Final = {"above": "win", "not told apart from": "tie", "below": "loss"}
 _FRAGILE: Final = "vispruner"
@@ -23,6 +24,39 @@ def by_title(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(method=rows["method"].where(~final, rows["method"] + FINAL))
 
 
+def read_comparison(results: Results, job: str = "06_comparison", beside: str = "04_ablation_budget") -> pd.DataFrame:
+    """Return the rows of the comparison, with those of the controls where another job asked them the same questions.
+
+    Parameters
+    ----------
+    results : Results
+        The store.
+    job : str
+        The comparison.
+    beside : str
+        The job that asked the controls. Of its rows those of other questions, splits or budgets are left out, and those
+        of settings that the comparison asked itself.
+
+    Raises
+    ------
+    ValueError
+        If a control was not asked all questions of the comparison.
+    """
+    rows = results.frame(job)
+    asked = rows["question_id"].unique()
+    if beside not in results.jobs():
+        return rows
+    more = results.frame(beside)
+    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked) & (more["positions"] == "compact")]
+    more = more[(more["seed"] == 0) & (more["budget"].isin(rows["budget"]) | more["method"].isin(list(ENDS)))]
+    own = pd.MultiIndex.from_frame(rows[["method", "budget"]]).unique()
+    more = more[~pd.MultiIndex.from_frame(more[["method", "budget"]]).isin(own)]
+    short = more.groupby(["method", "budget"])["question_id"].nunique()
+    if (short < len(asked)).any():
+        raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
+    return pd.concat([rows, more], ignore_index=True)
+
+
 def is_final(method: str) -> bool:
     """Return whether the budget of a method, as `by_title` calls it, is what is left after the last drop."""
     return method.endswith(FINAL)
@@ -33,14 +67,22 @@ def marked_label(method: str) -> str:
     return label(method) + (" †" if is_final(method) else " ‡" if method == _FRAGILE else "")
 
 
-def ranking_notes(methods: Iterable[str]) -> list[str]:
-    """Return what has to be said below a ranking of these methods."""
+def ranking_notes(methods: Iterable[str], apart: bool = True) -> list[str]:
+    """Return what has to be said below a ranking of these methods.
+
+    Parameters
+    ----------
+    methods : iterable of str
+        The methods, as `by_title` calls them.
+    apart : bool
+        Whether those that read more tokens than their budget stand apart; they need not where cost is measured.
+    """
     methods = set(methods)
     notes = []
     if any(map(is_final, methods)):
+        why = ", so these rows stand apart and are not ranked with the others" if apart else ""
         notes.append(
-            "† The budget is what is left after the last drop: earlier layers read more tokens than that, so these "
-            "rows stand apart and are not ranked with the others."
+            f"† The budget is what is left after the last drop: earlier layers read more tokens than that{why}."
         )
     if _FRAGILE in methods:
         notes.append(

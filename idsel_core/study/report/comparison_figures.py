@@ -195,8 +195,7 @@ def versus_each_figure(table: pd.DataFrame, budgets: Sequence[float], method: st
         axis.set_xlabel("points of accuracy")
     _name_places(axes[0, 0], order)
     title = f"accuracy of {label(method)} minus that of each other method"
-    figure.suptitle(title, fontsize="medium", x=0.02, ha="left")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, title=title)
     return add_note(
         figure,
         f"{drawn['questions'].max():,} questions; bars: 95 % paired intervals, not corrected for how many there are",
@@ -242,7 +241,7 @@ def difficulty_figure(rows: pd.DataFrame, budgets: Sequence[float], resamples: i
         percent_axis(axis.xaxis)
         axis.set_xlabel("accuracy")
     _name_places(axes[0, 0], order)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return add_note(
         figure,
         f"{questions_asked(rows)} that all tokens answer; easy: a smaller image answers it too; 95 % intervals",

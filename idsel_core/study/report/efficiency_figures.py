@@ -54,7 +54,7 @@ def phases_figure(times: pd.DataFrame, method: str = "idselection") -> Figure:
         axis.grid(axis="y", visible=False)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("visual tokens kept")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -124,12 +124,12 @@ def pareto_figure(table: pd.DataFrame) -> Figure:
     panels[0].set_xlabel("milliseconds of an answer")
     panels[1].set_xlabel("milliseconds after the tower pass")
     panels[0].set_ylabel("share of full performance")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
     named = table.loc[table["front"] | table["front_after_encode"], "method"]
     return add_note(
         figure,
         f"{table['questions'].max():,} questions; times of one question; at the front: method and tokens kept",
-        *ranking_notes(named),
+        *ranking_notes(named, apart=False),
     )
 
 
@@ -156,7 +156,7 @@ def _name_points(axis: Axes, front: pd.DataFrame, time: str) -> None:
             fontsize=6.5,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 1},
         )
-    axis.set_xlim(left=left * 0.36)
+    axis.set_xlim(left=left * 0.3)
 
 
 def selection_figure(times: pd.DataFrame) -> Figure:
@@ -165,9 +165,12 @@ def selection_figure(times: pd.DataFrame) -> Figure:
     Parameters
     ----------
     times : DataFrame
-        Rows of the store of times, those of `SELECTION` among them.
+        Rows of the store of times, those of `SELECTION` among them. Where several budgets were chosen from as many
+        tokens, the one nearest to a ninth of them is drawn.
     """
     table = times[times["phase"] == SELECTION]
+    far = (9 * table["kept_tokens"] / table["tokens_before"] - 1).abs()
+    table = table[far == far.groupby(table["tokens_before"]).transform("min")]
     order = table[table["tokens_before"] == table["tokens_before"].max()].sort_values("median_ms", ascending=False)
     figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
     drawn = styles(list(dict.fromkeys(table["method"])))
@@ -221,7 +224,7 @@ def models_figure(costs: pd.DataFrame) -> Figure:
             line.set_minor_locator(NullLocator())
         axis.set_xlabel("visual tokens kept")
     panels[0].set_ylabel("FLOPs of a prefill")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
     return figure
 
 

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from idsel_core.methods import METHODS
@@ -29,8 +29,6 @@ FINAL: Final = " (final)"
 _FIRST = ("idselection", "topk", "diversity", "random", "uniform", "downsample", *ENDS)
 _LEADING = dict(zip(_FIRST, [*sns.color_palette("colorblind", 6), "0.2", "0.6"], strict=True))
 _MARKERS = "osD^vPXd<>ph*8H"
-_LABEL_GAP = 0.35
-"""Least distance of two labels on a logarithmic axis, in powers of ten."""
 
 
 def use_theme() -> None:
@@ -66,14 +64,14 @@ def plot_band(axes: Axes, table: pd.DataFrame, x: str, y: str, name: str, **styl
 def percent_axis(axis: Axis) -> None:
     """Show shares as percent, at ticks that no rounding moves."""
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
 
 
 def budget_axis(axes: Axes, budgets: ArrayLike, name: str = "visual tokens kept") -> None:
-    """Give a logarithmic x axis a tick at each budget."""
+    """Give a logarithmic x axis a tick at each budget, and a label where there is room for one."""
     ticks = sorted({int(budget) for budget in pd.Series(budgets)})
     axes.set_xscale("log", base=2)
-    _ticks(axes, ticks, [str(tick) for tick in ticks])
+    _ticks(axes, ticks, _labels_with_room(ticks, 1.7))
     axes.set_xlabel(name)
 
 
@@ -81,14 +79,19 @@ def gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
     """Give a logarithmic x axis that begins at 0 a tick at each gamma, and a label where there is room for one."""
     ticks = sorted({float(gamma) for gamma in pd.Series(gammas)})
     axes.set_xscale("symlog", linthresh=1, base=10)
+    _ticks(axes, ticks, _labels_with_room(ticks, 2.2))
+    axes.set_xlabel("gamma")
+
+
+def _labels_with_room(ticks: Sequence[float], ratio: float) -> list[str]:
+    """Return the labels of rising ticks, empty where the next label to the right is nearer than a ratio."""
     said: list[str] = []
     last = float("inf")
     for tick in reversed(ticks):
-        room = tick < 1 or last > tick * 10**_LABEL_GAP
+        room = last > tick * ratio
         said.insert(0, f"{tick:g}" if room else "")
         last = tick if room else last
-    _ticks(axes, ticks, said)
-    axes.set_xlabel("gamma")
+    return said
 
 
 def _ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
@@ -107,9 +110,9 @@ def questions_asked(rows: pd.DataFrame) -> str:
 
 
 def add_note(figure: Figure, *lines: str) -> Figure:
-    """Write lines below the lower right corner of a figure, such as how many questions it asked."""
+    """Write lines in the lower right corner of a figure, such as how many questions it asked."""
     text = "\n".join(line for line in lines if line)
-    figure.text(0.995, -0.005, text, ha="right", va="top", fontsize=6.5, color="0.35")
+    figure.supxlabel(text, x=0.995, ha="right", fontsize=6.5, color="0.35")
     return figure
 
 

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables
+from idsel_core.study.store.results import Results
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
+from tests.support.rows import make_rows
 
 mpl.use("Agg")
 METHODS = ("idselection", "downsample", "topk", "random")
@@ -86,7 +88,7 @@ def test_final_budgets_have_a_name_of_their_own_and_stand_apart(rows, with_final
     for figure in figures:
         names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
         assert names[-1] == "FastV (final) †" and names[0] != names[-1]
-        assert "not ranked with the others" in figure.texts[-1].get_text()
+        assert "not ranked with the others" in figure.get_supxlabel()
     graded, table = comparison.by_difficulty(with_final), comparison.versus_each(with_final, resamples=50)
     for figure in (
         comparison_figures.versus_each_figure(table, [64]),
@@ -104,8 +106,26 @@ def test_the_ranking_has_one_order_that_it_tells(with_final):
     figure = comparison_figures.ranking_figure(with_final, resamples=50)
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert names[:2] == ["top-K importance", "FastV"]
-    assert "sorted by how far a method is above the mean of a column" in figure.texts[-1].get_text()
+    assert "sorted by how far a method is above the mean of a column" in figure.get_supxlabel()
     assert not any(line.get_visible() for line in figure.axes[0].get_xgridlines())
+
+
+def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
+    store = Results(tmp_path)
+    store.write("peers", make_rows(12, (64, 16), "divprune"), {})
+    assert set(comparison.read_comparison(store, "peers", "controls")["method"]) == {"divprune"}
+    more = make_rows(14, (64, 16, 4), "random")
+    spread = make_rows(12, (64, 16), "random").assign(positions="keep")
+    own = make_rows(12, (64,), "divprune").assign(correct=True)
+    store.write("controls", pd.concat([more, make_rows(14, (576,), "full"), spread, own], ignore_index=True), {})
+    both = comparison.read_comparison(store, "peers", "controls")
+    counts = both.groupby(["method", "budget"])["question_id"].nunique().to_dict()
+    asked = [("divprune", 64), ("divprune", 16), ("random", 64), ("random", 16), ("full", 576)]
+    assert counts == dict.fromkeys(asked, 12)
+    assert len(both) == 60 and set(both["job"]) == {"peers", "controls"}
+    store.write("controls", make_rows(10, (64, 16), "random"), {})
+    with pytest.raises(ValueError, match="controls asked 10 of the 12 questions of peers; it must ask them all"):
+        comparison.read_comparison(store, "peers", "controls")
 
 
 def test_a_ranking_with_vispruner_says_that_its_numbers_move():

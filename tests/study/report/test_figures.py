@@ -81,9 +81,10 @@ def test_importance_figure_has_a_row_for_each_score():
     ]
     rows = made_up(settings, dict(enumerate(np.linspace(0.4, 0.8, len(settings)))))
     axis = figures.importance_figure(rows, 100).axes[0]
-    assert {text.get_text() for text in axis.get_yticklabels()} == {"saliency", "unified", "unified (mean@0)"}
+    names = {text.get_text() for text in axis.get_yticklabels()}
+    assert names == {"saliency", "unified", "unified (whole question, layer 0)"}
     said = words.about_importance(rows, 100)
-    assert "from *unified (mean@0)*" in said
+    assert "from *unified (whole question, layer 0)*" in said
     assert "*raw* is above *minmax*" in said
 
 
@@ -122,7 +123,7 @@ def test_labels_are_those_of_the_methods():
 def test_figures_say_how_many_questions_they_asked(budget, gamma):
     drawn = [figures.budget_figure(budget, 50), figures.gamma_figure(gamma, 50), figures.objects_figure(budget)]
     for figure in drawn:
-        assert "90 questions" in figure.texts[-1].get_text()
+        assert "90 questions" in figure.get_supxlabel()
 
 
 def test_a_method_keeps_its_colour_in_any_company():
