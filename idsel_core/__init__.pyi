@@ -37,6 +37,10 @@ from .methods import VisionZip as VisionZip
 from .methods import VisPruner as VisPruner
 from .methods import VScan as VScan
 from .methods._shared.base import take_best as take_best
+from .methods._shared.drop_plan import resolve_layers as resolve_layers
+from .methods._shared.in_llm import Choice as Choice
+from .methods._shared.in_llm import LayerTokens as LayerTokens
+from .methods._shared.in_llm import most_attended as most_attended
 from .methods import get_method as get_method
 from .methods import list_methods as list_methods
 from .pruning import DropRecord as DropRecord

@@ -1,7 +1,7 @@
 """Where the project lies, and in it the embedded backbone, its data set and the results.
 
-The project is the nearest folder, from the working folder upwards, that has a pyproject.toml or a data set; so a notebook
-finds the same files from JupyterLab, papermill and Snakemake.
+The project is the nearest folder, from the working folder upwards, that has a pyproject.toml or a data set; so a
+notebook finds the same files from JupyterLab, papermill and Snakemake.
 """
 
 from pathlib import Path

@@ -30,8 +30,10 @@ def test_the_workflow_runs_all_notebooks_and_no_others():
     assert [path.stem for path in NOTEBOOKS] == sorted(
         [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"], *WORKFLOW["by_hand"]]
     )
-    assert {*WORKFLOW["reads"], *sum(WORKFLOW["reads"].values(), [])} <= set(WORKFLOW["jobs"])
-    assert {split for splits in WORKFLOW["jobs"].values() for split in splits} <= set(WORKFLOW["splits"])
+    jobs = set(WORKFLOW["jobs"])
+    assert all({job, *read} <= jobs for job, read in WORKFLOW["reads"].items())
+    assert {job for read in WORKFLOW["timed"].values() for job in read} <= jobs
+    assert set(WORKFLOW["splits"]) <= {split for splits in WORKFLOW["jobs"].values() for split in splits}
 
 
 @each_notebook
