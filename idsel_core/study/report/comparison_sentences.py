@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
-from idsel_core.study.report.comparison import is_final, marked_label
+from idsel_core.study.report.comparison import is_final, marked_label, ranking_notes
 from idsel_core.study.report.theme import label
 from idsel_core.study.report.wording import points
 
@@ -30,7 +30,7 @@ def about_comparison(table: pd.DataFrame, method: str = "idselection") -> str:
         if final.any():
             line += f" Of methods that read more tokens than this, it is {_outcomes(part[final])}."
         lines.append(line)
-    return "\n".join(lines)
+    return "\n\n".join(["\n".join(lines), *ranking_notes(table["other"], apart=False)])
 
 
 def _outcomes(part: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from idsel_core.study.dataset import FULL
-from idsel_core.study.report.comparison import marked_label
+from idsel_core.study.report.comparison import marked_label, ranking_notes
 from idsel_core.study.report.efficiency import totals
 
 
@@ -70,4 +70,5 @@ def about_front(table: pd.DataFrame) -> str:
             for row in front.to_dict("records")
         )
         lines.append(f"- **{words}**: {said}.")
-    return "\n".join(lines)
+    named = table.loc[table["front"] | table["front_after_encode"], "method"]
+    return "\n\n".join(["\n".join(lines), *ranking_notes(named, apart=False)])
