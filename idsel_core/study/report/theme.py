@@ -80,6 +80,7 @@ def gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
     ticks = sorted({float(gamma) for gamma in pd.Series(gammas)})
     axes.set_xscale("symlog", linthresh=1, base=10)
     _ticks(axes, ticks, _labels_with_room(ticks, 2.2))
+    axes.set_xlim(-0.1 if ticks[0] < 1 else ticks[0] / 1.15, 1.15 * max(1.0, ticks[-1]))
     axes.set_xlabel("gamma")
 
 
