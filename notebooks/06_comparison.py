@@ -111,14 +111,14 @@ budget = shown_budgets[-1]
 scores = paired_scores(rows[rows["budget"] == budget], ["method"])  # a row a question, a column a method
 gaps = {other: paired_difference(scores[own], scores[other], resamples=resamples) for other in scores.columns.drop(own)}
 order = comparison_figures.apart(sorted(gaps, key=lambda other: gaps[other].mean, reverse=True))[::-1]
-figure, axis = plt.subplots(figsize=(1.5 * theme.COLUMN, 0.9 + 0.2 * len(order)), layout="constrained")
+figure, axis = plt.subplots(figsize=(theme.PAGE, 0.9 + 0.2 * len(order)), layout="constrained")
 for place, other in enumerate(order):
     gap = gaps[other]
     color = "0.55" if gap.low <= 0 <= gap.high else "#0173b2" if gap.mean > 0 else "#d55e00"
     axis.plot([100 * gap.low, 100 * gap.high], [place, place], color=color)
     axis.plot(100 * gap.mean, place, "o", markersize=4, color=color)
 axis.axvline(0, color="0.3", linewidth=0.8)
-axis.set_yticks(range(len(order)), [comparison.marked_label(other) for other in order])
+comparison_figures.name_places(axis, order)
 axis.set_xlabel(f"points of accuracy of {theme.label(own)} above each method, {budget} tokens")
 theme.add_note(figure, theme.questions_asked(rows), *comparison.ranking_notes(order))
 theme.save(figure, project_path(figures_dir), "06_versus_each", drawn_from)

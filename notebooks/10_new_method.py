@@ -88,13 +88,15 @@ mine[0]
 
 # %%
 def random_images(lengths: list[int], longest: int) -> VisualTokens:
-    draw = torch.Generator().manual_seed(0)
     mask = torch.arange(longest) < torch.tensor(lengths)[:, None]  # (B, N)
-    place = torch.arange(longest).expand(len(lengths), longest)
-    grid = torch.stack([place // 8, place % 8], -1).masked_fill(~mask[..., None], -1)
-    features = torch.randn(len(lengths), 99, 16, generator=draw)[:, :longest].masked_fill(~mask[..., None], torch.nan)
-    saliency = torch.rand(len(lengths), 99, generator=draw)[:, :longest].masked_fill(~mask, torch.nan)
-    return VisualTokens(features, mask, grid, {"cls_attention": lambda: saliency})
+
+    def noise(*shape: int) -> torch.Tensor:
+        rows = [torch.rand(99, *shape, generator=torch.Generator().manual_seed(row)) for row in range(len(lengths))]
+        return torch.stack(rows)[:, :longest].masked_fill(~mask.view(*mask.shape, *[1] * len(shape)), torch.nan)
+
+    place = torch.arange(longest).expand(mask.shape)
+    grid = torch.stack([place // 8, place % 8], -1).masked_fill(~mask[..., None], -1)  # (B, N, 2)
+    return VisualTokens(noise(16), mask, grid, {"cls_attention": noise})
 
 
 method = Chessboard(9, discount=discount)

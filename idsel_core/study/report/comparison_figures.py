@@ -156,7 +156,7 @@ def _name_rows(axis: Axes, methods: Sequence[str]) -> None:
         axis.axhline(ranked, color="black", linewidth=1.5)
 
 
-def _name_places(axis: Axes, methods: Sequence[str]) -> None:
+def name_places(axis: Axes, methods: Sequence[str]) -> None:
     """Name the places 0, 1, ... from the bottom, and draw a line above those of the methods that stand apart."""
     axis.set_yticks(range(len(methods)), [marked_label(method) for method in methods])
     below = sum(map(is_final, methods))
@@ -193,7 +193,7 @@ def versus_each_figure(table: pd.DataFrame, budgets: Sequence[float], method: st
         axis.axvline(0, color="0.3", linewidth=0.8)
         axis.set_title(f"{budget:g} tokens")
         axis.set_xlabel("points of accuracy")
-    _name_places(axes[0, 0], order)
+    name_places(axes[0, 0], order)
     title = f"accuracy of {label(method)} minus that of each other method"
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, title=title)
     return add_note(
@@ -240,7 +240,7 @@ def difficulty_figure(rows: pd.DataFrame, budgets: Sequence[float], resamples: i
         axis.set_title(f"{budget:g} tokens: {counts.get('easy', 0)} easy, {counts.get('hard', 0)} hard", fontsize=8)
         percent_axis(axis.xaxis)
         axis.set_xlabel("accuracy")
-    _name_places(axes[0, 0], order)
+    name_places(axes[0, 0], order)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return add_note(
         figure,
