@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def percent_axis(axis: Axis) -> None:
 
 def budget_axis(axes: Axes, budgets: ArrayLike, name: str = "visual tokens kept") -> None:
     """Give a logarithmic x axis a tick at each budget, and a label where there is room for one."""
-    ticks = sorted({int(budget) for budget in pd.Series(budgets)})
+    ticks = sorted(set(np.asarray(budgets).astype(int).tolist()))
     axes.set_xscale("log", base=2)
     _ticks(axes, ticks, _labels_with_room(ticks, 1.7))
     axes.set_xlabel(name)
@@ -77,7 +78,7 @@ def budget_axis(axes: Axes, budgets: ArrayLike, name: str = "visual tokens kept"
 
 def gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
     """Give a logarithmic x axis that begins at 0 a tick at each gamma, and a label where there is room for one."""
-    ticks = sorted({float(gamma) for gamma in pd.Series(gammas)})
+    ticks = sorted(set(np.asarray(gammas).astype(float).tolist()))
     axes.set_xscale("symlog", linthresh=1, base=10)
     _ticks(axes, ticks, _labels_with_room(ticks, 2.2))
     axes.set_xlim(-0.1 if ticks[0] < 1 else ticks[0] / 1.15, 1.15 * max(1.0, ticks[-1]))
