@@ -29,7 +29,7 @@ from idsel_core.study.cost.shapes import SIZE_HELP, size_given
 from idsel_core.study.devices import check_device
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import MODEL, TIMES
-from idsel_core.study.report import efficiency
+from idsel_core.study.report import efficiency_sentences, efficiency_tables
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.times import Times
 from idsel_core.study.timing.example_inputs import example_inputs
@@ -105,10 +105,11 @@ def main() -> int:
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{given.model}: {whole} visual and {given.text} text tokens\n\n{efficiency.summary(rows, given.method)}\n")
-    ideal = efficiency.ideal_table(rows)
+    said = efficiency_tables.summary(rows, given.method)
+    print(f"\n{given.model}: {whole} visual and {given.text} text tokens\n\n{said}\n")
+    ideal = efficiency_tables.ideal_table(rows)
     if len(ideal):
-        print(f"{ideal.round(3).to_markdown(index=False)}\n\n{efficiency.about_ideal(ideal)}")
+        print(f"{ideal.round(3).to_markdown(index=False)}\n\n{efficiency_sentences.about_ideal(ideal)}")
     for what, why in missing.items():
         print(f"left out: {what}: {why}")
     known = rows.dropna(subset="peak_bytes")

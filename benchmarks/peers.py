@@ -129,7 +129,7 @@ def case(text: str) -> tuple[int, int]:
 def main() -> None:
     """Print one table a case and, if asked, write a row for each method and case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = ["576:16", "576:64", "576:192", "2880:320", "12000:1024"]
+    every = ["144:16", "288:32", "576:16", "576:64", "576:192", "1152:128", "2880:320", "12000:1024"]
     parser.add_argument(
         "--cases",
         type=case,

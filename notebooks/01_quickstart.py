@@ -17,15 +17,12 @@ split = "validation"  # split of the data set that the image comes from
 image = 7  # which image of that split, from 0
 budget = 64  # visual tokens to keep
 gamma = 20.0  # sharpness of the suppression, 0 to infinity
-results_dir = "results"  # folder of the result store
-figures_dir = "figures"  # folder for the figures
+results_dir = "results/rows"  # folder of the stored rows
+figures_dir = "results/figures"  # folder for the figures
 
 # %%
-import os
 import time
-from pathlib import Path
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
 started = time.perf_counter()
 
 import matplotlib.pyplot as plt
@@ -40,12 +37,12 @@ from idsel_core.study.dataset import BLIND, FULL, Split, read_split
 from idsel_core.study.encodings import encode_split, image_pixels
 from idsel_core.study.evaluate import Study
 from idsel_core.study.open_backbone import open_backbone
-from idsel_core.study.paths import MODEL
-from idsel_core.study.report import theme as figures
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import pictures, theme
 from idsel_core.study.store.provenance import origin, provenance
 from idsel_core.study.store.results import Results
 
-figures.use_theme()
+theme.use_theme()
 _ = torch.set_grad_enabled(False)
 
 # %% [markdown]
@@ -86,16 +83,16 @@ Markdown(answers.to_markdown(index=False))
 encoded = backbone.encode(image_pixels(processor, [picture], model.device))
 saliency = encoded.views["cls_attention"]()[0]
 grid = [int(side) + 1 for side in encoded.grid[0].amax(0)]
-figure, axes = plt.subplots(1, 3, figsize=(figures.PAGE, 2.6), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(theme.PAGE, 2.6), layout="constrained")
 axes[0].imshow(picture)
 axes[0].set_axis_off()
-figures.draw_heat(axes[1], picture, saliency, *grid)
-figures.draw_kept(axes[2], picture, run.report[0].order, *grid)
+pictures.draw_heat(axes[1], picture, saliency, *grid)
+pictures.draw_kept(axes[2], picture, run.report[0].order, *grid)
 for axis, title in zip(axes, ["image", "saliency", f"{run.report[0].after} tokens kept"], strict=True):
     axis.set_title(title)
 parameters = {"split": split, "image": image, "budget": budget, "gamma": gamma}
 files = [*whole.files, MODEL / "model.safetensors"]
-figures.save(figure, figures_dir, "quickstart_scene", origin(files, **parameters))
+theme.save(figure, project_path(figures_dir), "quickstart_scene", origin(files, **parameters))
 
 # %% [markdown]
 # ## Real photographs
@@ -119,17 +116,17 @@ picks = visual.select(tokens)
 
 # %%
 unit = torch.nn.functional.normalize(tokens.features.detach().float(), dim=-1)
-figure, axes = plt.subplots(len(shots), 4, figsize=(figures.PAGE, 1.75 * len(shots)), layout="constrained")
+figure, axes = plt.subplots(len(shots), 4, figsize=(theme.PAGE, 1.75 * len(shots)), layout="constrained")
 for row, (title, shot) in enumerate(shots.items()):
     first = int(picks.order[row, 0])
     axes[row, 0].imshow(shot)
     axes[row, 0].set_axis_off()
-    figures.draw_heat(axes[row, 1], shot, tokens.saliency[row].detach(), *grid)
-    figures.draw_heat(axes[row, 2], shot, unit[row] @ unit[row, first], *grid)
-    figures.draw_kept(axes[row, 3], shot, picks.order[row].tolist(), *grid)
+    pictures.draw_heat(axes[row, 1], shot, tokens.saliency[row].detach(), *grid)
+    pictures.draw_heat(axes[row, 2], shot, unit[row] @ unit[row, first], *grid)
+    pictures.draw_kept(axes[row, 3], shot, picks.order[row].tolist(), *grid)
     for axis, what in zip(axes[row], [title, "saliency", "like the first pick", f"{budget} tokens kept"], strict=True):
         axis.set_title(what, fontsize="small")
-figures.save(figure, figures_dir, "quickstart_photographs", origin(files[-1:], budget=budget, gamma=gamma))
+theme.save(figure, project_path(figures_dir), "quickstart_photographs", origin(files[-1:], budget=budget, gamma=gamma))
 
 # %% [markdown]
 # ## The same image through the study's harness
@@ -140,7 +137,7 @@ figures.save(figure, figures_dir, "quickstart_photographs", origin(files[-1:], b
 one = Split(whole.name, asked, whole.images.loc[[name]], whole.files)
 study = Study(backbone, processor, one, encode_split(backbone, processor, one))
 rows = study.run([FULL, BLIND, method])
-Results(results_dir).write("01_quickstart", rows, provenance(parameters, files, started=started))
+Results(project_path(results_dir)).write("01_quickstart", rows, provenance(parameters, files, started=started))
 right = rows.groupby("method", sort=False)["correct"].sum().astype(int)
-said = [f"{figures.label(which)}: {count} of {len(asked)} questions right" for which, count in right.items()]
+said = [f"{theme.label(which)}: {count} of {len(asked)} questions right" for which, count in right.items()]
 Markdown(f"On this image, {budget} tokens of {grid[0] * grid[1]}. " + "; ".join(said) + ".")

@@ -12,8 +12,8 @@
 # *Saliency* is what the vision tower's [CLS] attends to, *instruction* what the instruction attends to in the language
 # model, *relevance* the likeness of a patch and the question in a shared image-text space, *unified* a blend of
 # saliency and instruction. At the language model's input layer the last prompt token carries nothing of the question,
-# so the mean over the question's tokens stands beside it as `mean@0`. Each score is min-maxed per image or left raw,
-# and tokens are alike by projector features or by encoder features.
+# so the mean over the tokens of the whole question stands beside it. Each score is min-maxed per image or left raw, and
+# tokens are alike by projector features or by encoder features.
 
 # %% tags=["parameters"]
 split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
@@ -21,36 +21,38 @@ questions = 0  # about how many questions, 0 for all
 importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
 normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
 features = ["projector", "encoder"]  # by which features tokens are alike
-instruction_tokens = ["last", "mean"]  # who asks, in the scores with instruction attention
+instruction_tokens = ["last", "mean"]  # the query tokens of the scores with instruction attention
 budgets = [64, 16]  # visual tokens kept
 gamma = 20.0  # sharpness of the suppression
 resamples = 2000  # bootstrap resamples of the intervals
-results_dir = "results"  # folder of the result store
+results_dir = "results/rows"  # folder of the stored rows
+figures_dir = "results/figures"  # folder for the figures
 
 # %%
-import os
 import time
 from itertools import product
-from pathlib import Path
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
 started = time.perf_counter()
 
+import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown
 
 from idsel_core import IDSelection
-from idsel_core.study.dataset import FULL
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL
-from idsel_core.study.report import ablation_sentences as words
-from idsel_core.study.report import theme as figures
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import ablation_sentences, theme
+from idsel_core.study.report.ablation_figures import named_importance
+from idsel_core.study.report.bootstrap import mean_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
-figures.use_theme()
+theme.use_theme()
 
 # %% [markdown]
-# Scores without instruction attention are asked once; the others once for each way of query_tokens.
+# ## Ask
+#
+# Scores without instruction attention are asked once; the others once for each choice of query tokens.
 
 # %%
 methods = dict.fromkeys(
@@ -60,15 +62,15 @@ methods = dict.fromkeys(
         importance=importance,
         normalise=normalise,
         features=space,
-        instruction_tokens=asks if importance.startswith(("instruction", "unified")) else "last",
+        instruction_tokens=which if importance.startswith(("instruction", "unified")) else "last",
     )
-    for budget, importance, normalise, space, asks in product(
+    for budget, importance, normalise, space, which in product(
         budgets, importances, normalisations, features, instruction_tokens
     )
 )
 study = open_study(split, limit=questions)
-results = Results(results_dir)
-rows = study.run([FULL, *methods], checkpoint=results.checkpoint("03_ablation_importance"))
+results = Results(project_path(results_dir))
+rows = study.run(methods, resume=results.resume_folder("03_ablation_importance"))
 
 # %%
 names = ("split", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
@@ -80,9 +82,42 @@ rows = results.frame("03_ablation_importance")
 # %% [markdown]
 # ## What it shows
 #
-# Points are accuracies with 95 % bootstrap intervals over questions.
+# The accuracy of each setting with its 95 % interval over the questions, the best scores on top.
 
 # %%
-figures.importance_figure(rows, resamples)
+scored = named_importance(rows[rows["method"] == "idselection"])
+means = mean_scores(scored, ["score", "features", "normalise", "budget"], resamples=resamples)
+order = list(means.groupby("score")["mean"].mean().sort_values().index)
+means.round(3).head()
+
 # %%
-Markdown(words.about_importance(rows, resamples=resamples))
+height = 1.6 + 0.35 * len(order)
+figure, axes = plt.subplots(
+    1, len(budgets), figsize=(theme.PAGE, height), sharey=True, squeeze=False, layout="constrained"
+)
+for budget, axis in zip(budgets, axes[0], strict=True):
+    variants = means[means["budget"] == budget].groupby(["features", "normalise"])
+    for shift, ((space, normalise), table) in zip(np.linspace(0.3, -0.3, len(variants)), variants, strict=True):
+        place = [order.index(score) + shift for score in table["score"]]
+        errors = [table["mean"] - table["low"], table["high"] - table["mean"]]
+        axis.errorbar(table["mean"], place, xerr=errors, fmt="o", markersize=4, label=f"{space} features, {normalise}")
+    axis.set_yticks(range(len(order)), order)
+    axis.set_title(f"{budget} tokens")
+    theme.percent_axis(axis.xaxis)
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+theme.add_note(figure, theme.questions_asked(rows))
+drawn_from = results.origin("03_ablation_importance", resamples=resamples)
+theme.save(figure, project_path(figures_dir), "03_importance", drawn_from)
+
+# %% [markdown]
+# ## Conclusion
+#
+# What a token has to do with the question counts more than what the tower finds salient: relevance from the companion
+# is best, saliency alone is among the last, and blends of both attention scores lie between. Instruction attention at
+# the input layer gains next to nothing from asking with all words of the question instead of the last token, since at
+# that layer neither has read the other. Likeness by projector features, which the language model reads, serves better
+# than by encoder features. Raw or min-max scores differ little, so the default is the one that needs no scale. The
+# numbers of this run:
+
+# %%
+Markdown(ablation_sentences.about_importance(rows, resamples=resamples))

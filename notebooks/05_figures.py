@@ -9,41 +9,53 @@
 # %% [markdown]
 # # All figures and tables, from the stored results
 #
-# What do the ablations show? Everything here is drawn from the result store, without the model and without a GPU.
+# What do the ablations show? Everything here is drawn from the stored rows and times, without the model and without a
+# GPU. How the numbers come about is shown by the notebooks that asked the questions.
 
 # %% tags=["parameters"]
 resamples = 2000  # bootstrap resamples of the intervals
 table_budgets = [192, 128, 64, 32, 16]  # budgets of the tables
 shown_budgets = [64, 32, 16]  # budgets of the detailed figures of the comparison
-results_dir = "results"  # folder of the result store
-figures_dir = "figures"  # folder for the figures
-tables_dir = "tables"  # folder for the tables
+results_dir = "results/rows"  # folder of the stored rows
+times_dir = "results/times"  # folder of the stored times
+figures_dir = "results/figures"  # folder for the figures
+tables_dir = "results/tables"  # folder for the tables
 
 # %%
-import os
-from pathlib import Path
-
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
-
 import pandas as pd
 from IPython.display import Markdown
 
-from idsel_core.study.report import ablation_sentences as words
-from idsel_core.study.report import comparison, efficiency
-from idsel_core.study.report import theme as figures
+from idsel_core.loading.random_models import architecture_file
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import (
+    ablation_figures,
+    ablation_sentences,
+    comparison,
+    comparison_figures,
+    comparison_sentences,
+    comparison_tables,
+    efficiency,
+    efficiency_figures,
+    efficiency_tables,
+    tables,
+    theme,
+)
 from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
 
-figures.use_theme()
-results = Results(results_dir)
+# %%
+theme.use_theme()
+results, times = Results(project_path(results_dir)), Times(project_path(times_dir))
+figures, texts = project_path(figures_dir), project_path(tables_dir)
 
 # %% [markdown]
 # ## The embedded backbone while it was trained
 
 # %%
-log = pd.read_json("data/backbone/train.log.jsonl", lines=True)
-figures.save(figures.training_figure(log), figures_dir, "training", origin(["data/backbone/train.log.jsonl"]))
+log = MODEL.parent / "train.log.jsonl"
+training = ablation_figures.training_figure(pd.read_json(log, lines=True))
+theme.save(training, figures, "training", origin([log]))
 
 # %% [markdown]
 # ## Sharpness of the suppression and update rule (validation split)
@@ -51,8 +63,8 @@ figures.save(figures.training_figure(log), figures_dir, "training", origin(["dat
 # %%
 gamma = results.frame("02_ablation_gamma")
 drawn_from = results.origin("02_ablation_gamma", resamples=resamples)
-figures.save(figures.gamma_figure(gamma, resamples), figures_dir, "gamma", drawn_from)
-Markdown(words.about_gamma(gamma, resamples=resamples))
+theme.save(ablation_figures.gamma_figure(gamma, resamples), figures, "gamma", drawn_from)
+Markdown(ablation_sentences.about_gamma(gamma, resamples=resamples))
 
 # %% [markdown]
 # ## Importance (validation split)
@@ -60,8 +72,8 @@ Markdown(words.about_gamma(gamma, resamples=resamples))
 # %%
 importance = results.frame("03_ablation_importance")
 drawn_from = results.origin("03_ablation_importance", resamples=resamples)
-figures.save(figures.importance_figure(importance, resamples), figures_dir, "importance", drawn_from)
-Markdown(words.about_importance(importance, resamples=resamples))
+theme.save(ablation_figures.importance_figure(importance, resamples), figures, "importance", drawn_from)
+Markdown(ablation_sentences.about_importance(importance, resamples=resamples))
 
 # %% [markdown]
 # ## Budget and controls (test split)
@@ -69,17 +81,14 @@ Markdown(words.about_importance(importance, resamples=resamples))
 # %%
 budget = results.frame("04_ablation_budget")
 drawn_from = results.origin("04_ablation_budget", resamples=resamples)
-compact = budget[(budget["positions"] == "compact") & (budget["split"] == budget["split"].iloc[0])]
-figures.save(figures.budget_figure(compact, resamples), figures_dir, "budget", drawn_from)
-Markdown(words.about_budget(compact, resamples=resamples))
-
-# %%
-figures.save(figures.question_types_figure(compact, resamples), figures_dir, "question_types", drawn_from)
-figures.save(figures.objects_figure(compact), figures_dir, "objects", drawn_from)
-
-# %%
-positions = budget[(budget["split"] == budget["split"].iloc[0]) & budget["method"].isin(["idselection", "uniform"])]
-Markdown(words.about_positions(positions, resamples))
+compact = budget[budget["positions"] == "compact"]
+theme.save(ablation_figures.budget_figure(compact, resamples), figures, "budget", drawn_from)
+theme.save(ablation_figures.question_types_figure(compact, resamples), figures, "question_types", drawn_from)
+theme.save(ablation_figures.objects_figure(compact), figures, "objects", drawn_from)
+positions = budget[budget["method"].isin(["idselection", "uniform"])]
+said = [ablation_sentences.about_budget(compact, resamples=resamples)]
+said += [ablation_sentences.about_positions(positions, resamples)]
+Markdown("\n\n".join(said))
 
 # %% [markdown]
 # ## The table
@@ -87,8 +96,8 @@ Markdown(words.about_positions(positions, resamples))
 # Accuracy in percent by question type, and the share of full performance with its 95 % interval.
 
 # %%
-table = figures.method_table(compact, table_budgets, resamples)
-Markdown(figures.save_table(table, tables_dir, "budget"))
+table = tables.method_table(compact, table_budgets, resamples)
+Markdown(tables.save_table(table, texts, "budget", f"{theme.questions_asked(compact)}."))
 
 # %% [markdown]
 # ## Accuracy of the embedded backbone
@@ -96,37 +105,43 @@ Markdown(figures.save_table(table, tables_dir, "budget"))
 # With all tokens, with 16 random ones, and with no image; the split *hard* has tiny objects and words.
 
 # %%
-ends = budget["method"].isin(["full", "no-image"]) | ((budget["method"] == "random") & (budget["budget"] == 16))
-accuracy = figures.accuracy_table(budget[ends & (budget["positions"] == "compact")])
-Markdown(figures.save_table(accuracy, tables_dir, "accuracy"))
+both = pd.concat([compact, results.frame("11_hard_split")], ignore_index=True)
+ends = both["method"].isin(["full", "no-image"]) | ((both["method"] == "random") & (both["budget"] == 16))
+accuracy = tables.accuracy_table(both[ends])
+Markdown(tables.save_table(accuracy, texts, "accuracy"))
 
 # %% [markdown]
 # ## All methods against each other (test split)
 
 # %%
-compared = comparison.by_title(results.frame("06_comparison"))
-drawn_from = results.origin("06_comparison", resamples=resamples, shown_budgets=shown_budgets)
-figures.save(comparison.ranking_figure(compared, resamples), figures_dir, "comparison", drawn_from)
-figures.save(comparison.cost_figure(compared, resamples), figures_dir, "comparison_cost", drawn_from)
+stored = comparison.read_comparison(results)
+compared, jobs = comparison.by_title(stored), list(stored["job"].unique())
+drawn_from = results.origin(*jobs, resamples=resamples, shown_budgets=shown_budgets)
+theme.save(comparison_figures.ranking_figure(compared, resamples), figures, "comparison", drawn_from)
+theme.save(comparison_figures.cost_figure(compared, resamples), figures, "comparison_cost", drawn_from)
 
 # %%
 versus_each = comparison.versus_each(compared, resamples=resamples)
-figures.save(comparison.versus_each_figure(versus_each, shown_budgets), figures_dir, "comparison_duels", drawn_from)
-question_types = comparison.question_types_figure(compared, shown_budgets[-1], resamples)
-figures.save(question_types, figures_dir, "comparison_question_types", drawn_from)
-Markdown(comparison.about_comparison(versus_each))
+gaps = comparison_figures.versus_each_figure(versus_each, shown_budgets)
+theme.save(gaps, figures, "comparison_versus_each", drawn_from)
+by_type = comparison_figures.question_types_figure(compared, shown_budgets[-1], resamples)
+theme.save(by_type, figures, "comparison_question_types", drawn_from)
+Markdown(comparison_sentences.about_comparison(versus_each))
 
 # %%
-split = comparison.split_by_downsampling(compared)
-figures.save(comparison.split_figure(split, shown_budgets, resamples), figures_dir, "comparison_split", drawn_from)
-Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
+graded = comparison.by_difficulty(compared)
+difficulty = comparison_figures.difficulty_figure(graded, shown_budgets, resamples)
+theme.save(difficulty, figures, "comparison_difficulty", drawn_from)
+Markdown(comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples))
 
 # %%
-table = comparison.comparison_table(compared, table_budgets, resamples)
-figures.save_table(comparison.shares_table(compared, shown_budgets, resamples), tables_dir, "comparison_shares")
-missing = comparison.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
-figures.save_table(missing, tables_dir, "comparison_missing")
-Markdown(figures.save_table(table, tables_dir, "comparison"))
+notes = [f"{theme.questions_asked(compared)}.", *comparison.ranking_notes(compared["method"])]
+shares = comparison_tables.shares_table(compared, shown_budgets, resamples)
+tables.save_table(shares, texts, "comparison_shares", *notes)
+missing = comparison_tables.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
+tables.save_table(missing, texts, "comparison_missing")
+table = comparison_tables.comparison_table(compared, table_budgets, resamples)
+Markdown(tables.save_table(table, texts, "comparison", *notes))
 
 # %% [markdown]
 # ## Efficiency
@@ -134,24 +149,28 @@ Markdown(figures.save_table(table, tables_dir, "comparison"))
 # FLOPs and measured time; models of full size are counted by their configurations.
 
 # %%
-times = Times(results_dir)
-timed, prefills = times.frame("08_efficiency"), efficiency.prefills(times.frame("09_sizing"))
+timed = times.frame("08_efficiency")
 drawn_from = times.origin("08_efficiency")
-figures.save(efficiency.phases_figure(timed), figures_dir, "efficiency_phases", drawn_from)
-figures.save(efficiency.scaling_figure(timed), figures_dir, "efficiency_scaling", drawn_from)
-figures.save(efficiency.selection_figure(timed), figures_dir, "efficiency_selection", drawn_from)
-front = efficiency.accuracy_against_time(results.frame("06_comparison"), timed, resamples)
-drawn_from["results"] |= results.origin("06_comparison")["results"]
-figures.save(efficiency.pareto_figure(front), figures_dir, "efficiency_front", drawn_from)
-fit = efficiency.fit_figure(prefills, efficiency.fit_of(prefills))
-figures.save(fit, figures_dir, "sizing", times.origin("09_sizing"))
+theme.save(efficiency_figures.phases_figure(timed), figures, "efficiency_phases", drawn_from)
+theme.save(efficiency_figures.scaling_figure(timed), figures, "efficiency_scaling", drawn_from)
+if "peers-cpu" in times.jobs():
+    alone = efficiency_figures.selection_figure(times.frame("peers-cpu"))
+    theme.save(alone, figures, "efficiency_selection", times.origin("peers-cpu"))
+front = efficiency.accuracy_against_time(stored, timed, resamples)
+drawn_from["results"] |= results.origin(*jobs)["results"]
+theme.save(efficiency_figures.pareto_figure(front), figures, "efficiency_front", drawn_from)
+tables.save_table(efficiency_tables.ideal_table(timed).round(3), texts, "ideal")
+Markdown(tables.save_text(efficiency_tables.summary(timed), texts, "efficiency"))
+
+# %%
 asked = times.provenance("08_efficiency")["parameters"]
-costs = efficiency.model_costs("data/configs", asked["models"], asked["model_text"], "idselection")
-files = [f"data/configs/{name}.json" for name in asked["models"]]
-figures.save(efficiency.models_figure(costs), figures_dir, "efficiency_models", origin(files, **asked))
+costs = efficiency.model_costs(asked["models"], asked["model_text"], "idselection")
+files = [architecture_file(name) for name in asked["models"]]
+theme.save(efficiency_figures.models_figure(costs), figures, "efficiency_models", origin(files, **asked))
+prefills = efficiency.prefills(times.frame("09_sizing"))
+fit = efficiency_figures.fit_figure(prefills, efficiency.fit_of(prefills))
+theme.save(fit, figures, "sizing", times.origin("09_sizing"))
 asked = times.provenance("09_sizing")["parameters"]
-claims = efficiency.claims_table("data/configs", asked["claims"], asked["text_tokens"], "idselection")
-claims = efficiency.printed_claims(claims.assign(claimed=asked["claimed"]))
-figures.save_table(claims, tables_dir, "claims")
-figures.save_table(efficiency.ideal_table(timed).round(3), tables_dir, "ideal")
-Markdown(figures.save_text(efficiency.summary(timed), tables_dir, "efficiency"))
+claims = efficiency_tables.claims_table(asked["claims"], asked["text_tokens"], "idselection")
+claims = efficiency_tables.printed_claims(claims.assign(claimed=asked["claimed"]))
+Markdown(tables.save_table(claims, texts, "claims"))

@@ -10,67 +10,76 @@
 # # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
 #
 # Every method of the registry, at equal numbers of visual tokens, on the test split, on which nothing was chosen. Each
-# runs with the settings that its authors give; no method was tuned here. CDPruner and TRIM take relevance from the
-# backbone's companion, which was tuned on questions like these about other scenes; this favours them. Methods that drop
-# tokens inside the language model are asked for the budget as the mean over its layers, which a small model's first
-# layers often rule out, and, at the budgets of the detailed figures, once more as what is left after the last drop;
-# this is called *final*, and reads more tokens than the others do at that budget.
+# runs with its defaults; no method was tuned here. CDPruner and TRIM take relevance from the backbone's companion, a
+# small image-text model that was tuned on questions like these about other scenes; this favours them.
+#
+# Methods that drop tokens inside the language model are asked for the budget as the mean over its layers, which a small
+# model's first layers often rule out, and, at the budgets of the detailed figures, once more as what is left after the
+# last drop. The second is called *final*: such a method reads more tokens than the others do at that budget, so it
+# stands apart in every ranking.
 
 # %% tags=["parameters"]
 split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
+beside = ""  # job that asks the same questions with the controls, which are then not asked here; "" asks all here
+controls = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # the controls that it asks
 shown_budgets = [64, 32, 16]  # budgets of the detailed figures, and of final budgets inside the language model
 resamples = 2000  # bootstrap resamples of the intervals
-results_dir = "results"  # folder of the result store
+results_dir = "results/rows"  # folder of the stored rows
+figures_dir = "results/figures"  # folder for the figures
 
 # %%
-import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
 started = time.perf_counter()
 
+import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from idsel_core import get_method, list_methods
-from idsel_core.methods import InLLM
+from idsel_core import InLLM, get_method, list_methods
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL
-from idsel_core.study.report import comparison
-from idsel_core.study.report import theme as figures
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, theme
+from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
-figures.use_theme()
+theme.use_theme()
 
 # %% [markdown]
+# ## Ask
+#
 # Some methods read attention, keys or the [CLS] token of several layers, so the images are encoded with all of these.
-# What a method needs and this backbone does not have is told, not guessed.
+# What a method needs and this backbone does not have is told, not guessed. `make figures` runs this notebook beside 04,
+# which asks ID-Selection and the controls; 05 draws them all together.
 
 # %%
-swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
+chosen = [name for name in methods or list_methods() if not (beside and name in controls)]
+swept = [get_method(name, budget=budget) for name in chosen for budget in budgets]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in shown_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]
 tower_depths = sorted({depth for method in swept for depth in method.tower_depths})
 study = open_study(split, limit=questions, tower_depths=tower_depths)
 usable, missing = study.applicable(swept)
-Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
+Markdown(comparison_tables.missing_table(missing).to_markdown(index=False) if missing else "All methods run here.")
 
 # %%
-results = Results(results_dir)
-rows = study.run([FULL, BLIND, *usable], checkpoint=results.checkpoint("06_comparison"))
+results = Results(project_path(results_dir))
+ends = [] if beside else [FULL, BLIND]
+rows = study.run([*ends, *usable], resume=results.resume_folder("06_comparison"))
 
 # %%
-names = ("split", "questions", "budgets", "methods", "shown_budgets", "missing")
+names = ("split", "questions", "budgets", "methods", "beside", "controls", "shown_budgets", "missing")
 parameters = {name: globals()[name] for name in names}
 files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results.write("06_comparison", rows, provenance(parameters, files, started=started))
-rows = comparison.by_title(results.frame("06_comparison"))
+rows = comparison.by_title(comparison.read_comparison(results, beside=beside))
+drawn_from = results.origin(*rows["job"].unique(), resamples=resamples, shown_budgets=shown_budgets)
+assert FULL in set(rows["method"]), f"the controls are not asked yet: run {beside}, or set beside to ''"
 
 # %% [markdown]
 # ## Share of full performance
@@ -79,49 +88,77 @@ rows = comparison.by_title(results.frame("06_comparison"))
 # interval.
 
 # %%
-comparison.ranking_figure(rows, resamples)
+ranking = comparison_figures.ranking_figure(rows, resamples)
+theme.save(ranking, project_path(figures_dir), "06_ranking", drawn_from)
 # %% [markdown]
 # ## At equal cost
 #
 # The same against the FLOPs of the language model's prefill, which count what each layer reads.
 
 # %%
-comparison.cost_figure(rows, resamples)
+cost = comparison_figures.cost_figure(rows, resamples)
+theme.save(cost, project_path(figures_dir), "06_cost", drawn_from)
 # %% [markdown]
 # ## Who wins, ties and loses
 #
-# A win or loss is a paired difference of accuracy whose 95 % interval leaves out zero. There is no correction for the
-# number of comparisons: with many peers and budgets, a few of them are chance.
+# Two methods answer the same questions, so their accuracies differ question by question: the mean of these differences
+# has a narrower interval than the two accuracies. It is a win or a loss where the 95 % interval leaves out zero. There
+# is no correction for the number of comparisons: with many peers and budgets, a few of them are chance.
 
 # %%
-versus_each = comparison.versus_each(rows, resamples=resamples)
-comparison.versus_each_figure(versus_each, shown_budgets)
-# %%
-Markdown(comparison.about_comparison(versus_each))
+own = "idselection" if "idselection" in set(rows["method"]) else usable[0].name
+budget = shown_budgets[-1]
+scores = paired_scores(rows[rows["budget"] == budget], ["method"])  # a row a question, a column a method
+gaps = {other: paired_difference(scores[own], scores[other], resamples=resamples) for other in scores.columns.drop(own)}
+order = comparison_figures.apart(sorted(gaps, key=lambda other: gaps[other].mean, reverse=True))[::-1]
+figure, axis = plt.subplots(figsize=(theme.PAGE, 0.9 + 0.2 * len(order)), layout="constrained")
+for place, other in enumerate(order):
+    gap = gaps[other]
+    color = "0.55" if gap.low <= 0 <= gap.high else "#0173b2" if gap.mean > 0 else "#d55e00"
+    axis.plot([100 * gap.low, 100 * gap.high], [place, place], color=color)
+    axis.plot(100 * gap.mean, place, "o", markersize=4, color=color)
+axis.axvline(0, color="0.3", linewidth=0.8)
+comparison_figures.name_places(axis, order)
+axis.set_xlabel(f"points of accuracy of {theme.label(own)} above each method, {budget} tokens")
+theme.add_note(figure, theme.questions_asked(rows), *comparison.ranking_notes(order))
+theme.save(figure, project_path(figures_dir), "06_versus_each", drawn_from)
 
 # %% [markdown]
-# ## Family by question type
+# ## By question type
 
 # %%
-comparison.question_types_figure(rows, shown_budgets[-1], resamples)
+by_type = comparison_figures.question_types_figure(rows, shown_budgets[-1], resamples)
+theme.save(by_type, project_path(figures_dir), "06_question_types", drawn_from)
 # %% [markdown]
 # ## Easy and hard questions
 #
 # Of the questions that all tokens answer, those are easy that the smaller image answers too, at the same budget.
 
 # %%
-split = comparison.split_by_downsampling(rows)
-comparison.split_figure(split, shown_budgets, resamples)
-# %%
-Markdown(comparison.about_split(split, shown_budgets, resamples=resamples))
+said = "Without the method `downsample` among those compared, no question is called easy or hard."
+if "downsample" in set(rows["method"]):
+    graded = comparison.by_difficulty(rows)
+    difficulty = comparison_figures.difficulty_figure(graded, shown_budgets, resamples)
+    theme.save(difficulty, project_path(figures_dir), "06_difficulty", drawn_from)
+    said = comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples)
+Markdown(said)
 
 # %% [markdown]
 # ## The table
 
 # %%
-Markdown(comparison.comparison_table(rows, shown_budgets, resamples).to_markdown(index=False))
+table = comparison_tables.comparison_table(rows, shown_budgets, resamples).to_markdown(index=False)
+Markdown("\n\n".join([table, f"{theme.questions_asked(rows)}.", *comparison.ranking_notes(rows["method"])]))
+
 # %% [markdown]
-# What could not run, and why:
+# ## Conclusion
+#
+# At equal tokens ID-Selection is one of the better methods, not the best one. Ahead of it are methods that know the
+# question better, by relevance from the companion, which was tuned on such questions, and, with the fewest tokens,
+# methods that go by diversity. Behind it are methods that go by [CLS] attention alone, merging, and the controls that
+# look at no content. Methods that drop tokens inside the language model look best by the final budget, but they have
+# read more tokens by then; at an equal mean over the layers a small model cannot run most of them. An interval of a few
+# points is what so many questions allow; ranks within it mean nothing. The numbers of this run:
 
 # %%
-Markdown(comparison.missing_table(missing).to_markdown(index=False))
+Markdown(comparison_sentences.about_comparison(comparison.versus_each(rows, own, resamples), own))

@@ -10,79 +10,83 @@
 # # Efficiency: does the clock follow the tokens?
 #
 # Fewer visual tokens mean fewer FLOPs, but what is waited for is time. Here both are measured on the device at hand: an
-# answer by phase (encode, select, prefill, decode), against the ideal of a prompt that was cut by hand, with the
-# accuracy that the comparison found, and the selection of every method by itself. Full-size models are counted by their
-# configurations, without weights. Times of a CPU say nothing about a GPU; `benchmarks/efficiency.py` measures there.
+# answer by phase (encode, select, prefill, decode), against the ideal of a prompt that was cut by hand, and with the
+# accuracy that the comparison found. Full-size models are counted by their configurations, without weights. Times of a
+# CPU say nothing about a GPU; `benchmarks/efficiency.py` measures there.
 #
 # All that is compared takes turns in one process, on one image of noise and a prompt of random words.
 
 # %% tags=["parameters"]
 curve = [384, 288, 192, 128, 64, 32, 16, 8]  # budgets of ID-Selection
-budgets = [192, 128, 64, 32, 16, 8]  # budgets of all methods, among those of the comparison
-final_budgets = [64, 32, 16]  # budgets that are meant as left at last, too, by methods inside the language model
+budgets = [192, 64, 16]  # budgets of all methods, among those of the comparison
+final_budgets = [64, 16]  # budgets that are meant as left at last, too, by methods inside the language model
 methods = []  # names of methods, [] for all of the registry
 runs = 5  # turns that are measured
 ideal_budgets = [192, 64, 16]  # budgets that are compared with a prompt cut by hand
-ideal_runs = 15  # turns of this comparison
+ideal_runs = 9  # turns of this comparison
 text_tokens = 24  # tokens of the prompt that are not visual
 new_tokens = 4  # tokens decoded after the first one
-cases = ["144:16", "288:32", "576:64", "1152:128"]  # tokens:kept of the selections by themselves
-case_runs = 7  # turns of these
 models = {"llava-1.5-7b": [336, 336], "llava-next-7b": [672, 672]}  # configurations, height and width of an image
 model_text = 64  # tokens of their prompts that are not visual
 resamples = 2000  # bootstrap resamples of the intervals
-results_dir = "results"  # folder of the result store
+results_dir = "results/rows"  # folder of the stored rows
+times_dir = "results/times"  # folder of the stored times
+figures_dir = "results/figures"  # folder for the figures
 
 # %%
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
 started = time.perf_counter()
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 from tqdm.auto import tqdm
 
-from idsel_core import IDSelection, get_method, list_methods
-from idsel_core.methods import InLLM
+# %%
+from idsel_core import IDSelection, InLLM, get_method, list_methods
 from idsel_core.study.cost import read_config
 from idsel_core.study.open_backbone import open_backbone
-from idsel_core.study.paths import MODEL
-from idsel_core.study.report import efficiency
-from idsel_core.study.report import theme as figures
-from idsel_core.study.store.provenance import provenance
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import (
+    comparison,
+    efficiency,
+    efficiency_figures,
+    efficiency_sentences,
+    efficiency_tables,
+    theme,
+)
+from idsel_core.study.store.provenance import origin, provenance
 from idsel_core.study.store.results import Results
-from idsel_core.study.store.times import Times, selection_rows
-from idsel_core.study.timing import phases as latency
+from idsel_core.study.store.times import Times
+from idsel_core.study.timing.example_inputs import example_inputs
+from idsel_core.study.timing.ideal import time_ideal
+from idsel_core.study.timing.phases import runnable, time_methods
+from idsel_core.study.timing.records import circumstances
 
-figures.use_theme()
+theme.use_theme()
 
 # %%
 backbone, _ = open_backbone(MODEL)
 config, size = read_config(MODEL)
-inputs = latency.example_inputs(config, text_tokens, size)
+inputs = example_inputs(config, text_tokens, size)
 swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
 swept += [IDSelection(budget) for budget in curve if IDSelection(budget) not in swept]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in final_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]
-usable, missing = latency.runnable(backbone, inputs, swept)
+usable, missing = runnable(backbone, inputs, swept)
 Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
 
 # %% [markdown]
 # ## Measure
 #
-# First all methods by phase, then whole answers against the ideal, then selections by themselves: on random tokens,
-# with `benchmarks/peers.py`, as if all that a method reads of the model were at hand already.
+# First all methods by phase, then whole answers against the ideal.
 
 # %%
 with tqdm(total=runs + 1) as bar:
-    timings = latency.time_methods(
+    timings = time_methods(
         backbone,
         inputs,
         [None, *usable],
@@ -92,36 +96,43 @@ with tqdm(total=runs + 1) as bar:
         progress=lambda done, total: bar.update(),
     )
 for budget in ideal_budgets:
-    timings += latency.time_ideal(backbone, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
-rows = pd.DataFrame(timings).assign(backbone="embedded")
+    timings += time_ideal(backbone, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
 
 # %%
-with tempfile.TemporaryDirectory() as folder:
-    command = [sys.executable, "benchmarks/peers.py", "--cases", *cases, "--rounds", str(case_runs)]
-    command += ["--methods", *(methods or list_methods()), "--width", "1024", "--out", f"{folder}/times.parquet"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
-    assert done.returncode == 0, done.stderr
-    alone = selection_rows(pd.read_parquet(f"{folder}/times.parquet"))
-rows = pd.concat([rows, alone], ignore_index=True)
+rows = pd.DataFrame(timings).assign(backbone="embedded")
 names = ("curve", "budgets", "final_budgets", "methods", "runs", "ideal_budgets", "ideal_runs", "text_tokens")
-names += ("new_tokens", "cases", "case_runs", "models", "model_text", "missing")
+names += ("new_tokens", "models", "model_text", "missing")
 parameters = {name: globals()[name] for name in names}
-times = Times(results_dir)
+times = Times(project_path(times_dir))
 times.write("08_efficiency", rows, provenance(parameters, [MODEL / "model.safetensors"], started=started))
-rows = times.frame("08_efficiency")
-Markdown(f"Measured on {latency.circumstances(timings[0])}.")
+rows, drawn_from = times.frame("08_efficiency"), times.origin("08_efficiency")
 
 # %% [markdown]
 # ## Time by phase
 #
-# What is left of the time when the language model reads fewer tokens: the tower pass, which no selection saves.
+# What is left of the time when the language model reads fewer tokens: the tower pass, which no selection saves. Each
+# phase is the median of the turns, thin lines go from the first to the third quartile of the prefill.
 
 # %%
-efficiency.phases_figure(rows)
+own = rows[rows["method"].isin(["full", "idselection"]) & rows["phase"].isin(efficiency.PHASES)]
+own = own.assign(decoded=own["new_tokens"].where(own["phase"] == "decode", 1))
+wide = own.assign(ms=own["median_ms"] * own["decoded"]).pivot(index="kept_tokens", columns="phase", values="ms")
+wide = wide.reindex(columns=list(efficiency.PHASES)).fillna(0).sort_index(ascending=False)
+figure, panels = plt.subplots(1, 2, figsize=(theme.PAGE, 3.2), layout="constrained")
+wide.plot.barh(stacked=True, ax=panels[0], color=sns.color_palette("colorblind"), width=0.7)
+panels[0].invert_yaxis()
+panels[0].set(xlabel="milliseconds of an answer", ylabel="visual tokens kept")
+prefill = own[own["phase"] == "prefill"].sort_values("kept_tokens")
+panels[1].plot(prefill["kept_tokens"], prefill["median_ms"], "o-", markersize=4)
+panels[1].vlines(prefill["kept_tokens"], prefill["low_ms"], prefill["high_ms"])
+panels[1].set(xlabel="visual tokens kept", ylabel="milliseconds of the prefill", xlim=(0, None), ylim=(0, None))
+theme.add_note(figure, f"one question, median of {runs} turns")
+theme.save(figure, project_path(figures_dir), "08_phases", drawn_from)
 # %%
-efficiency.scaling_figure(rows)
+scaling = efficiency_figures.scaling_figure(rows)
+theme.save(scaling, project_path(figures_dir), "08_scaling", drawn_from)
 # %%
-Markdown(efficiency.efficiency_table(rows).to_markdown(index=False) + "\n\n" + efficiency.about_efficiency(rows))
+Markdown(efficiency_tables.efficiency_table(rows).to_markdown(index=False))
 
 # %% [markdown]
 # ## Against the ideal
@@ -131,8 +142,8 @@ Markdown(efficiency.efficiency_table(rows).to_markdown(index=False) + "\n\n" + e
 # overhead.
 
 # %%
-ideal = efficiency.ideal_table(rows)
-Markdown(ideal.round(3).to_markdown(index=False) + "\n\n" + efficiency.about_ideal(ideal))
+ideal = efficiency_tables.ideal_table(rows)
+Markdown(ideal.round(3).to_markdown(index=False) + "\n\n" + efficiency_sentences.about_ideal(ideal))
 
 # %% [markdown]
 # ## Accuracy against measured time
@@ -141,22 +152,46 @@ Markdown(ideal.round(3).to_markdown(index=False) + "\n\n" + efficiency.about_ide
 # beaten by nothing in both.
 
 # %%
-compared = Results(results_dir).frame("06_comparison")
+results = Results(project_path(results_dir))
+compared = comparison.read_comparison(results)
 front = efficiency.accuracy_against_time(compared, rows, resamples)
-efficiency.pareto_figure(front)
-# %%
-Markdown(efficiency.about_front(front))
+drawn_from["results"] |= results.origin(*compared["job"].unique())["results"]
+pareto = efficiency_figures.pareto_figure(front)
+theme.save(pareto, project_path(figures_dir), "08_front", drawn_from)
+Markdown(efficiency_sentences.about_front(front))
 
 # %% [markdown]
 # ## The selection of every method by itself
+#
+# `make benchmarks` times the selections alone, up to far more tokens than this backbone has.
 
 # %%
-efficiency.selection_figure(rows)
+said = "There are no such times yet: `make benchmarks` measures them."
+if "peers-cpu" in times.jobs():
+    alone = efficiency_figures.selection_figure(times.frame("peers-cpu"))
+    theme.save(alone, project_path(figures_dir), "08_selection", times.origin("peers-cpu"))
+    said = "Random tokens, as if all that a method reads of the model were at hand already."
+Markdown(said)
+
 # %% [markdown]
 # ## Models of full size, by their configurations
 #
 # The literature's formula counts visual tokens in the language model alone; a prompt has text, and an image a tower.
 
 # %%
-costs = efficiency.model_costs("data/configs", models, model_text, "idselection")
-efficiency.models_figure(costs)
+costs = efficiency.model_costs(models, model_text, "idselection")
+by_size = efficiency_figures.models_figure(costs)
+theme.save(by_size, project_path(figures_dir), "08_models", origin([], models=models, model_text=model_text))
+
+# %% [markdown]
+# ## Conclusion
+#
+# The clock follows the tokens only where the tokens are. The language model's prefill gets several times faster, though
+# less than its FLOPs say, because small matrices use a processor badly and every layer has fixed costs. A whole answer
+# hardly gains: this tower is large beside its language model, and no selection saves its pass; only the smaller image
+# does, and it pays in accuracy. `prune` itself is close to a prompt cut by hand, so there is little left to gain in the
+# code. In models of full size the language model outweighs the tower, and the same share of tokens saves far more. The
+# numbers of this run:
+
+# %%
+Markdown(f"{efficiency_sentences.about_efficiency(rows)} Measured on {circumstances(timings[0])}.")

@@ -25,14 +25,13 @@ claims = [["llava-1.5-7b", 336, 336, 576, 16], ["llava-next-7b", 672, 672, 2880,
 claimed = ["over 97 % fewer", "about 9.9 times fewer"]  # what is claimed of each, arXiv 2604.05601 (see the text)
 budgets = [576, 448, 320, 192, 96, 16]  # visual tokens of the prefills that are timed on the embedded backbone
 runs = 15  # turns that are measured
-results_dir = "results"  # folder of the result store
+times_dir = "results/times"  # folder of the stored times
+figures_dir = "results/figures"  # folder for the figures
 
 # %%
-import os
 import time
 from pathlib import Path
 
-os.chdir(next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "pyproject.toml").exists()))
 started = time.perf_counter()
 
 import pandas as pd
@@ -43,15 +42,16 @@ from transformers import AutoModelForImageTextToText
 from idsel_core import UniformGrid
 from idsel_core.study.cost import flops_counted, flops_counted_step, read_config
 from idsel_core.study.open_backbone import open_backbone
-from idsel_core.study.paths import MODEL
-from idsel_core.study.report import efficiency
-from idsel_core.study.report import theme as figures
+from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.report import efficiency, efficiency_figures, efficiency_tables, theme
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.times import Times
-from idsel_core.study.timing import phases as latency
+from idsel_core.study.timing.example_inputs import example_inputs
+from idsel_core.study.timing.phases import time_methods
+from idsel_core.study.timing.records import circumstances
 
-figures.use_theme()
-configs = {name: read_config(Path(f"data/configs/{name}.json"))[0] for name in {*models, tower_model}}
+theme.use_theme()
+configs = {name: read_config(Path(name))[0] for name in {*models, tower_model}}
 
 # %% [markdown]
 # ## The sizes
@@ -234,12 +234,12 @@ Markdown(pd.DataFrame(rows).round(2).to_markdown())
 # %%
 backbone, _ = open_backbone(MODEL)
 config, size = read_config(MODEL)
-inputs = latency.example_inputs(config, text_tokens, size)
-timings = latency.time_methods(backbone, inputs, [UniformGrid(budget) for budget in budgets], runs=runs, new_tokens=1)
+inputs = example_inputs(config, text_tokens, size)
+timings = time_methods(backbone, inputs, [UniformGrid(budget) for budget in budgets], runs=runs, new_tokens=1)
 measured = pd.DataFrame(timings).assign(backbone="embedded")
 names = ("models", "tower_model", "text_tokens", "visual_tokens", "kept", "claims", "claimed", "budgets", "runs")
 parameters = {name: globals()[name] for name in names}
-times = Times(results_dir)
+times = Times(project_path(times_dir))
 times.write("09_sizing", measured, provenance(parameters, [MODEL / "model.safetensors"], started=started))
 prefills = efficiency.prefills(times.frame("09_sizing"))
 s = sizes(config)
@@ -249,9 +249,10 @@ for row in prefills.to_dict("records"):
         [f"embedded backbone: bytes of the cache of {row['prompt_tokens']} tokens", cache, row["cache_bytes"]]
     )
 fit = efficiency.fit_of(prefills)
-efficiency.fit_figure(prefills, fit)
+figure = efficiency_figures.fit_figure(prefills, fit)
+theme.save(figure, project_path(figures_dir), "09_sizing", times.origin("09_sizing"))
 # %%
-Markdown(f"{fit.sentence()} Measured on {latency.circumstances(timings[0])}.")
+Markdown(f"{fit.sentence()} Measured on {circumstances(timings[0])}.")
 
 # %% [markdown]
 # ## All checks
@@ -271,5 +272,5 @@ Markdown(table.map(lambda value: value if isinstance(value, str) else f"{value:,
 # not published with it; it is the usual one that fits.)
 
 # %%
-claims = efficiency.claims_table("data/configs", claims, text_tokens, "idselection").assign(claimed=claimed)
-Markdown(efficiency.printed_claims(claims).to_markdown(index=False))
+claims = efficiency_tables.claims_table(claims, text_tokens, "idselection").assign(claimed=claimed)
+Markdown(efficiency_tables.printed_claims(claims).to_markdown(index=False))

@@ -241,7 +241,7 @@ QUESTION_TYPES: dict[str, Callable[[np.random.Generator, Scene], Question | None
 def ask(
     rng: np.random.Generator, scene: Scene, count: int, tries: int = 40, more_of: Sequence[str] = ()
 ) -> list[Question]:
-    """Ask about `count` questions of mixed question types about one scene, none twice, and more of the question types named."""
+    """Ask about `count` questions of mixed types about one scene, none twice, and more of the types named."""
     asked: dict[str, Question] = {}
     question_types = [*QUESTION_TYPES.values(), *(QUESTION_TYPES[name] for name in more_of)]
     for turn in range(tries * count):

@@ -2,7 +2,8 @@
 
     python -m data.scenes.make --help
 
-Questions are chosen so that, within each template of each question type, every allowed answer occurs almost equally often.
+Questions are chosen so that, within each template of each question type, every allowed answer occurs almost equally
+often.
 """
 
 from __future__ import annotations

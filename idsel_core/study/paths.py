@@ -1,12 +1,41 @@
-"""Where things lie, from the project's folder."""
+"""Where the project lies, and in it the embedded backbone, its data set and the results.
+
+The project is the nearest folder, from the working folder upwards, that has a pyproject.toml or a data set; so a
+notebook finds the same files from JupyterLab, papermill and Snakemake.
+"""
 
 from pathlib import Path
 
-DATA = Path("data/scenes")
-MODEL = Path("data/backbone/assembled")
-CACHE = Path(".cache/encodings")
+
+def _nearest() -> Path | None:
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file() or (folder / "data/scenes").is_dir():
+            return Path() if folder == here else folder
+    return None
+
+
+def _checkout() -> Path:
+    """Return the checkout that this package is run from, or the working folder where it is installed elsewhere."""
+    folder = Path(__file__).resolve().parents[2]
+    return folder if (folder / "data/scenes").is_dir() else Path()
+
+
+_FOUND = _nearest()
+PROJECT = _checkout() if _FOUND is None else _FOUND
+"""The project's folder; as a path from the working folder where that is the project itself."""
+
+DATA = PROJECT / "data/scenes"
+MODEL = PROJECT / "data/backbone/assembled"
+CACHE = PROJECT / ".cache/encodings"
+
 ROWS = Path("results/rows")
 TIMES = Path("results/times")
+SWEEPS = Path("results/sweeps")
+FIGURES = Path("results/figures")
+TABLES = Path("results/tables")
+TIMING = Path("results/timing.json")
+"""Folders and files of results, from the project's folder."""
 
 PACKAGE = Path(__file__).parents[1]
 ENCODINGS_DEPEND_ON = (
@@ -27,7 +56,6 @@ def code_of(names: tuple[str, ...], package: Path = PACKAGE) -> list[Path]:
     return sorted(path for path in found if path.suffix == ".py")
 
 
-SWEEPS = Path("results/sweeps")
-FIGURES = Path("results/figures")
-TABLES = Path("results/tables")
-TIMING = Path("results/timing.json")
+def project_path(path: str | Path) -> Path:
+    """Return a path from the project's folder; outside any project, from the working folder."""
+    return (Path() if _FOUND is None else PROJECT) / path

@@ -28,9 +28,12 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 def test_the_workflow_runs_all_notebooks_and_no_others():
     assert [path.stem for path in NOTEBOOKS] == sorted(
-        [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"]]
+        [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"], *WORKFLOW["by_hand"]]
     )
-    assert {split for splits in WORKFLOW["jobs"].values() for split in splits} <= set(WORKFLOW["splits"])
+    jobs = set(WORKFLOW["jobs"])
+    assert all({job, *read} <= jobs for job, read in WORKFLOW["reads"].items())
+    assert {job for read in WORKFLOW["timed"].values() for job in read} <= jobs
+    assert set(WORKFLOW["splits"]) <= {split for splits in WORKFLOW["jobs"].values() for split in splits}
 
 
 @each_notebook
@@ -67,8 +70,8 @@ def test_configured_parameters_exist(path, folder):
 @each_notebook
 def test_an_unknown_parameter_is_refused_before_anything_is_written(path, tmp_path):
     output = tmp_path / "executed" / "notebook.ipynb"
-    with pytest.raises(ValueError, match=r"has no parameter 'no_such'.*Known are .*'results_dir'"):
-        run(path, output, {"no_such": 1, "results_dir": str(tmp_path / "results")})
+    with pytest.raises(ValueError, match=r"has no parameter 'no_such'.*Known are .*'(results|times)_dir'"):
+        run(path, output, {"no_such": 1})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,7 +85,7 @@ def smoke(tmp_path_factory):
         if name == DRAWING["notebook"]:
             for job in [*WORKFLOW["jobs"], *WORKFLOW["timed"]]:
                 run_one(job)
-        for job in WORKFLOW["timed"].get(name, []):
+        for job in [*WORKFLOW["timed"].get(name, []), *WORKFLOW["reads"].get(name, [])]:
             run_one(job)
         notebook = PROJECT / f"notebooks/{name}.ipynb"
         parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
@@ -92,13 +95,16 @@ def smoke(tmp_path_factory):
         run(notebook, folder / f"{name}.ipynb", parameters)
         return folder
 
-    return run_one
+    # A kernel that is told another backend shows no figures.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MPLBACKEND", raising=False)
+        yield run_one
 
 
-FOLDERS = ("results_dir", "figures_dir", "tables_dir")
+FOLDERS = ("results_dir", "times_dir", "figures_dir", "tables_dir")
 
 
-@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"]])
+@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"], *WORKFLOW["by_hand"]])
 def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
     monkeypatch.chdir(PROJECT)
     results = Results(smoke(job) / "results")
@@ -110,13 +116,14 @@ def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
     assert note["seconds"] > 0
     assert {"commit", "dirty", "packages", "device", "seed"} <= set(note)
     smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
+    smoke_parameters.pop("resamples", None)
     assert smoke_parameters.items() <= note["parameters"].items()
 
 
 @pytest.mark.parametrize("job", WORKFLOW["timed"])
 def test_a_small_run_stores_its_times(smoke, job, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    times = Times(smoke(job) / "results")
+    times = Times(smoke(job) / "times")
     rows = times.frame(job)
     assert {"full", "idselection", "uniform"} & set(rows["method"])
     assert {"select", "prefill", "decode", "encode"} <= set(rows["phase"])
@@ -126,6 +133,19 @@ def test_a_small_run_stores_its_times(smoke, job, monkeypatch):
     smoke_parameters = load_parameters(PROJECT / f"config/smoke/{job}.yaml")
     smoke_parameters.pop("resamples", None)
     assert smoke_parameters.items() <= note["parameters"].items()
+
+
+@each_notebook
+def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    folder = smoke(path.stem)
+    cells = nbformat.read(folder / path.name, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(set(shown)) == len(shown)
+    if path.stem in [*WORKFLOW["jobs"], *WORKFLOW["by_hand"]] and path.stem != "01_quickstart":
+        saved = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
+        assert len(saved) == len(shown) > 0
 
 
 def test_figures_are_drawn_from_the_rows_alone(smoke, monkeypatch):

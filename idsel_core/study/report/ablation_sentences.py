@@ -1,4 +1,4 @@
-"""Sentences about results, made from the numbers so that they are true of them."""
+"""Sentences about the ablations, made from the numbers so that they are true of them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from idsel_core.study.report.ablations import named_importance
-from idsel_core.study.report.bootstrap import Interval, mean_scores, paired_difference, paired_scores, share_of_full
+from idsel_core.study.report.ablation_figures import named_importance
+from idsel_core.study.report.bootstrap import mean_scores, paired_difference, paired_scores, share_of_full
 from idsel_core.study.report.theme import label
-
-
-def points(interval: Interval) -> str:
-    """Say a difference of accuracies in percentage points, with its interval."""
-    return f"{100 * interval.mean:+.1f} points [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-
-
-def verdict(interval: Interval) -> str:
-    """Say which way a difference points: its interval decides."""
-    if interval.low > 0:
-        return "above"
-    return "below" if interval.high < 0 else "not told apart from"
+from idsel_core.study.report.wording import points, verdict
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

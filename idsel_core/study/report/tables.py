@@ -1,4 +1,4 @@
-"""Tables of accuracies, and how tables and texts are saved."""
+"""Tables of accuracies, and how tables are saved with the line that says what they are made of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 
     Parameters
     ----------
     rows : DataFrame
-        As for `budget_figure`.
+        Rows of the budget ablation with compact positions, those of "full" and "no-image" among them.
     budgets : sequence of float
         Which budgets to list, beside "full" and "no-image".
     resamples : int
@@ -36,12 +36,17 @@ def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 
 
 
 def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy in percent of each split, method and budget, in all and by question type, and the level of chance.
+    """Return the accuracy in percent of each split, method and budget, in all and by question type, and chance.
 
     Parameters
     ----------
     rows : DataFrame
         Rows of the store, of any splits, methods and budgets.
+
+    Returns
+    -------
+    DataFrame
+        split, questions (how many), method, budget, all, and a column a question type.
     """
     by = ["split", "method", "budget"]
     chance = rows.drop_duplicates(["split", "question_id"])
@@ -50,12 +55,13 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot_table(index=by, columns="question_type", values="correct", sort=False)
     wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
     wide = wide.mul(100).round(1).sort_index(level="split", sort_remaining=False, ascending=False).reset_index()
+    wide.insert(1, "questions", wide["split"].map(rows.groupby("split")["question_id"].nunique()))
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
 
 
-def save_table(table: pd.DataFrame, folder: Path | str, name: str) -> str:
-    """Write a table as Markdown and return its text."""
-    return save_text(table.to_markdown(index=False), folder, name)
+def save_table(table: pd.DataFrame, folder: Path | str, name: str, *notes: str) -> str:
+    """Write a table as Markdown, its notes below it, and return the text."""
+    return save_text("\n\n".join([table.to_markdown(index=False), *filter(None, notes)]), folder, name)
 
 
 def save_text(text: str, folder: Path | str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Figures and tables from the result store: one theme, one colour a method, intervals always."""
+"""The theme of all figures: widths, one label and one colour a method, percent axes, and how figures are saved."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from idsel_core.methods import METHODS
 
@@ -20,6 +24,9 @@ COLUMN, PAGE = 3.4, 7.0
 
 ENDS: Final = {"full": "all tokens", "no-image": "no image"}
 """Labels of the two ends of the scale, which are no methods."""
+FINAL: Final = " (final)"
+"""What `comparison.by_title` adds to the name of a method whose budget is the tokens left after the last drop."""
+
 _FIRST = ("idselection", "topk", "diversity", "random", "uniform", "downsample", *ENDS)
 _LEADING = dict(zip(_FIRST, [*sns.color_palette("colorblind", 6), "0.2", "0.6"], strict=True))
 _MARKERS = "osD^vPXd<>ph*8H"
@@ -34,8 +41,10 @@ def use_theme() -> None:
 
 
 def label(method: str) -> str:
-    """Return what figures call a method."""
-    return METHODS[method].label if method in METHODS else ENDS.get(method, method)
+    """Return what figures and tables call a method; a name that is not registered stays as it is."""
+    name, final = method.removesuffix(FINAL), FINAL if method.endswith(FINAL) else ""
+    known = METHODS[name].label if name in METHODS else ENDS.get(name, name)
+    return known + final
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -49,8 +58,64 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 def plot_band(axes: Axes, table: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
     """Draw one line with its interval; `table` has the columns `x`, `y`, low and high."""
     table = table.sort_values(x)
-    axes.plot(table[x], table[y], label=name, markersize=4, **style)
-    axes.fill_between(table[x], table["low"], table["high"], color=style["color"], alpha=0.18, linewidth=0)
+    line = axes.plot(table[x], table[y], label=name, markersize=4, **style)[0]
+    axes.fill_between(table[x], table["low"], table["high"], color=line.get_color(), alpha=0.18, linewidth=0)
+
+
+def percent_axis(axis: Axis) -> None:
+    """Show shares as percent, at ticks that no rounding moves."""
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
+
+
+def budget_axis(axes: Axes, budgets: ArrayLike, name: str = "visual tokens kept") -> None:
+    """Give a logarithmic x axis a tick at each budget, and a label where there is room for one."""
+    ticks = sorted(set(np.asarray(budgets).astype(int).tolist()))
+    axes.set_xscale("log", base=2)
+    _ticks(axes, ticks, _labels_with_room(ticks, 1.7))
+    axes.set_xlabel(name)
+
+
+def gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
+    """Give a logarithmic x axis that begins at 0 a tick at each gamma, and a label where there is room for one."""
+    ticks = sorted(set(np.asarray(gammas).astype(float).tolist()))
+    axes.set_xscale("symlog", linthresh=1, base=10)
+    _ticks(axes, ticks, _labels_with_room(ticks, 2.2))
+    axes.set_xlim(-0.1 if ticks[0] < 1 else ticks[0] / 1.15, 1.15 * max(1.0, ticks[-1]))
+    axes.set_xlabel("gamma")
+
+
+def _labels_with_room(ticks: Sequence[float], ratio: float) -> list[str]:
+    """Return the labels of rising ticks, empty where the next label to the right is nearer than a ratio."""
+    said: list[str] = []
+    last = float("inf")
+    for tick in reversed(ticks):
+        room = last > tick * ratio
+        said.insert(0, f"{tick:g}" if room else "")
+        last = tick if room else last
+    return said
+
+
+def _ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_major_formatter(FixedFormatter(list(labels)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def questions_asked(rows: pd.DataFrame) -> str:
+    """Say how many questions rows hold, and of which splits."""
+    by = rows["split"] if "split" in rows else pd.Series("", index=rows.index)
+    counts = rows.groupby(by, sort=False)["question_id"].nunique()
+    return ", ".join(
+        f"{count:,} questions" + (f" of split {split}" if split else "") for split, count in counts.items()
+    )
+
+
+def add_note(figure: Figure, *lines: str) -> Figure:
+    """Write lines in the lower right corner of a figure, such as how many questions it asked."""
+    text = "\n".join(line for line in lines if line)
+    figure.supxlabel(text, x=0.995, ha="right", fontsize=6.5, color="0.35")
+    return figure
 
 
 def save(figure: Figure, folder: Path | str, name: str, origin: Mapping[str, Any]) -> None:

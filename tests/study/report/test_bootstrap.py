@@ -154,7 +154,7 @@ def test_share_interval_agrees_with_scipy_on_stratified_ratios():
     ours = share_of_full(rows, ["method"], resamples=10_000).set_index("method").loc["kept"]
 
     def statistic(*samples, axis=-1):
-        # Each sample is a question type; a question's pair of scores is coded as one number so that SciPy draws it as one.
+        # Each sample is a question type; a question's pair of scores is one number, so that SciPy draws it as one.
         return np.mean([(s == 2).mean(axis) / (s >= 1).mean(axis) for s in samples], axis=0)
 
     coded = tuple(f + k for f, k in question_types.values())

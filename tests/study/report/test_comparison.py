@@ -1,11 +1,13 @@
-"""Methods against each other: the outcomes, the split and the table say what the rows say."""
+"""Methods against each other: the outcomes, the difficulty and the tables say what the rows say."""
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from idsel_core.study.report import comparison
+from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables
+from idsel_core.study.store.results import Results
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
+from tests.support.rows import make_rows
 
 mpl.use("Agg")
 METHODS = ("idselection", "downsample", "topk", "random")
@@ -37,30 +39,30 @@ def test_outcomes_follow_the_intervals(table):
     assert (wins["low"] > 0).all() and (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
 
 
-def test_duels_need_the_method(rows):
+def test_versus_each_needs_the_method(rows):
     with pytest.raises(ValueError, match=r"no rows of method 'divprune'; there are \['downsample'"):
         comparison.versus_each(rows, "divprune")
 
 
 def test_easy_questions_are_those_of_the_smaller_image(rows):
-    split = comparison.split_by_downsampling(rows)
+    graded = comparison.by_difficulty(rows)
     answered = set(rows.loc[(rows["method"] == "full") & (rows["correct"] == 1), "question_id"])
-    assert set(split["question_id"]) == answered
-    assert set(split["method"]) == {"idselection", "topk", "random"}
+    assert set(graded["question_id"]) == answered
+    assert set(graded["method"]) == {"idselection", "topk", "random"}
     for budget in (64.0, 16.0):
         small = rows[(rows["method"] == "downsample") & (rows["budget"] == budget) & (rows["correct"] == 1)]
-        easy = split[(split["budget"] == budget) & (split["split"] == "easy")]
+        easy = graded[(graded["budget"] == budget) & (graded["difficulty"] == "easy")]
         assert set(easy["question_id"]) == set(small["question_id"]) & answered
 
 
 @pytest.mark.parametrize("lost", ["full", "downsample"])
-def test_the_split_names_what_it_lacks(rows, lost):
+def test_a_difficulty_needs_all_tokens_and_the_smaller_image(rows, lost):
     with pytest.raises(ValueError, match=f"no rows of method '{lost}'; there are"):
-        comparison.split_by_downsampling(rows[rows["method"] != lost])
+        comparison.by_difficulty(rows[rows["method"] != lost])
 
 
 def test_the_ranking_draws_the_shares_best_first(rows):
-    figure = comparison.ranking_figure(rows, resamples=200)
+    figure = comparison_figures.ranking_figure(rows, resamples=200)
     axis = figure.axes[0]
     assert axis.get_yticklabels()[0].get_text() == "top-K importance"
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["64", "16"]
@@ -69,42 +71,94 @@ def test_the_ranking_draws_the_shares_best_first(rows):
     assert axis.texts[0].get_text().split(" ± ")[0] == f"{100 * (best / full).mean():.1f}"
 
 
-def test_final_budgets_have_a_name_of_their_own_and_short_rows_go_last(rows):
-    inside = rows[(rows["method"] == "topk") & (rows["budget"] == 64)]
-    both = pd.concat(
-        [rows, inside.assign(method="fastv", convention="average"), inside.assign(method="fastv", convention="final")]
-    )
-    named = comparison.by_title(both)
-    assert set(named["method"]) == {*rows["method"], "fastv", "fastv (final)"}
-    axis = comparison.ranking_figure(named, resamples=200).axes[0]
-    assert [tick.get_text() for tick in axis.get_yticklabels()][-2:] == ["fastv", "fastv (final)"]
+@pytest.fixture(scope="module")
+def with_final(rows):
+    """Rows with a method inside the language model that, by its final budget, does better than all others."""
+    inside = rows[(rows["method"] == "topk") & (rows["budget"] == 64)].assign(method="fastv")
+    both = pd.concat([rows, inside.assign(convention="average"), inside.assign(convention="final", correct=1.0)])
+    return comparison.by_title(both)
+
+
+def test_final_budgets_have_a_name_of_their_own_and_stand_apart(rows, with_final):
+    assert set(with_final["method"]) == {*rows["method"], "fastv", "fastv (final)"}
+    figures = [
+        comparison_figures.ranking_figure(with_final, resamples=50),
+        comparison_figures.question_types_figure(with_final, 64, resamples=50),
+    ]
+    for figure in figures:
+        names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+        assert names[-1] == "FastV (final) †" and names[0] != names[-1]
+        assert "not ranked with the others" in figure.get_supxlabel()
+    graded, table = comparison.by_difficulty(with_final), comparison.versus_each(with_final, resamples=50)
+    for figure in (
+        comparison_figures.versus_each_figure(table, [64]),
+        comparison_figures.difficulty_figure(graded, [64], resamples=50),
+    ):
+        assert figure.axes[0].get_yticklabels()[0].get_text() == "FastV (final) †"
+    said = comparison_sentences.about_comparison(table)
+    assert "Of methods that read more tokens than this, it is below 1: FastV (final) †" in said
+    assert comparison_tables.shares_table(with_final, [64], resamples=50)["method"].iloc[-1] == "FastV (final) †"
+    listed = comparison_tables.comparison_table(with_final, [64], resamples=50)
+    assert listed["method"].tolist()[-1] == "FastV (final) †"
+
+
+def test_the_ranking_has_one_order_that_it_tells(with_final):
+    figure = comparison_figures.ranking_figure(with_final, resamples=50)
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names[:2] == ["top-K importance", "FastV"]
+    assert "sorted by how far a method is above the mean of a column" in figure.get_supxlabel()
+    assert not any(line.get_visible() for line in figure.axes[0].get_xgridlines())
+
+
+def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
+    store = Results(tmp_path)
+    store.write("peers", make_rows(12, (64, 16), "divprune"), {})
+    assert set(comparison.read_comparison(store, "peers", "controls")["method"]) == {"divprune"}
+    more = make_rows(14, (64, 16, 4), "random")
+    spread = make_rows(12, (64, 16), "random").assign(positions="keep")
+    own = make_rows(12, (64,), "divprune").assign(correct=True)
+    store.write("controls", pd.concat([more, make_rows(14, (576,), "full"), spread, own], ignore_index=True), {})
+    both = comparison.read_comparison(store, "peers", "controls")
+    counts = both.groupby(["method", "budget"])["question_id"].nunique().to_dict()
+    asked = [("divprune", 64), ("divprune", 16), ("random", 64), ("random", 16), ("full", 576)]
+    assert counts == dict.fromkeys(asked, 12)
+    assert len(both) == 60 and set(both["job"]) == {"peers", "controls"}
+    store.write("controls", make_rows(10, (64, 16), "random"), {})
+    with pytest.raises(ValueError, match="controls asked 10 of the 12 questions of peers; it must ask them all"):
+        comparison.read_comparison(store, "peers", "controls")
+
+
+def test_a_ranking_with_vispruner_says_that_its_numbers_move():
+    assert comparison.marked_label("vispruner") == "VisPruner ‡"
+    assert "parity of their rank" in comparison.ranking_notes(["vispruner", "topk"])[0]
+    assert comparison.ranking_notes(["topk"]) == []
 
 
 def test_the_cost_figure_has_a_line_for_each_method(rows):
-    axis = comparison.cost_figure(rows, resamples=200).axes[0]
+    axis = comparison_figures.cost_figure(rows, resamples=200).axes[0]
     line = next(drawn for drawn in axis.lines if drawn.get_label() == "ID-Selection")
     assert line.get_xdata() == pytest.approx([0.26, 0.74])
     assert {drawn.get_label() for drawn in axis.lines} >= {"ID-Selection", "random", "smaller image"}
 
 
-def test_the_duels_figure_draws_each_gap(table):
-    figure = comparison.versus_each_figure(table, [64, 16])
+def test_the_versus_each_figure_draws_each_gap(table):
+    figure = comparison_figures.versus_each_figure(table, [64, 16])
     drawn = [x for axis in figure.axes for held in axis.containers for x in held.lines[0].get_xdata()]
     assert sorted(drawn) == pytest.approx(sorted(100 * table["mean"]))
 
 
-def test_families_and_split_have_their_panels(rows):
-    axis = comparison.question_types_figure(rows, 16, resamples=200).axes[0]
+def test_question_types_and_difficulty_have_their_panels(rows):
+    axis = comparison_figures.question_types_figure(rows, 16, resamples=200).axes[0]
     assert [tick.get_text() for tick in axis.get_xticklabels()] == list(QUESTION_TYPES)
-    split = comparison.split_by_downsampling(rows)
-    figure = comparison.split_figure(split, [64, 16], resamples=200)
+    graded = comparison.by_difficulty(rows)
+    figure = comparison_figures.difficulty_figure(graded, [64, 16], resamples=200)
     assert figure.axes[0].get_title().startswith("64 tokens: ")
     with pytest.raises(ValueError, match="no rows with 17 tokens"):
-        comparison.question_types_figure(rows, 17)
+        comparison_figures.question_types_figure(rows, 17)
 
 
 def test_the_table_has_the_papers_layout(rows):
-    table = comparison.comparison_table(rows, [64, 16], resamples=200)
+    table = comparison_tables.comparison_table(rows, [64, 16], resamples=200)
     assert list(table) == ["budget", "method", "tokens a layer", *QUESTION_TYPES, "mean", "share of full"]
     assert table["budget"].tolist() == ["576", *["64"] * 4, *["16"] * 4]
     first = table.iloc[0]
@@ -114,8 +168,8 @@ def test_the_table_has_the_papers_layout(rows):
 
 
 def test_the_shares_are_those_of_the_table(rows):
-    table = comparison.comparison_table(rows, [64, 16], resamples=200).set_index(["budget", "method"])
-    shares = comparison.shares_table(rows, [64, 16], resamples=200).set_index("method")
+    table = comparison_tables.comparison_table(rows, [64, 16], resamples=200).set_index(["budget", "method"])
+    shares = comparison_tables.shares_table(rows, [64, 16], resamples=200).set_index("method")
     assert list(shares) == ["64 tokens", "16 tokens"]
     assert shares["64 tokens"].to_dict() == table.loc["64", "share of full"].to_dict()
     assert shares["16 tokens"].tolist() == table.loc["16", "share of full"].tolist()
@@ -123,23 +177,25 @@ def test_the_shares_are_those_of_the_table(rows):
 
 def test_what_could_not_run_has_its_budgets_and_a_reason():
     missing = {"evs": "no frames", "dart at 8": "8 are too few", "dart at 16": "16 are too few"}
-    table = comparison.missing_table(missing)
-    assert table.to_numpy().tolist() == [["evs", "any", "no frames"], ["dart", "16, 8", "16 are too few"]]
-    assert comparison.missing_table({}).empty
+    table = comparison_tables.missing_table(missing)
+    assert table.to_numpy().tolist() == [["EVS", "any", "no frames"], ["DART", "16, 8", "16 are too few"]]
+    assert comparison_tables.missing_table({}).empty
 
 
 def test_words_name_wins_ties_and_losses(rows, table):
-    said = comparison.about_comparison(table)
-    assert "**64 tokens**: ID-Selection is above 2: random (+" in said
+    said = comparison_sentences.about_comparison(table)
+    assert "**64 tokens**, 90 questions: ID-Selection is above 2: random (+" in said
     assert "not told apart from 1: top-K importance (+0.0)" in said
     assert "below 1: top-K importance (-3" in said
-    words = comparison.about_split(comparison.split_by_downsampling(rows), [64, 16], resamples=200)
+    words = comparison_sentences.about_difficulty(comparison.by_difficulty(rows), [64, 16], resamples=200)
     assert words.count("a smaller image answers") == 2 and "best on those is top-K importance" in words
 
 
 def test_a_sentence_is_true_of_every_row(table):
     for budget, part in table.groupby("budget"):
-        line = next(x for x in comparison.about_comparison(table).splitlines() if f"**{budget:g} tokens**" in x)
+        line = next(
+            x for x in comparison_sentences.about_comparison(table).splitlines() if f"**{budget:g} tokens**" in x
+        )
         for outcome, count in part["outcome"].value_counts().items():
             word = {"win": "above", "tie": "not told apart from", "loss": "below"}[outcome]
             assert f"{word} {count}:" in line
@@ -151,7 +207,9 @@ def test_rows_of_questions_that_differ_are_refused(rows):
 
 
 def test_words_do_not_speak_of_questions_that_are_not_there(rows):
-    split = comparison.split_by_downsampling(rows)
-    easy = split[split["split"] == "easy"]
-    assert comparison.about_split(easy, [64], resamples=50) == "- **64 tokens**: all questions are easy."
-    assert comparison.about_split(easy, [8], resamples=50) == "- **8 tokens**: all questions are left out."
+    graded = comparison.by_difficulty(rows)
+    easy = graded[graded["difficulty"] == "easy"]
+    assert comparison_sentences.about_difficulty(easy, [64], resamples=50) == "- **64 tokens**: all questions are easy."
+    assert (
+        comparison_sentences.about_difficulty(easy, [8], resamples=50) == "- **8 tokens**: all questions are left out."
+    )

@@ -11,7 +11,7 @@ import pytest
 
 from idsel_core import IDSelection, UniformGrid, adapter_for, get_method
 from idsel_core.study.cost import flops_paper, full_budget, read_config
-from idsel_core.study.report import efficiency
+from idsel_core.study.report import efficiency, efficiency_figures, efficiency_sentences, efficiency_tables
 from idsel_core.study.report.comparison import by_title
 from idsel_core.study.store.times import SELECTION, selection_rows, validate
 from idsel_core.study.timing.ideal import time_ideal
@@ -55,23 +55,23 @@ def test_flops_are_unknown_where_a_phase_is(times):
 
 
 def test_what_is_said_is_true_of_the_numbers(times):
-    said = efficiency.about_efficiency(times)
+    said = efficiency_sentences.about_efficiency(times)
     assert "With 4 of 36 visual tokens (11.1%)" in said
     assert "its prefill 11.1% of its time (9.0 times faster)" in said
     assert f"an answer is {176 / 114:.2f} times faster" in said
-    table = efficiency.efficiency_table(times)
+    table = efficiency_tables.efficiency_table(times)
     assert table["visual tokens"].tolist() == ["36", "16", "4"]
     assert table["faster"].tolist() == ["1.00x", f"{176 / 138:.2f}x", f"{176 / 114:.2f}x"]
-    assert f"Measured on cpu, {times['threads'].iloc[0]} threads" in efficiency.summary(times)
+    assert f"Measured on cpu, {times['threads'].iloc[0]} threads" in efficiency_tables.summary(times)
 
 
 def test_answers_are_set_against_prompts_cut_by_hand(times):
-    table = efficiency.ideal_table(times)
+    table = efficiency_tables.ideal_table(times)
     assert table["visual tokens"].tolist() == [16, 4]
     assert table["over ideal"].tolist() == [1.02, 1.02]
     assert table["over all tokens"].tolist() == pytest.approx([51 / 90] * 2)
-    assert "At most 1.020 times the ideal" in efficiency.about_ideal(table)
-    assert efficiency.ideal_table(times[times["phase"] != "end to end"]).empty
+    assert "At most 1.020 times the ideal" in efficiency_sentences.about_ideal(table)
+    assert efficiency_tables.ideal_table(times[times["phase"] != "end to end"]).empty
 
 
 def test_the_front_is_what_nothing_beats_in_time_and_accuracy():
@@ -93,8 +93,8 @@ def test_accuracy_meets_time_by_method_and_budget(times):
     with pytest.raises(ValueError, match="rows must be as stored: budgets left at last are told by `convention`"):
         efficiency.accuracy_against_time(by_title(rows), late, resamples=20)
     table = table[table["method"] == "idselection"]
-    assert efficiency.about_front(table).startswith("- **whole answers**: ID-Selection at 4 (114 ms")
-    figure = efficiency.pareto_figure(table)
+    assert efficiency_sentences.about_front(table).startswith("- **whole answers**: ID-Selection at 4 (114 ms")
+    figure = efficiency_figures.pareto_figure(table)
     assert len(figure.axes) == 2
 
 
@@ -120,15 +120,15 @@ def test_times_of_selections_alone_fit_the_store(times):
     together = pd.concat([times, rows], ignore_index=True)
     stored = validate("job", together).to_pandas()
     assert (stored["phase"] == SELECTION).sum() == 1
-    axis = efficiency.selection_figure(stored).axes[0]
+    axis = efficiency_figures.selection_figure(stored).axes[0]
     assert axis.get_xlabel() == "visual tokens to choose from (kept: 4 of 36)"
     assert [line.get_ydata().tolist() for line in axis.lines] == [[1.0]]
 
 
 def test_figures_show_what_was_measured(times):
-    bars = efficiency.phases_figure(times).axes[0].patches
+    bars = efficiency_figures.phases_figure(times).axes[0].patches
     assert sorted({round(bar.get_width()) for bar in bars}) == [0, 2, 4, 8, 32, 72, 100]
-    flops, time, _ = efficiency.scaling_figure(times).axes[1].lines
+    flops, time, _ = efficiency_figures.scaling_figure(times).axes[1].lines
     assert time.get_ydata().tolist() == pytest.approx([114 / 176, 138 / 176, 1])
     assert flops.get_ydata()[-1] == 1
     plt.close("all")
@@ -140,24 +140,24 @@ def test_a_straight_line_is_found():
     assert (fit.start, fit.speed) == pytest.approx((1, 500))
     assert fit.worst == pytest.approx(0, abs=1e-9)
     assert "takes 1.00 ms and its FLOPs at 500.0 GFLOPs a second" in fit.sentence()
-    figure = efficiency.fit_figure(table.assign(low_ms=table["median_ms"], high_ms=table["median_ms"]), fit)
+    figure = efficiency_figures.fit_figure(table.assign(low_ms=table["median_ms"], high_ms=table["median_ms"]), fit)
     assert figure.axes[0].lines[-1].get_ydata()[0] == pytest.approx(1)
 
 
 def test_published_claims_hold_by_the_formula_of_the_literature():
     claims = [["llava-1.5-7b", 336, 336, 576, 16], ["llava-next-7b", 672, 672, 2880, 320]]
-    table = efficiency.claims_table("data/configs", claims, 64, "idselection")
+    table = efficiency_tables.claims_table(claims, 64, "idselection")
     first, second = table.to_dict("records")
     assert first["literature's formula, saved"] > 0.97
     assert second["literature's formula, times fewer"] == pytest.approx(9.9, abs=0.05)
     assert first["whole prefill, saved"] < first["language model, saved"] < first["literature's formula, saved"]
-    assert efficiency.printed_claims(table)["literature's formula, saved"].tolist() == ["97.28%", "89.92%"]
+    assert efficiency_tables.printed_claims(table)["literature's formula, saved"].tolist() == ["97.28%", "89.92%"]
 
 
 def test_costs_of_full_sizes_fall_with_the_tokens():
-    costs = efficiency.model_costs("data/configs", {"llava-next-7b": [672, 672]}, 64, "idselection")
-    config, _ = read_config(Path("data/configs/llava-next-7b.json"))
+    costs = efficiency.model_costs({"llava-next-7b": [672, 672]}, 64, "idselection")
+    config, _ = read_config(Path("llava-next-7b"))
     assert costs["kept"].iloc[0] == costs["whole"].iloc[0] == full_budget(config, (672, 672))
     assert costs["paper"].iloc[-1] == flops_paper(config, 16)
     assert costs[["paper", "language_model", "total"]].diff().iloc[1:].lt(0).all(axis=None)
-    assert len(efficiency.models_figure(costs).axes) == 3
+    assert len(efficiency_figures.models_figure(costs).axes) == 3

@@ -3,13 +3,15 @@
 import json
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from idsel_core.study.report import ablation_figures as figures
 from idsel_core.study.report import ablation_sentences as words
-from idsel_core.study.report import theme as figures
+from idsel_core.study.report import pictures, tables, theme, wording
 from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_full
 from idsel_core.study.store.explain import explain
 from idsel_core.study.store.provenance import provenance, read_origin
@@ -63,7 +65,7 @@ def test_budget_figure_draws_shares(budget):
     assert line(axis, "all tokens").get_ydata()[0] == 1
 
 
-def test_families_each_have_a_panel(budget):
+def test_each_question_type_has_a_panel(budget):
     titles = [axis.get_title() for axis in figures.question_types_figure(budget, 100).axes]
     assert set(QUESTION_TYPES) <= set(titles)
 
@@ -82,14 +84,52 @@ def test_importance_figure_has_a_row_for_each_score():
     ]
     rows = made_up(settings, dict(enumerate(np.linspace(0.4, 0.8, len(settings)))))
     axis = figures.importance_figure(rows, 100).axes[0]
-    assert {text.get_text() for text in axis.get_yticklabels()} == {"saliency", "unified", "unified (mean@0)"}
+    names = {text.get_text() for text in axis.get_yticklabels()}
+    assert names == {"saliency", "unified", "unified (whole question, layer 0)"}
     said = words.about_importance(rows, 100)
-    assert "from *unified (mean@0)*" in said
+    assert "from *unified (whole question, layer 0)*" in said
     assert "*raw* is above *minmax*" in said
 
 
+@pytest.mark.parametrize(
+    ("gammas", "labels"),
+    [((0, 1, 5, 20, 50, 100), ["0", "1", "5", "20", "", "100"]), ((0, 20, 100), ["0", "20", "100"])],
+)
+def test_labels_of_the_gamma_axis_do_not_touch(gammas, labels):
+    axis = plt.figure().add_subplot()
+    theme.gamma_axis(axis, gammas)
+    axis.figure.canvas.draw()
+    assert axis.get_xticks().tolist() == list(gammas)
+    assert [text.get_text() for text in axis.get_xticklabels()] == labels
+
+
+@pytest.mark.parametrize("limits", [(0.61, 0.82), (0.2, 1.0), (0.7, 0.74)])
+def test_percent_ticks_are_not_rounded(limits):
+    axis = plt.figure().add_subplot()
+    axis.set_ylim(*limits)
+    theme.percent_axis(axis.yaxis)
+    axis.figure.canvas.draw()
+    said = [float(text.get_text().rstrip("%")) for text in axis.get_yticklabels()]
+    assert said == pytest.approx(100 * axis.get_yticks())
+
+
+def test_labels_are_those_of_the_methods():
+    assert [theme.label(name) for name in ("prumergeplus", "vscan (final)", "full", "mine")] == [
+        "PruMerge+",
+        "VScan (final)",
+        "all tokens",
+        "mine",
+    ]
+
+
+def test_figures_say_how_many_questions_they_asked(budget, gamma):
+    drawn = [figures.budget_figure(budget, 50), figures.gamma_figure(gamma, 50), figures.objects_figure(budget)]
+    for figure in drawn:
+        assert "90 questions" in figure.get_supxlabel()
+
+
 def test_a_method_keeps_its_colour_in_any_company():
-    alone, together = figures.styles(["random"]), figures.styles(["divprune", "random", "idselection"])
+    alone, together = theme.styles(["random"]), theme.styles(["divprune", "random", "idselection"])
     assert alone["random"] == together["random"]
     assert len({str(style["color"]) for style in together.values()}) == 3
 
@@ -106,7 +146,7 @@ def test_words_say_what_the_numbers_say(budget, gamma):
     ("low", "high", "word"), [(0.1, 0.2, "above"), (-0.2, -0.1, "below"), (-0.1, 0.1, "not told apart from")]
 )
 def test_the_interval_decides(low, high, word):
-    assert words.verdict(Interval((low + high) / 2, low, high, 10, 0.95, 10, 0)) == word
+    assert wording.verdict(Interval((low + high) / 2, low, high, 10, 0.95, 10, 0)) == word
 
 
 def test_positions_are_compared_pairwise(budget):
@@ -116,16 +156,16 @@ def test_positions_are_compared_pairwise(budget):
 
 
 def test_the_table_has_each_budget_and_method(budget, tmp_path):
-    table = figures.method_table(budget, [64], 100)
+    table = tables.method_table(budget, [64], 100)
     assert table["method"].tolist() == ["all tokens", "ID-Selection", "random", "top-K importance", "no image"]
-    text = figures.save_table(table, tmp_path, "t")
+    text = tables.save_table(table, tmp_path, "t")
     assert (tmp_path / "t.md").read_text().strip() == text.strip()
     assert "100.0 [100.0, 100.0]" in text
 
 
 def test_equal_figures_are_equal_files(budget, tmp_path):
     for folder in ("a", "b"):
-        figures.save(figures.objects_figure(budget), tmp_path / folder, "f", {"parameters": {"resamples": 9}})
+        theme.save(figures.objects_figure(budget), tmp_path / folder, "f", {"parameters": {"resamples": 9}})
     assert (tmp_path / "a/f.png").read_bytes() == (tmp_path / "b/f.png").read_bytes()
     assert (tmp_path / "a/f.pdf").read_bytes() == (tmp_path / "b/f.pdf").read_bytes()
 
@@ -135,7 +175,7 @@ def drawn(tmp_path):
     store = Results(tmp_path / "results")
     store.write("budget", make_rows(), provenance({"gammas": [5.0, 20.0], "note": "é (a) \\"}))
     note = store.origin("budget", resamples=100)
-    figures.save(figures.objects_figure(store.frame()), tmp_path / "figures", "objects", note)
+    theme.save(figures.objects_figure(store.frame()), tmp_path / "figures", "objects", note)
     return store, note, tmp_path / "figures/objects"
 
 
@@ -159,7 +199,7 @@ def test_the_origin_depends_on_rows_not_on_time_or_order(drawn):
 def test_a_figure_that_tells_nothing_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"f{suffix}"
     if content is None:
-        figures.plt.figure().savefig(path)
+        plt.figure().savefig(path)
     else:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{path} (is no PNG or PDF|does not tell what it was drawn from)"):
@@ -167,8 +207,8 @@ def test_a_figure_that_tells_nothing_is_refused(tmp_path, suffix, content):
 
 
 def test_kept_tokens_are_bright():
-    axis = figures.plt.figure().add_subplot()
-    figures.draw_kept(axis, Image.new("RGB", (40, 20)), [3, 0], 2, 4)
+    axis = plt.figure().add_subplot()
+    pictures.draw_kept(axis, Image.new("RGB", (40, 20)), [3, 0], 2, 4)
     veil = axis.images[1].get_array()[..., 3]
     assert veil[0, 3] == veil[0, 0] == 0
     assert (veil > 0).sum() == 6

@@ -9,9 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from idsel_core.study.report import theme as figures
-from idsel_core.study.report.ablations import objects_figure
-from idsel_core.study.report.tables import save_table
+from idsel_core.study.report import ablation_figures, tables, theme
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 from tests.support.project import PROJECT
@@ -31,8 +29,10 @@ def drawn(tmp_path):
     store = Results(tmp_path / "results/rows")
     store.write("budget", make_rows(), provenance({"gammas": [5.0, 20.0], "note": "<b>"}))
     rows = store.frame()
-    figures.save(objects_figure(rows), tmp_path / "results/figures", "objects", store.origin("budget", resamples=9))
-    save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "results/tables", "chance")
+    theme.save(
+        ablation_figures.objects_figure(rows), tmp_path / "figures", "objects", store.origin("budget", resamples=9)
+    )
+    tables.save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "tables", "chance")
     return store
 
 

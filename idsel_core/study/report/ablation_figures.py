@@ -6,32 +6,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
-from numpy.typing import ArrayLike
 
 from idsel_core.study.report.bootstrap import mean_scores, share_of_full
-from idsel_core.study.report.theme import COLUMN, PAGE, label, plot_band, styles
+from idsel_core.study.report.theme import (
+    COLUMN,
+    PAGE,
+    add_note,
+    budget_axis,
+    gamma_axis,
+    label,
+    percent_axis,
+    plot_band,
+    questions_asked,
+    styles,
+)
 
-
-def _budget_axis(axes: Axes, budgets: ArrayLike) -> None:
-    ticks = sorted(set(np.asarray(budgets, int).tolist()))
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([str(tick) for tick in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("visual tokens kept")
-
-
-def _gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
-    ticks = sorted(set(np.asarray(gammas, float).tolist()))
-    axes.set_xscale("symlog", linthresh=1, base=10)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="x", labelsize="small")
-    axes.set_xlabel("gamma")
+BANDS = "bands: 95 % bootstrap intervals over questions"
+BARS = "bars: 95 % bootstrap intervals over questions"
 
 
 def gamma_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
@@ -63,13 +55,13 @@ def gamma_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
             limit.at[budget, "mean"], color="0.4", linestyle="--", linewidth=1, label="top-K (gamma to infinity)"
         )
         above.set_title(f"{budget:g} tokens")
-        above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _gamma_axis(below, swept["gamma"])
+        percent_axis(above.yaxis)
+        percent_axis(below.yaxis)
+        gamma_axis(below, swept["gamma"])
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("kept tokens\non objects")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return add_note(figure, f"{questions_asked(rows)}; {BANDS}")
 
 
 def importance_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
@@ -102,20 +94,27 @@ def importance_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
             chosen = chosen.reindex([score for score in order if score in chosen.index])
             place = [list(order).index(score) + offset for score in chosen.index]
             errors = [chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]
-            name = f"{features} features, {normalise}"
+            name = f"{features} features, {_NORMALISE.get(normalise, normalise)}"
             axis.errorbar(chosen["mean"], place, xerr=errors, fmt="o", markersize=4, color=color, label=name)
         axis.set_title(f"{budget:g} tokens")
         axis.set_yticks(range(len(order)), order)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        percent_axis(axis.xaxis)
         axis.set_xlabel("accuracy")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return add_note(
+        figure, f"{questions_asked(rows)}; {BARS}", "scores sorted by their mean accuracy over the variants"
+    )
+
+
+_NORMALISE = {"minmax": "min-max", "raw": "raw scores"}
 
 
 def named_importance(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the column `score`: the importance, and where its instruction attention was read if not at the default."""
-    asks = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != "last@0")
-    return rows.assign(score=rows["importance"].where(~asks, rows["importance"] + " (" + rows["instruction"] + ")"))
+    reads = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != "last@0")
+    where = rows["instruction"].fillna("").str.replace("mean@", "whole question, layer ")
+    where = where.str.replace("last@", "last token, layer ")
+    return rows.assign(score=rows["importance"].where(~reads, rows["importance"] + " (" + where + ")"))
 
 
 def budget_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
@@ -138,11 +137,11 @@ def budget_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     for end in ("full", "no-image"):
         level = shares.loc[shares["method"] == end, "share"]
         axis.axhline(level.iloc[0], linestyle=":", label=label(end), color=styles([end])[end]["color"])
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(axis.yaxis)
     axis.set_ylabel("share of full performance")
-    _budget_axis(axis, rows.loc[~rows["method"].isin(["full", "no-image"]), "budget"])
+    budget_axis(axis, rows.loc[~rows["method"].isin(["full", "no-image"]), "budget"])
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return add_note(figure, f"{questions_asked(rows)}; {BANDS}")
 
 
 def question_types_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
@@ -174,13 +173,13 @@ def question_types_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
             label="chance",
         )
         axis.set_title(question_type)
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _budget_axis(axis, [4, 16, 64, 288])
+        percent_axis(axis.yaxis)
+        budget_axis(axis, [4, 16, 64, 288])
     for axis in list(grid.flat)[len(question_types) :]:
         axis.axis("off")
     handles = grid.flat[0].get_legend_handles_labels()
     grid.flat[len(question_types)].legend(*handles, loc="center", fontsize="small")
-    return figure
+    return add_note(figure, f"{questions_asked(rows)} in all; {BANDS}")
 
 
 def objects_figure(rows: pd.DataFrame) -> Figure:
@@ -197,11 +196,11 @@ def objects_figure(rows: pd.DataFrame) -> Figure:
     for method, style in styles(list(rows["method"].unique())).items():
         chosen = means[means["method"] == method]
         axis.plot(chosen["budget"], chosen["on_objects"], label=label(method), markersize=4, **style)
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(axis.yaxis)
     axis.set_ylabel("kept tokens on objects")
-    _budget_axis(axis, rows["budget"])
+    budget_axis(axis, rows["budget"])
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return add_note(figure, questions_asked(rows))
 
 
 def training_figure(log: pd.DataFrame) -> Figure:
@@ -218,8 +217,8 @@ def training_figure(log: pd.DataFrame) -> Figure:
     for question_type in curves.drop(columns="all"):
         axis.plot(curves.index, curves[question_type], linewidth=1, label=question_type)
     axis.plot(curves.index, curves["all"], color="black", linewidth=2, label="all")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    percent_axis(axis.yaxis)
     axis.set_xlabel("training step")
     axis.set_ylabel("accuracy on held-out scenes")
     axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return add_note(figure, "questions about 40 held-out scenes")

@@ -1,0 +1,255 @@
+"""Figures of the efficiency study, from stored times and from configurations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+
+from idsel_core.study.dataset import FULL
+from idsel_core.study.report.comparison import marked_label, ranking_notes
+from idsel_core.study.report.efficiency import PHASES, Fit, totals
+from idsel_core.study.report.theme import COLUMN, PAGE, add_note, budget_axis, label, percent_axis, styles
+from idsel_core.study.store.times import SELECTION
+
+NAMES = {
+    "encode": "encode (tower, projector)",
+    "select": "select",
+    "prefill": "prefill",
+    "decode": "decode",
+}
+"""What figures call the phases."""
+
+
+def phases_figure(times: pd.DataFrame, method: str = "idselection") -> Figure:
+    """Draw the time of an answer by phase, for all tokens and for each budget of a method.
+
+    Parameters
+    ----------
+    times : DataFrame
+        As for `totals`.
+    method : str
+        Whose budgets are drawn.
+    """
+    table = totals(times)
+    table = table[table["method"].isin([FULL, method])].sort_values("kept_tokens", ascending=False)
+    names = [("all " if name == FULL else "") + str(kept) for name, kept in table[["method", "kept_tokens"]].to_numpy()]
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 2.6), layout="constrained", sharey=True)
+    colours = dict(zip(PHASES, sns.color_palette("colorblind"), strict=False))
+    for axis, phases in zip(panels, (PHASES, PHASES[1:]), strict=True):
+        left = np.zeros(len(table))
+        for phase in phases:
+            axis.barh(names, table[phase], left=left, color=colours[phase], label=NAMES[phase], height=0.7)
+            left += table[phase].to_numpy()
+        for place, width in enumerate(left):
+            axis.annotate(f"{width:.0f}", (width, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.set_xlim(0, 1.15 * left.max())
+        axis.set_xlabel("milliseconds of an answer" if phases is PHASES else "milliseconds after the tower pass")
+        axis.grid(axis="y", visible=False)
+    panels[0].invert_yaxis()
+    panels[0].set_ylabel("visual tokens kept")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def scaling_figure(times: pd.DataFrame, method: str = "idselection") -> Figure:
+    """Draw FLOPs and time against the tokens kept, both as shares of those with all tokens.
+
+    Parameters
+    ----------
+    times : DataFrame
+        As for `totals`.
+    method : str
+        Whose budgets are drawn.
+    """
+    table = totals(times)
+    table = table[table["method"].isin([FULL, method])].sort_values("kept_tokens")
+    table["language_model"] = table["prefill"] + table["decode"]
+    colours = sns.color_palette("colorblind", 2)
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 2.9), layout="constrained", sharey=True)
+    parts = {"language model": ("flops_language_model", "language_model"), "whole answer": ("flops", "total")}
+    for axis, (title, columns) in zip(panels, parts.items(), strict=True):
+        full: Any = table[table["method"] == FULL].iloc[0]
+        for column, name, colour, marker in zip(columns, ("FLOPs", "time"), colours, "os", strict=True):
+            axis.plot(
+                table["kept_tokens"],
+                table[column] / full[column],
+                color=colour,
+                marker=marker,
+                label=name,
+                markersize=4,
+            )
+        axis.plot(
+            table["kept_tokens"], table["kept_tokens"] / full["kept_tokens"], color="0.6", linestyle=":", label="tokens"
+        )
+        axis.set_title(title)
+        percent_axis(axis.yaxis)
+        axis.set_ylim(0, 1.05)
+        axis.set_xlim(left=0)
+        axis.set_xlabel("visual tokens kept")
+    panels[0].set_ylabel("share of all tokens' cost")
+    panels[0].legend()
+    return figure
+
+
+def pareto_figure(table: pd.DataFrame) -> Figure:
+    """Draw the share of full performance against measured time, and the front of what nothing beats in both.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `accuracy_against_time` returned.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(PAGE, 4.0), layout="constrained", sharey=True)
+    own = table["method"] == "idselection"
+    style = styles(["idselection"])["idselection"]
+    for axis, time in zip(panels, ("total", "after_encode"), strict=True):
+        front = table["front" if time == "total" else "front_after_encode"]
+        crowd = table[~own & ~front]
+        axis.scatter(crowd[time], crowd["share"], color="0.75", s=9, linewidths=0, label="other methods")
+        axis.scatter(table[time][own], table["share"][own], s=30, label=label("idselection"), zorder=3, **style)
+        best = table[front].sort_values(time)
+        axis.step(best[time], best["share"], where="post", color="0.2", linewidth=1, zorder=2)
+        axis.scatter(best[time], best["share"], color="0.2", s=14, label="the front: nothing is faster and better")
+        _name_points(axis, best, time)
+        axis.set_xscale("log")
+        _time_ticks(axis)
+        percent_axis(axis.yaxis)
+    panels[0].set_xlabel("milliseconds of an answer")
+    panels[1].set_xlabel("milliseconds after the tower pass")
+    panels[0].set_ylabel("share of full performance")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
+    named = table.loc[table["front"] | table["front_after_encode"], "method"]
+    return add_note(
+        figure,
+        f"{table['questions'].max():,} questions; times of one question; at the front: method and tokens kept",
+        *ranking_notes(named, apart=False),
+    )
+
+
+def _time_ticks(axis: Axes) -> None:
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _name_points(axis: Axes, front: pd.DataFrame, time: str) -> None:
+    """Name points to their left, in a column of labels of which none covers another."""
+    low, high = axis.get_ylim()
+    gap = 0.034 * (high - low)
+    reached = -np.inf
+    left = front[time].min()
+    for row in front.sort_values("share").to_dict("records"):
+        reached = max(reached + gap, row["share"])
+        axis.annotate(
+            f"{marked_label(row['method'])} {row['budget']:g}",
+            (row[time], row["share"]),
+            (left * 0.8, reached),
+            ha="right",
+            va="center",
+            fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 1},
+        )
+    axis.set_xlim(left=left * 0.3)
+
+
+def selection_figure(times: pd.DataFrame) -> Figure:
+    """Draw the time of every method's selection against the number of tokens that it chooses from.
+
+    Parameters
+    ----------
+    times : DataFrame
+        Rows of the store of times, those of `SELECTION` among them. Where several budgets were chosen from as many
+        tokens, the one nearest to a ninth of them is drawn.
+    """
+    table = times[times["phase"] == SELECTION]
+    far = (9 * table["kept_tokens"] / table["tokens_before"] - 1).abs()
+    table = table[far == far.groupby(table["tokens_before"]).transform("min")]
+    order = table[table["tokens_before"] == table["tokens_before"].max()].sort_values("median_ms", ascending=False)
+    figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
+    drawn = styles(list(dict.fromkeys(table["method"])))
+    methods = list(dict.fromkeys([*order["method"], *table["method"]]))
+    for method in methods:
+        chosen = table[table["method"] == method].sort_values("tokens_before")
+        own = method == "idselection"
+        axis.plot(
+            chosen["tokens_before"],
+            chosen["median_ms"],
+            label=label(method),
+            linewidth=2.5 if own else 0.9,
+            markersize=5 if own else 3.5,
+            zorder=3 if own else 2,
+            **drawn[method],
+        )
+    axis.set_yscale("log")
+    budget_axis(axis, table["tokens_before"])
+    kept = table.drop_duplicates("tokens_before").sort_values("tokens_before")
+    said = ", ".join(f"{row['kept_tokens']} of {row['tokens_before']}" for row in kept.to_dict("records"))
+    axis.set_xlabel(f"visual tokens to choose from (kept: {said})")
+    axis.set_ylabel("milliseconds of the selection alone")
+    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def models_figure(costs: pd.DataFrame) -> Figure:
+    """Draw the FLOPs of full-size models against the tokens kept: of the language model, and of all of a prefill.
+
+    Parameters
+    ----------
+    costs : DataFrame
+        What `model_costs` returned.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(PAGE, 2.9), layout="constrained", sharey=True)
+    titles = {"paper": "literature's formula", "language_model": "language model", "total": "whole prompt"}
+    for axis, (column, title) in zip(panels, titles.items(), strict=True):
+        for (name, chosen), colour, marker in zip(
+            costs.groupby("model", sort=False), sns.color_palette("colorblind"), "osD^vPX", strict=False
+        ):
+            full = chosen[column].max()
+            axis.plot(chosen["share"], chosen[column] / full, color=colour, marker=marker, label=name, markersize=3.5)
+        least = costs["share"].min()
+        axis.plot([least, 1], [least, 1], color="0.6", linestyle=":", label="tokens", zorder=1)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(title)
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_locator(FixedLocator([0.01, 0.03, 0.1, 0.3, 1]))
+            line.set_major_formatter(PercentFormatter(1, decimals=0))
+            line.set_minor_locator(NullLocator())
+        axis.set_xlabel("visual tokens kept")
+    panels[0].set_ylabel("FLOPs of a prefill")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
+    return figure
+
+
+def fit_figure(table: pd.DataFrame, fit: Fit) -> Figure:
+    """Draw the measured time of prefills against their FLOPs, with the straight line that fits.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `prefills` returned.
+    fit : Fit
+        What `fit_of` returned.
+    """
+    figure, axis = plt.subplots(figsize=(COLUMN * 1.4, 2.9), layout="constrained")
+    gflops = table["flops"] / 1e9
+    errors = [table["median_ms"] - table["low_ms"], table["high_ms"] - table["median_ms"]]
+    axis.errorbar(gflops, table["median_ms"], yerr=errors, fmt="o", markersize=4, label="measured, quartiles")
+    for row in table.to_dict("records"):
+        place = (row["flops"] / 1e9, row["median_ms"])
+        axis.annotate(f"{row['kept_tokens']}", place, (5, -9), textcoords="offset points", fontsize=7)
+    line = np.linspace(0, gflops.max(), 2)
+    axis.plot(line, fit.start + 1e3 * line / fit.speed, color="0.4", linewidth=1, label="straight line")
+    axis.set_xlim(0, 1.1 * gflops.max())
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("analytic GFLOPs of the prefill (at points: visual tokens)")
+    axis.set_ylabel("milliseconds")
+    axis.legend(fontsize="small")
+    return figure
