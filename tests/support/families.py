@@ -654,9 +654,7 @@ VIDEO_LLAVA_REFUSED = {name: why for name, why in NEXT_REFUSED.items() if name !
 
 INTERNVL_REFUSED = {
     **NEXT_REFUSED,
-    "visionzip": (
-        "cls_features is not available: the projector reads several patches as one row, and [CLS] is one token"
-    ),
+    "visionzip": "cls_features is not available: the projector reads several patches as one row",
 }
 
 AUDIO_REFUSED = {
