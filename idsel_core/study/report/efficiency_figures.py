@@ -117,8 +117,8 @@ def pareto_figure(table: pd.DataFrame) -> Figure:
         best = table[front].sort_values(time)
         axis.step(best[time], best["share"], where="post", color="0.2", linewidth=1, zorder=2)
         axis.scatter(best[time], best["share"], color="0.2", s=14, label="the front: nothing is faster and better")
-        _name_points(axis, best, time)
         axis.set_xscale("log")
+        _name_points(axis, best, time)
         _time_ticks(axis)
         percent_axis(axis.yaxis)
     panels[0].set_xlabel("milliseconds of an answer")
@@ -134,7 +134,8 @@ def pareto_figure(table: pd.DataFrame) -> Figure:
 
 
 def _time_ticks(axis: Axes) -> None:
-    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5, 7)))
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high > 20 * low else (1, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
 
@@ -144,19 +145,20 @@ def _name_points(axis: Axes, front: pd.DataFrame, time: str) -> None:
     low, high = axis.get_ylim()
     gap = 0.034 * (high - low)
     reached = -np.inf
-    left = front[time].min()
+    left, right = front[time].min(), axis.get_xlim()[1]
+    spread = max(right / left, 1.5)
     for row in front.sort_values("share").to_dict("records"):
         reached = max(reached + gap, row["share"])
         axis.annotate(
             f"{marked_label(row['method'])} {row['budget']:g}",
             (row[time], row["share"]),
-            (left * 0.8, reached),
+            (left * spread**-0.08, reached),
             ha="right",
             va="center",
             fontsize=6.5,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 1},
         )
-    axis.set_xlim(left=left * 0.3)
+    axis.set_xlim(left=left * spread**-0.75)
 
 
 def selection_figure(times: pd.DataFrame) -> Figure:

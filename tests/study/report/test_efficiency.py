@@ -96,6 +96,14 @@ def test_accuracy_meets_time_by_method_and_budget(times):
     assert efficiency_sentences.about_front(table).startswith("- **whole answers**: ID-Selection at 4 (114 ms")
     figure = efficiency_figures.pareto_figure(table)
     assert len(figure.axes) == 2
+    assert "ID-Selection 4" in [text.get_text() for text in figure.axes[0].texts]
+    assert figure.get_supxlabel().startswith("12 questions; times of one question")
+    names = figure.legends[0].get_texts()
+    assert [text.get_text() for text in names] == [
+        "other methods",
+        "ID-Selection",
+        "the front: nothing is faster and better",
+    ]
 
 
 def test_times_of_selections_alone_fit_the_store(times):
@@ -123,6 +131,20 @@ def test_times_of_selections_alone_fit_the_store(times):
     axis = efficiency_figures.selection_figure(stored).axes[0]
     assert axis.get_xlabel() == "visual tokens to choose from (kept: 4 of 36)"
     assert [line.get_ydata().tolist() for line in axis.lines] == [[1.0]]
+
+
+def test_of_several_budgets_the_one_near_a_ninth_is_drawn():
+    rows = pd.DataFrame(
+        {
+            "method": "idselection",
+            "phase": SELECTION,
+            "tokens_before": [576, 576, 576, 2880],
+            "kept_tokens": [16, 64, 192, 320],
+            "median_ms": [1.0, 2.0, 3.0, 9.0],
+        }
+    )
+    drawn = efficiency_figures.selection_figure(rows).axes[0].lines[0]
+    assert drawn.get_ydata().tolist() == [2.0, 9.0]
 
 
 def test_figures_show_what_was_measured(times):
