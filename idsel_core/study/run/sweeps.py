@@ -211,8 +211,8 @@ def read_sweep(path: str | Path) -> Sweep:
         raise FileNotFoundError(f"no grid {path}; in its folder are: {', '.join(there) or 'none'}")
     if not _NAME.fullmatch(path.stem):
         raise ValueError(
-            f"the grid's name {path.stem!r} becomes a folder of results: it may hold letters, digits, spaces and "
-            "._,+-, and begins with a letter or digit"
+            f"the grid's name {path.stem!r} becomes a folder of results: it may hold letters, digits, spaces and ._,+- "
+            "behind a first letter or digit"
         )
     grid = load_parameters(path)
     _check_keys(path, grid)
