@@ -15,25 +15,6 @@ _STARTS: Final = 3
 _START_SECONDS: Final = 600
 
 
-def project_path(path: str | Path) -> Path:
-    """Resolve a path against the project, so that a notebook finds it from Jupyter, papermill and Snakemake alike.
-
-    Parameters
-    ----------
-    path : str or Path
-        A path relative to the project, or an absolute one.
-
-    Returns
-    -------
-    Path
-        The absolute path. The project is the nearest folder with a pyproject.toml, from the working folder upwards;
-        without one it is the working folder.
-    """
-    here = Path.cwd()
-    root = next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").exists()), here)
-    return root / path
-
-
 class _PlainLoader(yaml.SafeLoader):
     """YAML without references, which a few lines can let grow beyond any memory, and without keys given twice."""
 

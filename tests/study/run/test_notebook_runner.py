@@ -1,17 +1,14 @@
 """The runner: parameters are checked before anything runs, and a failure leaves the executed notebook."""
 
 import socket
-import subprocess
-import sys
 
 import nbformat
 import pytest
 from jupyter_client.connect import LocalPortCache
 from papermill.cli import papermill as papermill_command
 
-from idsel_core.study.run.notebook_runner import check_parameters, defaults, load_parameters, project_path
+from idsel_core.study.run.notebook_runner import check_parameters, defaults, load_parameters
 from tests.support.commands import command
-from tests.support.project import PROJECT
 
 main = command("run")
 
@@ -185,24 +182,3 @@ def test_plain_papermill_runs_the_same_notebook(notebook, tmp_path):
         )
     assert not stopped.value.code
     assert "5 questions" in output.read_text()
-
-
-def test_project_paths_are_the_same_from_any_folder_of_the_project(tmp_path):
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / "notebooks").mkdir()
-    script = "from idsel_core.study.run.notebook_runner import project_path as p; print(p('results'), p('/x'))"
-    for folder in (tmp_path, tmp_path / "notebooks"):
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=folder,
-            env={"PYTHONPATH": str(PROJECT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.split() == [str(tmp_path / "results"), "/x"]
-
-
-def test_without_a_project_the_working_folder_counts(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert project_path("results") == tmp_path / "results"
