@@ -55,7 +55,8 @@ def shown(item):
     if mark is None:
         return None
     named = parameters(item)
-    return mark.args[0], named.get("family") or named.get("case") or "llava"
+    family = named.get("family") or named.get("case") or "llava"
+    return mark.args[0], getattr(family, "name", family)
 
 
 def is_sampled(item) -> bool:

@@ -35,6 +35,7 @@ SWEEPS = Path("results/sweeps")
 FIGURES = Path("results/figures")
 TABLES = Path("results/tables")
 TIMING = Path("results/timing.json")
+TEST_TIMES = Path("results/test_times.json")
 """Folders and files of results, from the project's folder."""
 
 PACKAGE = Path(__file__).parents[1]

@@ -97,7 +97,7 @@ def test_a_conversation_goes_on_from_the_shorter_cache(folder):
 
 def test_the_refusals_of_a_conversation_are_quoted_word_for_word():
     quoted = re.findall(r"\| `([^`]+)` \|$", (PROJECT / "docs/chat.md").read_text(), re.MULTILINE)
-    source = (PROJECT / "idsel_core/pruning/api.py").read_text()
+    source = "".join(path.read_text() for path in (PROJECT / "idsel_core/pruning").glob("*.py"))
     assert len(quoted) == 4
     for message in quoted:
         pattern = re.escape(message).replace("576", r"\{\w+\}").replace("pixel_values", r"\{\w+\}")

@@ -1,7 +1,7 @@
 """What the generated blocks of README.md, of docs/ and of the cards say.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `BLOCKS` has one function a name. Each reads
-tracked files alone: docs/tables, docs/families.json, docs/timing.json, the data set, the configurations and the code.
+tracked files alone: docs/tables, docs/families.json, docs/timing.json, docs/test_times.json, the data set, the configurations and the code.
 `publish.py` writes the blocks of all pages.
 """
 
@@ -38,7 +38,7 @@ BUDGETS_SHOWN: Final = (192, 64, 32, 16)
 
 def pages() -> list[Path]:
     """Return the pages that have generated blocks."""
-    cards = [ROOT / "data/backbone/README.md", CONFIGS / "README.md"]
+    cards = [ROOT / "data/backbone/README.md", ROOT / "idsel_core/loading/configs/README.md"]
     candidates = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *cards]
     return [page for page in candidates if page.exists() and BLOCK.search(page.read_text())]
 
@@ -187,9 +187,10 @@ def notebooks() -> str:
 def times(*commands: str) -> str:
     """Say how long make targets took when they last ran whole.
 
-    docs/timing.json is what `make figures` recorded; docs/timing_tests.json holds the test commands by name.
+    docs/timing.json is what `make figures` recorded; docs/test_times.json what `make test` and
+    `make test-all` did.
     """
-    figures, tests = DOCS / "timing.json", DOCS / "timing_tests.json"
+    figures, tests = DOCS / "timing.json", DOCS / "test_times.json"
     timing = {"figures": json.loads(figures.read_text())} if figures.exists() else {}
     timing |= json.loads(tests.read_text()) if tests.exists() else {}
     known = [f"`make {name}` took {_minutes(timing[name])}." for name in commands if name in timing]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from blocks import pages, render
 
-from idsel_core.study.paths import FIGURES, ROWS, TABLES, TIMES, TIMING
+from idsel_core.study.paths import FIGURES, ROWS, TABLES, TEST_TIMES, TIMES, TIMING
 from idsel_core.study.run.workflow import read_workflow
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
@@ -109,8 +109,8 @@ def published(workflow: dict) -> dict[Path, Path]:
     sources = [Path(path) for path in [*workflow["drawing"]["outputs"], *workflow.get("published", [])]]
     folders = {FIGURES: DOCS / "figures", TABLES: DOCS / "tables"}
     copies = {source: folders[source.parent] / source.name for source in sources}
-    # How long a whole run took is known only where one was whole.
-    return copies | ({TIMING: DOCS / TIMING.name} if TIMING.exists() else {})
+    # How long whole runs took is known only where they were whole.
+    return copies | {times: DOCS / times.name for times in (TIMING, TEST_TIMES) if times.exists()}
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ from tests.support.in_llm import layers_of
 )
 def test_drop_layers_scale_with_the_number_of_layers(method, deep, shallow):
     assert method.drop_layers(32) == deep and method.drop_layers(5) == shallow
-    with pytest.raises(ValueError, match="tokens can be dropped between layers, but this language model has 1"):
+    with pytest.raises(ValueError, match="tokens are dropped between layers, but this language model has 1"):
         method.drop_layers(1)
 
 

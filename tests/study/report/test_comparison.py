@@ -202,7 +202,7 @@ def test_a_sentence_is_true_of_every_row(table):
 
 
 def test_rows_of_questions_that_differ_are_refused(rows):
-    with pytest.raises(ValueError, match="the same questions everywhere"):
+    with pytest.raises(ValueError, match="the same questions in all settings"):
         comparison.versus_each(pd.concat([rows, rows.head(1).assign(question_id="extra")]))
 
 

@@ -30,9 +30,12 @@ def drawn(tmp_path):
     store.write("budget", make_rows(), provenance({"gammas": [5.0, 20.0], "note": "<b>"}))
     rows = store.frame()
     theme.save(
-        ablation_figures.objects_figure(rows), tmp_path / "figures", "objects", store.origin("budget", resamples=9)
+        ablation_figures.objects_figure(rows),
+        tmp_path / "results/figures",
+        "objects",
+        store.origin("budget", resamples=9),
     )
-    tables.save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "tables", "chance")
+    tables.save_table(rows.groupby("budget", as_index=False)["chance"].mean(), tmp_path / "results/tables", "chance")
     return store
 
 
