@@ -1,8 +1,8 @@
 """What the generated blocks of README.md, of docs/ and of the cards say.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `BLOCKS` has one function a name. Each reads
-tracked files alone: docs/tables, docs/families.json, docs/timing.json, docs/test_times.json, the data set, the configurations and the code.
-`publish.py` writes the blocks of all pages.
+tracked files alone: docs/tables, docs/families.json, docs/timing.json, docs/test_times.json, the data set, the
+configurations and the code. `publish.py` writes the blocks of all pages.
 """
 
 from __future__ import annotations
