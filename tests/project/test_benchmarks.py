@@ -160,6 +160,7 @@ def test_thread_time_is_for_one_thread():
         assert done.returncode == 2 and "--clock thread is for" in done.stderr
 
 
+@pytest.mark.slow
 def test_one_command_names_all_benchmarks_of_a_device(tmp_path):
     there = {path.stem for path in (PROJECT / "benchmarks").glob("*.py")} - {"all", "__init__"}
     for device, scripts in (("cpu", there), ("cuda", {"selection", "peers", "efficiency"})):
@@ -171,6 +172,7 @@ def test_one_command_names_all_benchmarks_of_a_device(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_whose_times_are_there_is_skipped(tmp_path, capfd, monkeypatch):
     small = ["store", "--rows", "100", "--jobs", "2", "--results", str(tmp_path), "--job", "small"]
     monkeypatch.setattr(everything, "commands", lambda *_: [small])
@@ -189,6 +191,7 @@ def test_a_benchmark_explains_its_options(script, tmp_path):
     assert f"python benchmarks/{script}.py" in done.stdout and "default: " in done.stdout
 
 
+@pytest.mark.slow
 def test_times_of_all_methods_are_stored_with_what_was_left_out(tmp_path):
     small = ("--cases", "40:9", "--width", "1024", "--rounds", "1", "--methods", "topk", "downsample")
     done = run(*small, "--results", str(tmp_path))

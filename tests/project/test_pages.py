@@ -168,5 +168,5 @@ def test_times_are_told_by_command(monkeypatch, tmp_path):
     (tmp_path / "timing.json").write_text(json.dumps(one))
     assert blocks.times("figures") == "`make figures` took 1.5 minutes on 2 cores (x86_64)."
     said = "`make test` took 1.5 minutes on 2 cores (x86_64). Not recorded yet: `make test-all`."
-    (tmp_path / "timing_tests.json").write_text(json.dumps({"test": one}))
+    (tmp_path / "test_times.json").write_text(json.dumps({"test": one}))
     assert blocks.times("test", "test-all") == said

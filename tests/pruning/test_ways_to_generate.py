@@ -144,6 +144,7 @@ def test_compiled_language_model_gives_the_same_tokens(name, how):
             model.generate(**case.single, **options)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_that_is_compiled_as_a_whole_is_pruned():
     case = CASES["llava"]
