@@ -97,7 +97,7 @@ Markdown("\n\n".join(said))
 
 # %%
 table = tables.method_table(compact, table_budgets, resamples)
-Markdown(tables.save_table(table, texts, "budget", f"{theme.questions_asked(compact)}."))
+Markdown(tables.save_table(table, texts, "budget", f"{theme.questions_asked(compact)}.", origin=drawn_from))
 
 # %% [markdown]
 # ## Accuracy of the embedded backbone
@@ -108,7 +108,7 @@ Markdown(tables.save_table(table, texts, "budget", f"{theme.questions_asked(comp
 both = pd.concat([compact, results.frame("11_hard_split")], ignore_index=True)
 ends = both["method"].isin(["full", "no-image"]) | ((both["method"] == "random") & (both["budget"] == 16))
 accuracy = tables.accuracy_table(both[ends])
-Markdown(tables.save_table(accuracy, texts, "accuracy"))
+Markdown(tables.save_table(accuracy, texts, "accuracy", origin=results.origin("04_ablation_budget", "11_hard_split")))
 
 # %% [markdown]
 # ## All methods against each other (test split)
@@ -137,11 +137,11 @@ Markdown(comparison_sentences.about_difficulty(graded, shown_budgets, resamples=
 # %%
 notes = [f"{theme.questions_asked(compared)}.", *comparison.ranking_notes(compared["method"])]
 shares = comparison_tables.shares_table(compared, shown_budgets, resamples)
-tables.save_table(shares, texts, "comparison_shares", *notes)
+tables.save_table(shares, texts, "comparison_shares", *notes, origin=drawn_from)
 missing = comparison_tables.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
-tables.save_table(missing, texts, "comparison_missing")
+tables.save_table(missing, texts, "comparison_missing", origin=drawn_from)
 table = comparison_tables.comparison_table(compared, table_budgets, resamples)
-Markdown(tables.save_table(table, texts, "comparison", *notes))
+Markdown(tables.save_table(table, texts, "comparison", *notes, origin=drawn_from))
 
 # %% [markdown]
 # ## Efficiency
@@ -159,8 +159,8 @@ if "peers-cpu" in times.jobs():
 front = efficiency.accuracy_against_time(stored, timed, resamples)
 drawn_from["results"] |= results.origin(*jobs)["results"]
 theme.save(efficiency_figures.pareto_figure(front), figures, "efficiency_front", drawn_from)
-tables.save_table(efficiency_tables.ideal_table(timed).round(3), texts, "ideal")
-Markdown(tables.save_text(efficiency_tables.summary(timed), texts, "efficiency"))
+tables.save_table(efficiency_tables.ideal_table(timed).round(3), texts, "ideal", origin=times.origin("08_efficiency"))
+Markdown(tables.save_text(efficiency_tables.summary(timed), texts, "efficiency", times.origin("08_efficiency")))
 
 # %%
 asked = times.provenance("08_efficiency")["parameters"]
@@ -173,4 +173,4 @@ theme.save(fit, figures, "sizing", times.origin("09_sizing"))
 asked = times.provenance("09_sizing")["parameters"]
 claims = efficiency_tables.claims_table(asked["claims"], asked["text_tokens"], "idselection")
 claims = efficiency_tables.printed_claims(claims.assign(claimed=asked["claimed"]))
-Markdown(tables.save_table(claims, texts, "claims"))
+Markdown(tables.save_table(claims, texts, "claims", origin=times.origin("09_sizing")))

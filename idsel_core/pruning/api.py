@@ -188,7 +188,8 @@ def prune(
     and run on a shorter prompt: the cache is shorter, and so are the logits of ``model(...)``. Methods that drop tokens
     inside the language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short
     as the last layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with
-    the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost decides. After the
+    the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost of a thread decides; a
+    call in a thread without a block is pruned by the block that was entered last. After the
     outermost, also when it raises, the model is what it was.
 
     ``generate`` may search, sample, take drafts from an assistant or from the prompt, read the prompt in chunks, and

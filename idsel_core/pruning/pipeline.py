@@ -99,4 +99,11 @@ def shorten_call(
 
 def select_tokens(method: Method, tokens: VisualTokens, budget_scope: Scope = "image") -> Selection:
     """Let a method select from each image, or from each tile of an image by itself."""
-    return select_by_tile(method, tokens) if budget_scope == "tile" else method.select(tokens)
+    selection = select_by_tile(method, tokens) if budget_scope == "tile" else method.select(tokens)
+    if not isinstance(selection, Selection) or len(selection) != len(tokens):
+        found = f"{len(selection)} rows" if isinstance(selection, Selection) else type(selection).__name__
+        raise TypeError(
+            f"select() of method {method.name!r} must return a Selection with {len(tokens)} rows, one an image, not "
+            f"{found}; see take_best() and Selection.from_order()"
+        )
+    return selection

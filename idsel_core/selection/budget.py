@@ -35,7 +35,9 @@ def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
         raise TypeError(f"budget must be {allowed}, not {budget!r}")
     if isinstance(budget, numbers.Integral):
         longest = int(lengths.max())
-        if not 1 <= budget <= longest:
+        if budget < 1:
+            raise ValueError(f"budget must be {allowed}, not {budget!r}")
+        if budget > longest:
             raise ValueError(f"budget must be {allowed}; got {budget!r} tokens, and the longest row has {longest}")
         return lengths.clamp_max(int(budget))
     if not 0 < budget <= 1:

@@ -28,7 +28,7 @@ from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.pruning.pipeline import read_tokens, select_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.cost import flops_prefill
-from idsel_core.study.dataset import BLIND, Split, read_split
+from idsel_core.study.dataset import BLIND, FULL, Split, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
 from idsel_core.study.open_backbone import open_backbone, weights_hash
 from idsel_core.study.paths import CACHE, DATA, MODEL
@@ -85,10 +85,12 @@ class Study:
 
         Raises
         ------
+        TypeError
+            If something is no method.
         OSError
             If nothing can be written to the folder.
         """
-        methods = list(methods)
+        methods = _checked(methods)
         questions = self.split.questions
         steps = [(start, method) for start in range(0, len(questions), batch) for method in methods]
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
@@ -291,6 +293,20 @@ class _Inputs:
 
     prompts: dict[str, Tensor]
     tokens: VisualTokens
+
+
+def _checked(methods: Iterable[Method | str]) -> list[Method | str]:
+    """Return the methods of a run as a list; refuse names of methods and classes, which would mean another thing."""
+    if isinstance(methods, str) or not isinstance(methods, Iterable):
+        raise TypeError(f"give a list of methods, for example [IDSelection(budget=64)], not {methods!r}")
+    asked = list(methods)
+    for method in asked:
+        if not isinstance(method, Method) and method not in (FULL, BLIND):
+            raise TypeError(
+                f"{method!r} is no method: give one such as get_method('idselection', budget=64), or {FULL!r} for all "
+                f"tokens, or {BLIND!r} for no image"
+            )
+    return asked
 
 
 def title(method: Method) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
-from idsel_core.methods import METHODS, Downsample, InLLM, Method
+from idsel_core.methods import METHODS, Downsample, InLLM, Method, take_best
 from idsel_core.methods._shared.in_llm import LayerTokens
 from idsel_core.scores.registry import IMPORTANCE, importance_scores
 from idsel_core.visual_tokens import VisualTokens
@@ -350,3 +350,21 @@ def test_picks_do_not_depend_on_padding(name):
         results.append(found)
     for zeros, nans in zip(*results, strict=True):
         assert torch.equal(zeros, nans)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (torch.ones(SIDE * SIDE), r"scores must be \(2, 36\), a row an image, not \(36,\)"),
+        (torch.ones(2, 1), r"scores must be \(2, 36\), a row an image, not \(2, 1\)"),
+        (torch.ones(2, SIDE * SIDE).index_fill(1, torch.tensor([3]), torch.nan), "NaN at a token; row 0, token 3 is"),
+    ],
+)
+def test_scores_that_would_be_misread_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        take_best(scores, batch(image(0), image(1)), 4)
+
+
+def test_a_budget_of_nothing_is_refused_in_few_words():
+    with pytest.raises(ValueError, match=r"budget must be a number of tokens .*, not 0$"):
+        IDSelection(budget=0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 
 import pytest
+import torch
 
-from idsel_core import IDSelection, UniformGrid, prune
+from idsel_core import IDSelection, Method, Selection, UniformGrid, prune
 from tests.support import tiny
 from tests.support.llava_prompts import GREEDY, ragged, run, same, state
 
@@ -103,3 +105,17 @@ def test_a_pruned_model_can_be_freed():
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("returned", ["tensor", "none", "one row"])
+def test_a_method_that_returns_no_selection_of_all_images_is_refused(returned):
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(Method):
+        name = "wrong"
+
+        def select(self, tokens):
+            one = Selection.from_order(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 36), 1)
+            return {"tensor": torch.zeros(2, 1), "none": None, "one row": one}[returned]
+
+    with prune(tiny.build(), Wrong(budget=1)) as run, pytest.raises(TypeError, match="must return a Selection with 2"):
+        run.model(**tiny.prompts((1, 1)))

@@ -220,3 +220,17 @@ def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):
     assert set(final["tokens_kept"]) == {32} and set(final["convention"]) == {"final"}
     assert set(before["tokens_average"]) == {32} and before["convention"].isna().all()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["idselection"], "'idselection' is no method: give one such as get_method"),
+        ("full", "give a list of methods"),
+        (get_method("topk", budget=4), "give a list of methods"),
+        ([type(get_method("topk", budget=4))], "is no method"),
+    ],
+)
+def test_what_is_no_method_is_refused(study, methods, message):
+    with pytest.raises(TypeError, match=message):
+        study.run(methods)

@@ -88,8 +88,18 @@ def take_best(scores: Tensor, tokens: VisualTokens, budget: int | float) -> Sele
         B rows.
     budget : int or float
         Number or share of tokens to keep of each image, see `resolve_budget`.
+
+    Raises
+    ------
+    ValueError
+        If scores are not (B, N), or NaN at a token.
     """
     counts = resolve_budget(budget, tokens.lengths)
+    if scores.shape != tokens.mask.shape:
+        raise ValueError(f"scores must be {tuple(tokens.mask.shape)}, a row an image, not {tuple(scores.shape)}")
+    if bool((scores.isnan() & tokens.mask).any()):
+        row, token = (scores.isnan() & tokens.mask).nonzero()[0].tolist()
+        raise ValueError(f"scores must not be NaN at a token; row {row}, token {token} is")
     scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
     ranking = scores.sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, K)
     beyond = torch.arange(ranking.shape[1], device=ranking.device) >= counts[:, None]

@@ -75,7 +75,9 @@ def run(given: argparse.Namespace) -> int:
         device=given.device,
         tower_depths=getattr(method, "tower_depths", ()) or None,
     )
-    print(accuracy(study.run([method])).round(3).to_string())
+    rows = study.run([method])
+    print(f"{len(study.split.questions)} questions of split {given.split}")
+    print(accuracy(rows).round(3).to_string())
     return 0
 
 

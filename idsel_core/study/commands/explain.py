@@ -15,7 +15,9 @@ from idsel_core.study.paths import ROWS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("figures", nargs="+", type=Path, metavar="FIGURE", help="a PNG or PDF file")
+    parser.add_argument(
+        "figures", nargs="+", type=Path, metavar="FIGURE", help="a PNG or PDF file, or a page of Markdown with tables"
+    )
     parser.add_argument(
         "--results", type=Path, default=ROWS, metavar="FOLDER", help="the store to compare with (default: %(default)s)"
     )

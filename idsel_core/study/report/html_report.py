@@ -1,6 +1,7 @@
 """Write one HTML file with all figures and tables, where they came from and what they ran on; it opens offline."""
 
 import base64
+import re
 from pathlib import Path
 
 import jinja2
@@ -82,7 +83,10 @@ def write_report(out: Path, figures: Path, tables: Path, rows: Path, times: Path
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     html = page.render(
         figures=[(path.stem, base64.b64encode(path.read_bytes()).decode(), _origin(path)) for path in pictures],
-        tables=[(path.stem, markdown(path.read_text())) for path in sorted(tables.glob("*.md"))],
+        tables=[
+            (path.stem, markdown(re.sub(r"<!-- origin: .* -->", "", path.read_text())))
+            for path in sorted(tables.glob("*.md"))
+        ],
         jobs=jobs,
     )
     out.parent.mkdir(parents=True, exist_ok=True)

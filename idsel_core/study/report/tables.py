@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.theme import label
+from idsel_core.study.store.provenance import origin_comment
 
 
 def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
@@ -59,14 +61,17 @@ def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
 
 
-def save_table(table: pd.DataFrame, folder: Path | str, name: str, *notes: str) -> str:
-    """Write a table as Markdown, its notes below it, and return the text."""
-    return save_text("\n\n".join([table.to_markdown(index=False), *filter(None, notes)]), folder, name)
+def save_table(
+    table: pd.DataFrame, folder: Path | str, name: str, *notes: str, origin: Mapping[str, Any] | None = None
+) -> str:
+    """Write a table as Markdown, its notes and what it was made from below it, and return the text."""
+    return save_text("\n\n".join([table.to_markdown(index=False), *filter(None, notes)]), folder, name, origin)
 
 
-def save_text(text: str, folder: Path | str, name: str) -> str:
-    """Write Markdown beside the tables and return it."""
+def save_text(text: str, folder: Path | str, name: str, origin: Mapping[str, Any] | None = None) -> str:
+    """Write Markdown beside the tables, with what it was made from in a comment, and return it without the comment."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text + "\n")
+    comment = "" if origin is None else f"\n{origin_comment(origin)}\n"
+    (folder / f"{name}.md").write_text(f"{text}\n{comment}")
     return text

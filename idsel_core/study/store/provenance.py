@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -93,9 +94,18 @@ def provenance(
         "device": device,
         "allocation": {name: os.environ[name] for name in _ALLOCATION if name in os.environ},
         "seed": seed,
-        "files": {Path(path).name: sha256(path) for path in files},
+        "files": _hashes(files),
         "seconds": None if started is None else round(time.perf_counter() - started, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _hashes(files: Iterable[str | Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their names, with the names of their folders where two have one name."""
+    paths = [Path(path) for path in files]
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": sha256(path) for path in paths
     }
 
 
@@ -123,13 +133,28 @@ def origin(files: Iterable[str | Path], **parameters: Any) -> dict[str, Any]:
     return {name: note[name] for name in ("commit", "dirty", "parameters", "files")}
 
 
+def origin_comment(origin: Mapping[str, Any]) -> str:
+    """Return a Markdown comment that says what a table was made from, for `read_origin`."""
+    # Two hyphens would end the comment.
+    return f"<!-- origin: {json.dumps(origin).replace('--', '-' + chr(92) + 'u002d')} -->"
+
+
+def _origin_of_page(page: Path) -> dict[str, Any] | None:
+    """Return what the tables of a Markdown page were made from; None if none of them tells."""
+    notes = [json.loads(found) for found in re.findall(r"<!-- origin: (.*) -->", page.read_text())]
+    if len(notes) < 2:
+        return notes[0] if notes else None
+    results = {job: source for note in notes for job, source in note.get("results", {}).items()}
+    return {"tables": len(notes), "results": results}
+
+
 def read_origin(figure: str | Path) -> dict[str, Any]:
-    """Return what a figure was drawn from, from its metadata.
+    """Return what a figure, or a table, was made from.
 
     Parameters
     ----------
     figure : str or Path
-        A PNG or PDF file.
+        A PNG or PDF file, or a page of Markdown with tables.
 
     Raises
     ------
@@ -140,6 +165,11 @@ def read_origin(figure: str | Path) -> dict[str, Any]:
     """
     figure = Path(figure)
     try:
+        if figure.suffix == ".md":
+            page = _origin_of_page(figure)
+            if page is None:
+                raise ValueError(f"no table of {figure} tells what it was made from; tables of `make figures` do")
+            return page
         if figure.suffix == ".pdf":
             with PdfParser.PdfParser(str(figure)) as document:
                 note = getattr(document.info, "Subject", None)
@@ -147,7 +177,10 @@ def read_origin(figure: str | Path) -> dict[str, Any]:
             with Image.open(figure) as image:
                 note = image.info.get("Description")
     except (UnidentifiedImageError, PdfParser.PdfFormatError) as error:
-        raise ValueError(f"{figure} is no PNG or PDF file that can be read: {error}") from error
+        raise ValueError(
+            f"{figure} is no PNG or PDF file that can be read: {error}; rows and times have their origin in "
+            f"_provenance/ beside them"
+        ) from error
     if note is None:
         raise ValueError(f"{figure} does not tell what it was drawn from; figures of `make figures` do")
     return json.loads(note)
