@@ -112,7 +112,7 @@ def test_a_missing_embedded_backbone_names_its_remedy(tmp_path, monkeypatch, cap
         (["sweep", "config/grids/example.yaml", "--profile", "nowhere"], "no profile nowhere: it has no config.yaml"),
         (["sweep", "config/grids/example.yaml", "--cores", "0"], "must be an int of 1 or more, not '0'"),
         (["explain", "nowhere.png"], "No such file"),
-        (["explain", "README.md"], "README.md is no PNG or PDF file"),
+        (["explain", "README.md"], "no table of README.md tells what it was made from"),
         (["run", "notebooks/nowhere.ipynb", "out.ipynb"], "no notebook notebooks/nowhere.ipynb"),
         (["run", "notebooks/07_sweep.ipynb", "out.ipynb", "-p", "budget", "[1]"], "no parameter 'budget', did you"),
         (["report", "--figures", "nowhere"], "no figures in nowhere/"),
