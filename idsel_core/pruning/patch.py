@@ -119,13 +119,18 @@ class Patch:
     def shortened(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``generate`` or ``forward`` on shorter prompts."""
         plain = {entrance.name: entrance.plain for entrance in self.entrances}[name]
+        block = self._block()
+        if block is None:
+            return plain(*args, **kwargs)
         inputs = bound_arguments(plain, args, kwargs)
         with self.turn:
-            return (self._generate if name == "generate" else self._forward)(plain, self._block(), inputs)
+            return (self._generate if name == "generate" else self._forward)(plain, block, inputs)
 
-    def _block(self) -> Pruning:
-        own = [block for block in reversed(_BLOCKS.get()) if block in self.blocks]
-        return own[0] if own else self.blocks[-1]
+    def _block(self) -> Pruning | None:
+        """Return the block that prunes a call now; None where another thread has just left the last one."""
+        with _LOCK:
+            own = [block for block in reversed(_BLOCKS.get()) if block in self.blocks]
+            return next(iter([*own, *self.blocks[::-1]]), None)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
