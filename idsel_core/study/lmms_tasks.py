@@ -118,8 +118,8 @@ class Task:
         number = float(value) if isinstance(value, Real) else math.nan
         if not 0 <= number <= 1:
             raise ValueError(
-                f"task {self.name!r} does not score single answers by its metric {metric}, but all answers together; run "
-                "it through lmms-eval itself (docs/benchmarks.md)"
+                f"task {self.name!r} does not score single answers by its metric {metric}, but all answers together; "
+                "run it through lmms-eval itself (docs/benchmarks.md)"
             )
         return number
 
