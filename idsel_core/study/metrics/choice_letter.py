@@ -21,7 +21,7 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     """Return which option a text chooses, counted from 0; None if that cannot be told.
 
     Tried in this order; the first rule that names exactly one option decides, and one that names several, or a letter
-    beyond the options, ends the search:
+    beyond the options, ends the search, as do letters in a row ("A or B"):
 
     1. the text is one letter or the text of one option: "B", "(b)", "B.", "red"
     2. it begins with a letter and a sign: "B. red", "(B) red", "B: because"
@@ -37,6 +37,8 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
     if plain(text) in folded:
         return folded.index(plain(text))
     for pattern in _LETTER_RULES:
+        if _SEVERAL.match(text.strip()) or (pattern != _LETTER_RULES[0] and _SEVERAL.search(text)):
+            return None
         named = {letter.upper() for letter in re.findall(pattern, text.strip())}
         if named:
             return _only(named, choices)
@@ -52,6 +54,10 @@ _LETTER_RULES = (
     r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is)?:?\s*[(\[*\"']*([A-Z])(?![\w'\u2019])",
     r"[(\[]([A-Z])[)\]]",
 )
+
+
+_SEVERAL = re.compile(r"[(\[]?\b[A-Z]\b[)\].]?\s*(?:,|/|&|\bor\b|\band\b)\s*[(\[]?\b[A-Z]\b")
+"""Several letters in a row, such as "(A) or (B)"."""
 
 
 def right_option(answer: str, choices: Sequence[str]) -> int | None:
