@@ -74,28 +74,23 @@ for protocol in protocols:
 
 # %%
 means = reported[(reported["benchmark"] == "average") & (reported["unit"] == "percent of full")]
-means = means[means["tokens"] > 1]
+means = means[means["tokens"] > 1].sort_values("tokens")
+style = theme.styles(sorted(means["method"].unique()))
 panels = sorted(means["protocol"].unique())
-columns = min(4, max(1, len(panels)))
+lines = -(-len(panels) // 3) or 1
 figure, axes = plt.subplots(
-    -(-len(panels) // columns) or 1,
-    columns,
-    figsize=(theme.PAGE, 2.2),
-    sharey=True,
-    squeeze=False,
-    layout="constrained",
+    lines, 3, figsize=(theme.PAGE, 2.2 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
 )
 for axis in axes.flat[len(panels) :]:
     axis.set_axis_off()
 for protocol, axis in zip(panels, axes.flat, strict=False):
     part = means[means["protocol"] == protocol]
-    style = theme.styles(list(part["method"].unique()))
     for method, line in part.groupby("method"):
         axis.plot(line["tokens"], line["value"], markersize=4, label=theme.label(method), **style[method])
-    axis.set(title=protocol, xlabel="visual tokens", xscale="log")
-    axis.legend(fontsize=5)
+    axis.set_title(protocol)
+    theme.budget_axis(axis, means["tokens"], "visual tokens")
+    axis.legend(fontsize=6, loc="lower right")
 axes[0, 0].set_ylabel("reported share of full, %")
-figure.set_figheight(2.2 * len(axes))
 theme.save(figure, project_path(figures_dir), "13_reported", {"files": ["data/reported"]})
 
 # %% [markdown]
