@@ -182,9 +182,10 @@ class Study:
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
-                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
+                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features")},
+                "update": _update(method),
                 "instruction": _instruction(method),
-                "gamma": getattr(method, "gamma", np.nan),
+                "gamma": _gamma(method),
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
                 "convention": method.budget_convention if drops_inside(method) else None,
@@ -322,6 +323,18 @@ def _alike(questions: pd.DataFrame, selection: Selection) -> Tensor:
     images = torch.from_numpy(pd.factorize(questions["image_id"])[0]).to(selection.indices)
     rows = torch.cat([images[:, None], selection.indices], 1).cpu().numpy()
     return torch.from_numpy(np.unique(rows, axis=0, return_inverse=True)[1])
+
+
+def _update(method: Method | str) -> str | None:
+    """Return the update rule of a method, with the exhaustion rule where it is not the default."""
+    update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
+    return update if update is None or exhausted == "restart" else f"{update}, {exhausted}"
+
+
+def _gamma(method: Method | str) -> float:
+    """Return the gamma of a method as a number: -1 for "auto", NaN for a method without one."""
+    gamma = getattr(method, "gamma", np.nan)
+    return -1.0 if gamma == "auto" else float(gamma)
 
 
 def _instruction(method: Method | str) -> str | None:

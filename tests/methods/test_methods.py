@@ -251,7 +251,7 @@ def test_methods_are_hashable_values_with_a_readable_repr():
         ({"name": "xyz"}, "unknown method 'xyz'; known: "),
         ({"name": "topk", "gama": 1}, "topk has no knob 'gama'; known: budget, importance"),
         ({"name": "idselection", "gama": 1}, r"no knob 'gama', did you mean 'gamma'\?"),
-        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity, not -1.0"),
+        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity or 'auto', not -1.0"),
         ({"gamma": math.nan}, "gamma must be .* not nan"),
         ({"update": "divide"}, "update must be one of 'subtract', 'multiply', not 'divide'"),
         ({"importance": "saliencey"}, "importance must be one of saliency, .*, not 'saliencey'"),
