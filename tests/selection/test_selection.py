@@ -525,3 +525,18 @@ def test_a_selection_is_built_from_an_order():
         picks.keep_mask(4)
     with pytest.raises(dataclasses.FrozenInstanceError):
         picks.requested = 3
+
+
+def test_rows_that_are_alike_pick_alike_and_rows_of_other_features_do_not():
+    """Questions about one image often bring the same scores; they are picked once, but only where all is the same."""
+    generator = torch.Generator().manual_seed(5)
+    features, scores = torch.randn(2, 30, 8, generator=generator), torch.rand(1, 30, generator=generator).expand(2, 30)
+    mask = torch.ones(5, 30, dtype=torch.bool)
+    mask[4, 20:] = False
+    rows = [0, 1, 0, 1, 0]
+    batch = id_select(features[rows], scores[[0] * 5], 9, 5.0, mask=mask)
+    for row, image in enumerate(rows):
+        alone = id_select(features[image], scores[0], 9, 5.0, mask=mask[row])
+        assert torch.equal(batch.order[row], alone.order[0])
+    assert not torch.equal(batch.order[0], batch.order[1])
+    assert not torch.equal(batch.order[0], batch.order[4])
