@@ -17,7 +17,7 @@ import pandas as pd
 from idsel_core.loading.hub import read_family_config
 from idsel_core.study.devices import check_device
 from idsel_core.study.harness.journal import digest
-from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, check_version
+from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, check_version, manifests
 from idsel_core.study.harness.rows import NoScore, rows_of
 from idsel_core.study.harness.setting import Setting
 from idsel_core.study.store.provenance import provenance
@@ -61,9 +61,12 @@ def open_model(backbone: str, model: str = "", device: str = "cpu", **arguments:
     FileNotFoundError, ImportError, ValueError
         If the model, the device or an argument is not there or not allowed.
     """
-    from lmms_eval.models import get_model
+    from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 
     check_version()
+    # The entry point is not seen where a checkout's older metadata comes first on the path.
+    for manifest in manifests():
+        MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
     name = (model or usual_model(backbone)).removeprefix(PREFIX)
     if name not in WRAPPED:
         raise ValueError(f"unknown model {model!r}{_near(name, WRAPPED)}; known: {', '.join(WRAPPED)}")
