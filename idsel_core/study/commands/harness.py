@@ -75,28 +75,22 @@ def run(given: argparse.Namespace) -> int:
             ".venv-eval/bin/idsel harness; or pip install 'idsel_core[eval]'"
         )
     settings = _settings(given)
-    arguments = dict(_pair(text) for text in given.model_args)
+    more = {"template": given.template, "companion": given.companion, **dict(_pair(text) for text in given.model_args)}
+    tasks = [name for text in given.tasks for name in text.split(",") if name]
     from idsel_core.study.harness import run as harness
-    from idsel_core.study.harness.registry import PREFIX
     from idsel_core.study.store.results import Results
 
-    tasks = [name for text in given.tasks for name in text.split(",") if name]
-    if given.template:
-        from idsel_core.study.harness.models import read_template
-
-        read_template(given.template)
-    name = given.model.removeprefix(PREFIX) or harness.usual_model(given.backbone)
-    manager = harness.check_tasks(tasks, given.include, name)
+    kind = harness.find_model(given.backbone, given.model)
+    arguments = harness.arguments_of(given.backbone, given.device, **more)
+    kind.checked(**arguments)
+    manager = harness.check_tasks(tasks, given.include, kind.native_name)
     store = Results(given.results)
     store.check()
-    loaded = harness.load_tasks(tasks, manager, chat=True)
-    more = {"template": given.template, "companion": given.companion, **arguments}
-    model = harness.open_model(given.backbone, name, given.device, **more)
-    if model.is_simple:
-        loaded = harness.load_tasks(tasks, manager, chat=False)
+    loaded = harness.load_tasks(tasks, manager, chat=not kind.is_simple)
     found, refused = harness.evaluate(
-        model, given.backbone, loaded, settings, store, manager=manager, limit=given.limit, options=given.options
-    )
+        kind(**arguments), harness.called(given.backbone), loaded, settings, store, manager=manager,
+        limit=given.limit, options=given.options,
+    )  # fmt: skip
     if len(found):
         print(found.round(4).to_string(index=False))
     print(f"rows are in {store.root}")

@@ -83,10 +83,12 @@ class Generic(lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         """Answer requests one by one."""
-        return [self._answer(*request.args) for request in requests]
+        return [self._generate_one(*request.args) for request in requests]
 
     @torch.no_grad()
-    def _answer(self, _: str, to_messages: Any, options: dict[str, Any], doc_id: int, task: str, split: str) -> Any:
+    def _generate_one(
+        self, _: str, to_messages: Any, options: dict[str, Any], doc_id: int, task: str, split: str
+    ) -> Any:
         messages = ChatMessages(messages=to_messages(self.task_dict[task][split][doc_id])).to_hf_messages()
         if self.system_prompt:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})

@@ -13,6 +13,7 @@ import copy
 import functools
 import importlib
 import inspect
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import version
@@ -36,6 +37,9 @@ from idsel_core.study.paths import PACKAGE, code_of
 from idsel_core.study.store.provenance import installed, sha256
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+_OWN: Final = ("budget", "positions", "budget_scope", "companion", "journal")
 
 
 def __getattr__(attribute: str) -> type:
@@ -98,6 +102,8 @@ def pruned(base: Any, name: str) -> type:
     class Pruned(base):  # type: ignore[misc, valid-type]
         """A model of the harness under `prune`."""
 
+        native_name = name
+
         def __init__(
             self,
             method: str = "full",
@@ -109,12 +115,9 @@ def pruned(base: Any, name: str) -> type:
             journal: str = "",
             **given: Any,
         ) -> None:
-            check_version()
-            knobs = _knobs_in(given, method, known, name)
+            knobs, given = self.checked(method, template, **given)
             setting = setting_from(method, budget, positions, budget_scope, knobs)
-            _check_given(base, given, name)
             super().__init__(**given)
-            self.native_name = name
             self.arguments = {**given, "template": template, "companion": companion}
             self.processor_name = next(n for n in ("processor", "_image_processor", "_processor") if hasattr(self, n))
             processor = getattr(self, self.processor_name)
@@ -125,9 +128,21 @@ def pruned(base: Any, name: str) -> type:
             self.relevance = read_relevance(given["pretrained"], companion, processor, self.device)
             self.adapter = adapter_for(self.model, self.relevance)
             self.notes: dict[tuple[str, int], dict[str, Any]] = {}
+            self.times: Counter[tuple[str, int]] = Counter()
             self.leaves_on_error = False
             self._weights = ""
             self.use(setting, Path(journal) if journal else None)
+
+        @classmethod
+        def checked(cls, method: str = "full", template: str = "", **given: Any) -> tuple[dict[str, Any], ...]:
+            """Return the knobs of the method and the arguments of the class; refuse what neither it nor prune takes."""
+            check_version()
+            if template:
+                read_template(template)
+            rest = {one: value for one, value in given.items() if one not in _OWN}
+            knobs = _knobs_in(rest, method, known, name)
+            _check_given(base, rest, name)
+            return knobs, rest
 
         @classmethod
         def create_from_arg_string(cls, arg_string: str, additional_config: Any = None) -> Any:
@@ -149,7 +164,7 @@ def pruned(base: Any, name: str) -> type:
             journal : Path, optional
                 As for `Journal`.
             """
-            self.setting, self.notes = setting, {}
+            self.setting, self.notes, self.times = setting, {}, Counter()
             self.run = None
             if setting.method is not None:
                 self.run = prune(
@@ -190,6 +205,9 @@ def pruned(base: Any, name: str) -> type:
         def _answer(self, request: Any) -> str:
             where = f"task {request.task_name}, question {request.doc_id}"
             asked = self._asked(request)
+            # A task that wants several answers asks the same several times.
+            self.times[request.task_name, request.doc_id] += 1
+            asked["time"] = self.times[request.task_name, request.doc_id]
             note = self.journal.get(digest(asked))
             if note is None:
                 note = self._asked_now(request, where) | {"image_id": _image_id(asked["content"])}
@@ -206,7 +224,6 @@ def pruned(base: Any, name: str) -> type:
             return {
                 "task": task,
                 "doc_id": doc_id,
-                "repeat": request.idx,
                 "context": context,
                 "content": content_of(show(doc)),
                 "options": content_of(options),

@@ -20,6 +20,7 @@ from idsel_core.study.harness.journal import digest
 from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, check_version, manifests
 from idsel_core.study.harness.rows import NoScore, rows_of
 from idsel_core.study.harness.setting import Setting
+from idsel_core.study.paths import MODEL
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
@@ -42,8 +43,8 @@ def usual_model(backbone: str) -> str:
     return next((name for name, families in WRAPPED.items() if family in families), GENERIC)
 
 
-def open_model(backbone: str, model: str = "", device: str = "cpu", **arguments: Any) -> Any:
-    """Load a model of the harness whose calls are pruned.
+def find_model(backbone: str, model: str = "") -> Any:
+    """Return the class of the harness, with its calls pruned, for a checkpoint.
 
     Parameters
     ----------
@@ -51,28 +52,51 @@ def open_model(backbone: str, model: str = "", device: str = "cpu", **arguments:
         Hub id or folder.
     model : str
         The harness's name of the class, one of `WRAPPED`; by default the one for the checkpoint's family.
-    device : str
-        As torch names it; "auto" spreads the model over all GPUs.
-    **arguments
-        Further arguments of the class, see `pruned`.
 
     Raises
     ------
     FileNotFoundError, ImportError, ValueError
-        If the model, the device or an argument is not there or not allowed.
+        If the checkpoint or the class is not there.
     """
     from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 
     check_version()
-    # The entry point is not seen where a checkout's older metadata comes first on the path.
-    for manifest in manifests():
-        MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
     name = (model or usual_model(backbone)).removeprefix(PREFIX)
     if name not in WRAPPED:
         raise ValueError(f"unknown model {model!r}{_near(name, WRAPPED)}; known: {', '.join(WRAPPED)}")
+    # The entry point is not seen where a checkout's older metadata comes first on the path.
+    for manifest in manifests():
+        MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
+    return get_model(PREFIX + name)
+
+
+def arguments_of(backbone: str, device: str = "cpu", **arguments: Any) -> dict[str, Any]:
+    """Return the arguments of a class of the harness that put a checkpoint on a device.
+
+    Parameters
+    ----------
+    backbone : str
+        Hub id or folder.
+    device : str
+        As torch names it; "auto" spreads the model over all GPUs.
+    **arguments
+        Further arguments, see `pruned`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
     where = {"device": "cuda", "device_map": "auto"} if device == "auto" else {"device": device, "device_map": device}
     check_device(where["device"])
-    return get_model(PREFIX + name)(pretrained=backbone, **where, **arguments)
+    return {"pretrained": backbone, **where, **arguments}
+
+
+def called(backbone: str) -> str:
+    """Return what rows call a model: its hub id, the name of its folder, or ``embedded``."""
+    if not Path(backbone).is_dir():
+        return backbone
+    return "embedded" if Path(backbone).resolve() == MODEL.resolve() else Path(backbone).resolve().name
 
 
 def check_tasks(names: Sequence[str], include: Sequence[str] = (), model: str = "") -> Any:
@@ -194,7 +218,7 @@ def evaluate(
     Parameters
     ----------
     model : Pruned
-        What `open_model` returned.
+        An instance of what `find_model` returned.
     backbone : str
         What rows call the model.
     tasks : Mapping
@@ -225,7 +249,8 @@ def evaluate(
             except (NoScore, ValueError) as error:
                 print(f"{setting.title}, {name}: {error}", file=sys.stderr, flush=True)
                 refused[f"{setting.title}, {name}"] = str(error)
-    return pd.DataFrame(found), refused
+    columns = ["setting", "task", "questions", "tokens", "metric", "value", "stored"]
+    return pd.DataFrame(found, columns=columns), refused
 
 
 def _evaluate(

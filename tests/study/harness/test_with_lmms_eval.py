@@ -3,6 +3,7 @@
 `make test-eval` runs these in the environment that has lmms-eval.
 """
 
+import inspect
 import json
 import os
 import re
@@ -20,12 +21,14 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 from data.scenes import as_benchmarks
 from idsel_core.methods import get_method
+from idsel_core.study.cli import main
 from idsel_core.study.dataset import FULL, read_split
 from idsel_core.study.encodings import encode_split
 from idsel_core.study.evaluate import Study
 from idsel_core.study.harness import run
 from idsel_core.study.harness.models import read_template
 from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, class_path
+from idsel_core.study.harness.rows import score_of
 from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
@@ -62,7 +65,7 @@ def tasks(manager, asked):
 
 @pytest.fixture(scope="module")
 def model():
-    return run.open_model(str(PROJECT / MODEL), device="cpu")
+    return run.find_model(str(PROJECT / MODEL))(**run.arguments_of(str(PROJECT / MODEL)))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness(model, tasks, manager, store, asked):
     """The metrics, and the rows of all tasks and settings with the question ids of the study."""
-    metrics, refused = run.evaluate(model, "embedded", tasks, SETTINGS, store, manager=manager)
+    metrics, refused = run.evaluate(model, run.called(str(PROJECT / MODEL)), tasks, SETTINGS, store, manager=manager)
     assert refused == {}
     rows = store.frame()
     rows["question_id"] = [
@@ -97,7 +100,7 @@ def study(asked, tmp_path_factory):
 
 
 def test_answers_agree_with_the_study_question_by_question(harness, study, asked):
-    keys = ["method", "budget", "question_id"]
+    keys = ["backbone", "method", "budget", "question_id"]
     same = ["prediction", "answer", "correct", "tokens_before", "tokens_kept", "tokens_average", "prefill_gflops"]
     same += ["importance", "normalise", "features", "update", "instruction", "gamma", "positions", "seed"]
     ours = study.set_index(keys)[same].sort_index()
@@ -138,7 +141,7 @@ def test_a_model_is_what_it_was_after_an_evaluation(harness, model):
 
 
 def test_the_class_for_other_families_answers_as_the_one_for_llava(harness, tasks, manager, tmp_path):
-    generic = run.open_model(str(PROJECT / MODEL), GENERIC, "cpu", dtype="auto")
+    generic = run.find_model(str(PROJECT / MODEL), GENERIC)(**run.arguments_of(str(PROJECT / MODEL), dtype="auto"))
     store = Results(tmp_path)
     _, refused = run.evaluate(
         generic, "embedded", {"scenes_pope": tasks["scenes_pope"]}, [SETTINGS[0], SETTINGS[2]], store, manager=manager
@@ -202,7 +205,7 @@ def idsel(*words, results, folder):
     return [*command, "--include", str(folder), "--results", str(results), *words]
 
 
-def test_a_killed_run_resumes_at_the_next_question(folder, asked, harness, tmp_path):
+def test_a_killed_run_resumes_at_the_next_question(folder, asked, harness, tmp_path, capsys):
     words = ["--tasks", "scenes_pope", "--method", "idselection", "--budget", "16"]
     command = idsel(*words, results=tmp_path, folder=folder)
     log = tmp_path / "log"
@@ -221,9 +224,8 @@ def test_a_killed_run_resumes_at_the_next_question(folder, asked, harness, tmp_p
     entry = json.loads(kept[0])
     entry["answer"]["text"] = "maybe"
     journal.write_text("\n".join([json.dumps(entry), *kept[1:]]) + "\n")
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{answered} questions were answered before" in done.stderr
+    assert main(command[3:]) == 0
+    assert f"{answered} questions were answered before" in capsys.readouterr().err
     found = Results(tmp_path).frame().set_index("question_id")["prediction"]
     rows = harness[1].query("dataset == 'scenes_pope' and budget == 16").reset_index(drop=True)
     assert found["0"] == "maybe"
@@ -232,27 +234,27 @@ def test_a_killed_run_resumes_at_the_next_question(folder, asked, harness, tmp_p
     assert found.drop("0").to_dict() == expected
 
 
-def test_a_refused_method_fails_both_doors(folder, asked, tmp_path):
+def lmms_eval(folder, more, **options):
+    command = [sys.executable, "-m", "lmms_eval", "--model", "idsel_llava_hf", "--include_path", str(folder)]
+    command += ["--tasks", "scenes_pope", "--limit", "2", "--batch_size", "1", "--device", "cpu", "--model_args"]
+    given = f"pretrained={PROJECT / MODEL},device_map=cpu,{more}"
+    return subprocess.run([*command, given], env=environment(), capture_output=True, text=True, **options)
+
+
+def test_a_refused_method_fails_both_doors(folder, asked, tmp_path, capsys):
     words = ["--tasks", "scenes_pope", "--method", "evs", "--limit", "1"]
-    done = subprocess.run(
-        idsel(*words, results=tmp_path, folder=folder), cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "not asked: evs at 64, scenes_pope: task scenes_pope, question 0: frames is not available" in done.stdout
-    harness = [sys.executable, "-m", "lmms_eval", "--model", "idsel_llava_hf", "--include_path", str(folder)]
-    harness += ["--tasks", "scenes_pope", "--limit", "1", "--batch_size", "1", "--device", "cpu", "--model_args"]
-    for more, message in (("method=evs,budget=64", "frames is not available"), ("method=evs", "evs needs a budget")):
-        given = f"pretrained={PROJECT / MODEL},device_map=cpu,{more}"
-        done = subprocess.run([*harness, given], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert main(idsel(*words, results=tmp_path, folder=folder)[3:]) == 1
+    said = capsys.readouterr().out
+    assert "not asked: evs at 64, scenes_pope: task scenes_pope, question 0: frames is not available" in said
+    done = lmms_eval(folder, "method=evs,budget=64", cwd=tmp_path)
+    assert done.returncode == 1 and "frames is not available" in done.stderr, done.stderr
+    with pytest.raises(SystemExit, match="idsel_llava_hf: evs needs a budget"):
+        run.find_model(str(PROJECT / MODEL)).create_from_arg_string(f"pretrained={PROJECT / MODEL},method=evs")
 
 
 def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folder, asked, tmp_path):
     journal = tmp_path / "answers.jsonl"
-    given = f"pretrained={PROJECT / MODEL},device_map=cpu,method=idselection,budget=32,gamma=5,journal={journal}"
-    command = [sys.executable, "-m", "lmms_eval", "--model", "idsel_llava_hf", "--include_path", str(folder)]
-    command += ["--tasks", "scenes_pope", "--limit", "2", "--batch_size", "1", "--device", "cpu", "--model_args", given]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    done = lmms_eval(folder, f"method=idselection,budget=32,gamma=5,journal={journal}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     notes = [json.loads(line)["answer"] for line in journal.read_text().splitlines()]
     assert [note["layers"] for note in notes] == [[32] * 5] * 2
@@ -272,8 +274,6 @@ def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folde
     ],
 )
 def test_a_wrong_call_is_told_in_one_sentence(words, message, folder, asked, tmp_path, capsys):
-    from idsel_core.study.cli import main
-
     assert main(idsel(*words, results=tmp_path, folder=folder)[3:]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
@@ -290,6 +290,21 @@ def test_every_model_of_the_entry_point_is_there_and_is_pruned():
     names = [name for name in WRAPPED if name != "qwen2_audio"]  # needs librosa
     found = {name: get_model(PREFIX + name) for name in names}
     assert {name: one.__name__ for name, one in found.items() if not one.__name__.startswith("Pruned")} == {}
+
+
+@pytest.mark.parametrize("name", [name for name in WRAPPED if name != "qwen2_audio"])
+def test_what_pruning_adds_to_a_class_hides_nothing_of_it(name):
+    kind = run.find_model(str(PROJECT / MODEL), name)
+    wanted = {"generate_until", "generate_until_multi_round", "generate_visual_cot", "loglikelihood", "clean"}
+    own = {one for one in vars(kind) if not one.startswith("__")} - wanted - {"create_from_arg_string"}
+    own -= {one for one in own if one.startswith("_abc")}
+    base = kind.__mro__[1]
+    source = "".join(
+        inspect.getsource(each) for each in kind.__mro__[1:] if each.__module__.startswith(("lmms", "ids"))
+    )
+    set_by_it = {"arguments", "processor_name", "relevance", "adapter", "notes", "times", "setting", "run", "journal"}
+    assert {one for one in own if hasattr(base, one)} == set()
+    assert {one for one in own | set_by_it if re.search(rf"\bself\.{one}\b", source)} == set()
 
 
 def test_a_wrapped_model_keeps_the_prompts_that_tasks_have_for_it():
@@ -313,10 +328,9 @@ def test_the_template_of_llava_is_the_one_of_its_own_scripts(model):
     )
 
 
-def test_every_task_of_the_page_is_there_and_ours_load():
+def test_every_task_of_the_page_is_there_and_ours_load(manager):
     from lmms_eval.api.task import TaskConfig
 
-    manager = run.check_tasks([])
     section = PAGE.read_text().partition("\n## Tasks\n")[2].partition("\n## ")[0]
     table = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")]
     named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
@@ -329,8 +343,8 @@ def test_every_task_of_the_page_is_there_and_ours_load():
         assert config.dataset_path and config.test_split and callable(config.process_results)
 
 
-def test_our_scoring_of_hallusion_bench():
-    config = run.check_tasks([])._get_config("idsel_hallusion_bench_image")
+def test_our_scoring_of_hallusion_bench(manager):
+    config = manager._get_config("idsel_hallusion_bench_image")
     score, metrics = config["process_results"], {one["metric"]: one["aggregation"] for one in config["metric_list"]}
     doc = {"category": "VD", "subcategory": "map", "set_id": "0"}
     said = [("0", "1", "Yes.", "1"), ("1", "1", "No, it is not", "1"), ("0", "2", "no", "0"), ("1", "2", "I see", "0")]
@@ -344,15 +358,13 @@ def test_our_scoring_of_hallusion_bench():
     assert values == {"aAcc": 50.0, "qAcc": 0.0, "fAcc": 50.0}
 
 
-def test_our_prompt_of_mmbench_cn_has_no_hint_where_there_is_none():
-    config = run.check_tasks([])._get_config("idsel_mmbench_cn_dev_static")
+def test_our_prompt_of_mmbench_cn_has_no_hint_where_there_is_none(manager):
+    config = manager._get_config("idsel_mmbench_cn_dev_static")
     doc = {"question": "Q", "A": "x", "B": "y", "C": "nan", "D": "nan", "answer": "A", "category": "c", "index": 1}
     doc |= {"L2-category": "l", "source": "s", "split": "dev", "hint": "nan"}
     given = config["lmms_eval_specific_kwargs"]["default"]
     assert config["doc_to_text"](doc, given).startswith("Q ")
     assert config["doc_to_text"]({**doc, "hint": "H"}, given).startswith("H Q ")
     value = config["process_results"](doc, ["A"])["gpt_eval_score"]
-    from idsel_core.study.harness.rows import score_of
-
     assert score_of({"gpt_eval_score": value}, ["gpt_eval_score"])[1] == 1.0
     assert score_of({"gpt_eval_score": {**value, "prediction": "B."}}, ["gpt_eval_score"])[1] == 0.0
