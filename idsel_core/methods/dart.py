@@ -11,6 +11,7 @@ from torch import Tensor
 from idsel_core.methods._shared.checks import check_count, check_flag
 from idsel_core.methods._shared.drop_plan import check_layer, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
+from idsel_core.methods._shared.published_counts import is_share, share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, to_mask, truncate, unit_vectors
 from idsel_core.selection.budget import is_above
 
@@ -34,8 +35,9 @@ class DART(InLLM):
         Number of pivots of each kind; fewer if there are fewer tokens.
     faithful : bool
         As the authors' code does, give each pivot the budget divided by the number of pivots, rounded down, and keep
-        the image's pivots in addition: 132 tokens for a budget of 128. Pivots then take turns in the order of a Python
-        set of their positions.
+        the image's pivots in addition: 132 tokens for a budget of 128, and 124 for 0.222 of 576 tokens, because the
+        share is not rounded before it is divided. Pivots then take turns in the order of a Python set of their
+        positions. The authors' budget is the number of tokens after the drop: ``budget_convention="final"``.
     """
 
     name: ClassVar[str] = "dart"
@@ -65,6 +67,8 @@ class DART(InLLM):
         if not self.faithful:
             return counts
         pivots = self.image_pivots + self.text_pivots
+        if is_share(self.budget) and self.budget_convention == "final":
+            counts = share_rounded_down(self.budget, full)[:, None]
         room = (entering[:, None] - self.image_pivots).clamp_min(0)
         published = (counts.minimum(room) // pivots * pivots + self.image_pivots).minimum(entering[:, None])
         return published.where(~is_above(self.budget, full)[:, None], entering[:, None])

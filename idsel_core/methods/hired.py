@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.published_counts import share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, rank_in_group, to_mask, truncate
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
@@ -35,7 +36,7 @@ class HiRED(Attended):
         Depth of the tower layer whose attention distributes the budget; 0 is the first layer.
     faithful : bool
         As the authors' code does, assign the thumbnail's tokens to crops by runs in reading order instead of by place,
-        and round every part of the budget down, so that fewer tokens are kept.
+        and round a share and every part of the budget down, so that fewer tokens are kept, but at least one.
     """
 
     name: ClassVar[str] = "hired"
@@ -62,8 +63,8 @@ class HiRED(Attended):
         """Select tokens of each image."""
         mask, scores = tokens.mask, self.row(tokens)
         counts = resolve_budget(self.budget, tokens.lengths)
-        if self.faithful and isinstance(self.budget, float):
-            counts = (tokens.lengths.double() * self.budget).floor().long().clamp_min(1)
+        if self.faithful:
+            counts = share_rounded_down(self.budget, tokens.lengths).clamp_min(1)
         if "crops" not in tokens.sources:
             return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
         crops = torch.where(mask[..., None], tokens.crops, -1)
@@ -81,7 +82,7 @@ class HiRED(Attended):
         """Return the number of the thumbnail's most attended tokens in each crop, (B, parts); 0 for the thumbnail."""
         base = tokens.mask & (part == 0)
         size = base.sum(1, keepdim=True)
-        wanted = (size * (1 - self.thumbnail)).floor().long()[:, 0]
+        wanted = (size.double() * (1 - self.thumbnail)).floor().long()[:, 0]
         marked = to_mask(truncate(argsort_by((self.row(tokens, self.depth),), base), wanted), part.shape[1])
         rows, columns = layout[:, :1], layout[:, 1:]
         if self.faithful:

@@ -57,6 +57,7 @@ class Pruning:
         positions: Literal["compact", "keep"] | None,
         relevance: Relevance | None,
         budget_scope: Scope,
+        processor: Any = None,
         full_logits: bool | None = None,
     ) -> None:
         if not isinstance(method, Method):
@@ -65,7 +66,7 @@ class Pruning:
         self.model = model = unwrapped(model)
         self.method = method
         self.budget_scope = budget_scope
-        self.backbone = adapter_for(model, relevance)
+        self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
         if full_logits is not None:
             check_flag("full_logits", full_logits)
@@ -147,7 +148,7 @@ class Pruning:
         with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded = encode_images(self.backbone, self.method, inputs)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
-            tokens = read_tokens(self.backbone, encoded, inputs)
+            tokens = read_tokens(self.backbone, encoded, inputs, answered=not generating)
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
         return TimedCall(short, encode_ms(), select_ms())
@@ -209,6 +210,7 @@ def prune(
     positions: Literal["compact", "keep"] | None = None,
     relevance: Relevance | None = None,
     budget_scope: Scope = "image",
+    processor: Any = None,
     full_logits: bool | None = None,
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
@@ -227,6 +229,10 @@ def prune(
     knows (SDPA, eager, FlashAttention, one of your own): scores come from queries and keys, and kernels stay what they
     are. Methods that drop tokens inside the language model need a `DynamicCache`, and one compiled in place at most.
 
+    Methods that read text read the user's own words of the last turn before the answer; labels that are not -100, and
+    what the chat template puts between turns, tell where an answer begins. A call may say itself which tokens ask:
+    ``question_mask``, bool or int of the shape of ``input_ids``, among its arguments.
+
     Parameters
     ----------
     model : PreTrainedModel
@@ -243,6 +249,10 @@ def prune(
     budget_scope : {"image", "tile"}
         Where a model cuts an image into tiles, select from all of them together, or the whole budget from each by
         itself.
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
+        all text in front of the answer asks, with a warning.
     full_logits : bool, optional
         Whether the logits of ``model(...)`` have the columns of the prompt as it was given, (B, L, V), and so compare
         with the caller's labels, as metrics and label smoothing of a ``Trainer`` do; the column of a dropped token has
@@ -268,4 +278,4 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance, budget_scope, full_logits)
+    return Pruning(model, method, positions, relevance, budget_scope, processor, full_logits)

@@ -153,7 +153,8 @@ class Patch:
         if block is None:
             return plain(*args, **kwargs)
         self.calls += 1
-        inputs = bound_arguments(plain, args, kwargs)
+        marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
+        inputs = bound_arguments(plain, args, kwargs) | marks
         with self.turn, calling(self.model):
             return (self._generate if entrance.name == "generate" else self._forward)(entrance, block, inputs)
 
@@ -168,7 +169,7 @@ class Patch:
         # Calls of the core need hooks of its own, which run before its forward.
         plain = entrance.plain if call is None or entrance.owner is self.model else entrance.owner
         with block.running(call, cache_in(inputs)):
-            output = plain(**(inputs if call is None else call.short.inputs))
+            output = plain(**(_without_marks(inputs) if call is None else call.short.inputs))
         if call is None or entrance.owner is not self.model or not block.fills_logits(inputs):
             return output
         return with_full_logits(output, block.backbone, call.short, inputs)
@@ -182,7 +183,7 @@ class Patch:
         call = block.shorten(inputs, generating=True)
         with block.running(call, cache_in(inputs)):
             if call is None:
-                return entrance.plain(**inputs)
+                return entrance.plain(**_without_marks(inputs))
             given = GivenPrompts(inputs["input_ids"], call.short.inputs["input_ids"].shape[1])
             cut = given.prompts.shape[1] - given.width
             output = entrance.plain(
@@ -192,3 +193,8 @@ class Patch:
             return given.restore(output)
         output.sequences = given.restore(output.sequences)
         return output
+
+
+def _without_marks(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call without those that prune alone reads."""
+    return {name: value for name, value in inputs.items() if name != "question_mask"}
