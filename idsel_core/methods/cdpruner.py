@@ -24,7 +24,8 @@ SPENT = 1e-4
 class CDPruner(Method):
     """Pick tokens greedily to maximise the determinant of their similarity, weighted by relevance to the question.
 
-    The question is the user's words of the last turn before the answer. Tokens that the picks explain completely, such as duplicates, come after all others, by falling relevance.
+    The question is the user's words of the last turn before the answer. Tokens that the picks explain completely, such
+    as duplicates, come after all others, by falling relevance.
 
     Source: CDPruner, arXiv 2506.10967.
 

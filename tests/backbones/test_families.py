@@ -309,7 +309,7 @@ def test_half_precision_runs(family, model):
     for layout in layouts(family):
         with warnings.catch_warnings(), prune(half, IDSelection(budget=6, features="encoder")) as run_:
             warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "the chat template of this model is not known")
+            warnings.filterwarnings("ignore", "the chat template of this model is not known")
             assert half(**family.prompts(layout)).logits.dtype == torch.bfloat16
         assert {r.after for r in run_.report} == {6}
 
