@@ -147,7 +147,7 @@ def test_relevance_of_frames_is_that_of_pooled_patches(model):
     hook.remove()
     pooled = model.model.apply_pooling(states[0]).reshape(2, 27, 32)
     # All text of a prompt asks.
-    marks = torch.tensor([families.BOS, families.PAD, families.START, families.END, families.IMAGE, families.VIDEO])
+    marks = torch.tensor([families.BOS, families.PAD, families.IMAGE, families.VIDEO])
     for video in (0, 1):
         ids = inputs["input_ids"][video]
         text = ids[~torch.isin(ids, marks)][None]
