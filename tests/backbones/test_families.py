@@ -226,17 +226,22 @@ def test_each_method_prunes_or_is_refused(family, model, name):
         return
     with prune(model, method) as run_:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
-    assert [r.after for r in run_.report] == [budget] * 3
+    after = [r.after for r in run_.report]
+    if name == "adaptive":
+        assert sum(after) == 3 * budget
+        return
+    assert after == [budget] * 3
     assert all(len(r.drops) == len(method.drop_layers(3)) for r in run_.report if isinstance(method, InLLM))
     text = (inputs["input_ids"] > 0) & ~torch.isin(inputs["input_ids"], torch.tensor(BARRED))
     longest = int((text.sum(1) + budget * torch.tensor([1, 0, 2])).max()) + 3
     assert out.past_key_values.get_seq_length(2) == longest
 
 
-def test_video_methods_prune_videos(family, model):
+@pytest.mark.parametrize("name", ["evs", "vidcom2"])
+def test_video_methods_prune_videos(family, model, name):
     if -1 not in family.counts:
         pytest.skip("no videos")
-    with prune(model, METHODS["evs"](7)) as run_, torch.no_grad():
+    with prune(model, METHODS[name](7)) as run_, torch.no_grad():
         model(**family.prompts(((-1,), (-2,))))
     assert [r.after for r in run_.report] == [7, 7]
 
