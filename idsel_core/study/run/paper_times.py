@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from idsel_core.backbones import adapter_for
-from idsel_core.loading.random_models import build_random, read_architecture
+from idsel_core.loading.random_models import build_random
 from idsel_core.methods import get_method
 from idsel_core.study.cost import read_config
 from idsel_core.study.cost.models import tower_of
@@ -65,7 +65,7 @@ def read_timing(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: each entry of time has model, budgets and if need be image_size, layers, not {entry!r}"
             )
-        read_architecture(entry["model"])
+        read_config(Path(entry["model"]))
         for budget in entry["budgets"]:
             get_method(table["method"], budget=budget)
     return table
@@ -99,8 +99,8 @@ def run_timing(path: Path) -> None:
     times = Times(project_path(TIMES))
     for entry in table["time"]:
         started = time.perf_counter()
-        rows = pd.DataFrame(_timings(entry, table)).assign(backbone=entry["model"])
-        job = f"paper_{path.stem}_{entry['model']}".replace(".", "_")
+        rows = pd.DataFrame(_timings(entry, table)).assign(backbone=Path(entry["model"]).name)
+        job = f"paper_{path.stem}_{Path(entry['model']).name}".replace(".", "_")
         parameters = {**entry, **{name: value for name, value in table.items() if name != "time"}}
         times.write(job, rows, provenance(parameters, [path], device=table["device"], started=started))
         print(f"{job}: {rows['device'].iloc[0]}, {len(rows)} rows in {times.root}", flush=True)
