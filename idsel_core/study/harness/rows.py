@@ -90,6 +90,11 @@ def chance_of(doc: Mapping[str, Any], answer: str) -> float:
     return 1 / count if count > 1 else 0.0
 
 
+def type_of(doc: Mapping[str, Any], task: str) -> str:
+    """Return the kind of a question, the task's name where its data set tells none."""
+    return next((str(doc[name]) for name in _TYPE_COLUMNS if doc.get(name)), task)
+
+
 def rows_of(
     samples: Iterable[Mapping[str, Any]],
     notes: Mapping[tuple[str, int], Mapping[str, Any]],
@@ -147,7 +152,7 @@ def rows_of(
             {
                 "question_id": str(sample["doc_id"]),
                 "image_id": note["image_id"],
-                "question_type": next((str(doc[name]) for name in _TYPE_COLUMNS if doc.get(name)), task),
+                "question_type": type_of(doc, task),
                 "budget": float(note["before"] if method is None else method.budget),
                 "tokens_before": note["before"],
                 "tokens_kept": layers[-1],
