@@ -23,28 +23,10 @@ SPECIAL = (
     "<pad>", "<unk>", "<bos>", "<end_of_utterance>", "<image>", "<fake_token_around_image>", "<global-img>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )  # fmt: skip
-WORDS = [
-    "user",
-    "assistant",
-    ":",
-    "?",
-    ".",
-    "Is",
-    "there",
-    "a",
-    "the",
-    "red",
-    "blue",
-    "letter",
-    "circle",
-    "star",
-    "yes",
-    "no",
-    "maybe",
-    "left",
-    "right",
-    "of",
-]
+WORDS = (
+    *("user", "assistant", ":", "?", ".", "Is", "there", "a", "the", "red", "blue", "letter", "circle", "star"),
+    *("yes", "no", "maybe", "left", "right", "of"),
+)
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<end_of_utterance>\n"
