@@ -35,7 +35,8 @@ def parse_knob(method: str, knob: str, text: str) -> Any:
     method, knob : str
         Names of the method and of one of its knobs.
     text : str
-        ``true`` or ``false`` for a flag, ``[0.25, 0.5]`` for a tuple, ``none`` where a knob may be None.
+        ``true`` or ``false`` for a flag, ``[0.25, 0.5]`` for a tuple, ``none`` where a knob may be None, ``inf`` where
+        a number may be infinite.
 
     Raises
     ------
@@ -143,7 +144,7 @@ def _parsed_one(text: str, kind: Any) -> Any:
         return text.lower() == "true"
     if kind is int and re.fullmatch(r"[+-]?\d+", text):
         return int(text)
-    if kind is float and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+    if kind is float and re.fullmatch(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", text, re.IGNORECASE):
         return float(text)
     if kind is str and text:
         return text
@@ -170,7 +171,7 @@ def _fitting_one(value: Any, kind: Any) -> Any:
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return value
     if kind is str and isinstance(value, str):
         return value

@@ -331,6 +331,16 @@ def test_mismatched_inputs_are_refused(family, model):
         ids[ids == families.IMAGE] = torch.tensor([families.IMAGE, *[5] * (family.counts[1] - 1)])
         with pytest.raises(ValueError, match=r"the prompts hold 1 image placeholders .* the \d image\(s\) fill"):
             model(**{**inputs, "input_ids": ids})
+    for layout in (((1,),), ((0, 1),), ((-1,),))[: 3 if -1 in family.counts else 2]:
+        inputs = family.prompts(layout)
+        columns = torch.isin(inputs["input_ids"][0], torch.tensor(BARRED)).nonzero()[:, 0]
+        width = inputs["input_ids"].shape[1]
+        for kept in (slice(None, int(columns[-1]) - 1), slice(int(columns[0]) + 2, None)):
+            cut = {k: v[:, kept] if v.shape == (1, width) else v for k, v in inputs.items()}
+            with prune(model, ALL), pytest.raises(ValueError, match=r"truncated\? Leave out truncation and max_length"):
+                model.generate(**cut, **GREEDY)
+            with prune(model, ALL), pytest.raises(ValueError, match=r"truncated\? Leave out truncation and max_length"):
+                model(**cut)
     if family.axes > 1:
         with pytest.raises(ValueError, match=r'positions="compact" cannot be had: .* have 3 axes'):
             prune(model, ALL, positions="compact")
