@@ -13,6 +13,7 @@ COMMANDS = {
     "cost": "cost",
     "time": "time_phases",
     "sweep": "sweep",
+    "paper": "paper",
     "figures": "figures",
     "explain": "explain",
     "run": "run_notebook",
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0, 1 if what ran failed, or 2 if the call or the files were wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What stands behind -- goes to Snakemake.
-    end = words.index("--") if "--" in words and words[0] in ("sweep", "figures") else len(words)
+    end = words.index("--") if "--" in words and words[0] in ("sweep", "paper", "figures") else len(words)
     given = _parser().parse_args(words[:end], argparse.Namespace(more=words[end + 1 :]))
     try:
         status: int = given.run(given)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from idsel_core.methods import METHODS, Method, get_method
+from idsel_core.methods import METHODS, Method, drops_inside, get_method
+from idsel_core.methods._shared.by_importance import Scored
 
 
 def knob_types(method: str) -> dict[str, Any]:
@@ -78,6 +79,34 @@ def build_method(method: str, knobs: Mapping[str, Any]) -> Method:
         return get_method(method, **values)
     except TypeError as error:
         raise ValueError(f"{method}: {error}") from error
+
+
+def knob_columns(method: Method | str) -> dict[str, Any]:
+    """Return the columns of stored rows that tell the knobs of a method.
+
+    Parameters
+    ----------
+    method : Method or str
+        A method, or the name of an end of the scale, which has no knobs.
+
+    Returns
+    -------
+    dict
+        importance, normalise, features, update, instruction, gamma, convention, seed; see
+        `idsel_core.study.store.schema`.
+    """
+    update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
+    gamma = getattr(method, "gamma", math.nan)
+    return {
+        **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features")},
+        "update": update if update is None or exhausted == "restart" else f"{update}, {exhausted}",
+        "instruction": f"{method.instruction_tokens}@{method.instruction_layer}"
+        if isinstance(method, Scored)
+        else None,
+        "gamma": -1.0 if gamma == "auto" else float(gamma),
+        "convention": method.budget_convention if not isinstance(method, str) and drops_inside(method) else None,
+        "seed": getattr(method, "seed", 0),
+    }
 
 
 class _NoValue(Exception):

@@ -111,10 +111,13 @@ def test_the_words_are_the_user_s_alone(family, model):
         [system, user(size(family), ONE)],
         [*earlier, user(ONE)],
         [user(ONE.split("red")[0] + "red", size(family), ONE.split("red")[1])],
+        [user(size(family), 0, ONE)],
+        *([[user(-1, ONE)], [user(ONE, -2)]] if -1 in family.counts else []),
     ):
         if messages[0] is system and family.name == "gemma3":
             continue  # its template makes the system's text the beginning of the first user's turn
-        inputs = one(family, messages)
+        sizes = [part["size"] for turn in messages for part in turn["content"] if "size" in part]
+        inputs = batch(family, [token_ids(family, messages)], [sizes])
         assert asked(family, model, inputs) == [plain(ONE)], messages
         ends = prompts_of(family, model, inputs).ends
         assert ends.nonzero().tolist() == [[0, inputs["input_ids"].shape[1] - 1]]

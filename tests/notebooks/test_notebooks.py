@@ -160,8 +160,8 @@ def test_stored_rows_are_shown_beside_other_numbers(name, stored, tmp_path, monk
     results = Results(tmp_path / "results")
     if stored:
         rows = pd.concat([make_rows(budgets=(576,), method="full"), make_rows(budgets=(64,), method="fastv")])
-        rows = rows.assign(dataset="lmms:vizwiz_vqa_val", backbone="llava-hf/llava-1.5-7b-hf")
-        rows = pd.concat([rows, rows.assign(dataset="lmms:gqa", split="gqa")], ignore_index=True)
+        rows = rows.assign(dataset="vizwiz_vqa_val", backbone="llava-hf/llava-1.5-7b-hf")
+        rows = pd.concat([rows, rows.assign(dataset="gqa", split="gqa")], ignore_index=True)
         results.write("made_up", rows, {})
     parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
     parameters |= {"results_dir": str(results.root), "figures_dir": str(tmp_path / "figures")}

@@ -112,7 +112,7 @@ def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def text_after(slots: Slots, text: Tensor) -> Tensor:
-    """Return a mask of the text after each image, which is the question about it, bool (I, L).
+    """Return a mask of the text after each image, bool (I, L).
 
     Parameters
     ----------

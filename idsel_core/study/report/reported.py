@@ -46,6 +46,7 @@ _TASKS: Final = {
     "vizwiz_vqa_val": ("VizWiz", "validation"),
     "scienceqa_img": ("ScienceQA-IMG", "accuracy"),
     "textvqa_val": ("TextVQA", "accuracy, no OCR tokens"),
+    "idsel_textvqa_val_ocr": ("TextVQA", "accuracy, with OCR tokens"),
     "pope": ("POPE", "accuracy"),
     "ai2d": ("AI2D", "accuracy"),
     "chartqa": ("ChartQA", "relaxed accuracy"),
@@ -123,7 +124,7 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     if len(rows):
         rows = rows[(rows["positions"] == "compact") & (rows["convention"].fillna("average") != "final")]
     for (backbone, dataset, _), part in rows.groupby(["backbone", "dataset", "split"]) if len(rows) else ():
-        benchmark, metric = _TASKS.get(dataset.removeprefix("lmms:"), (dataset, "accuracy"))
+        benchmark, metric = _TASKS.get(dataset, (dataset, "accuracy"))
         scores = {metric: mean_scores(part, ["method", "budget"], resamples=resamples)}
         if benchmark == "POPE":
             table = f1_scores(part, ["method", "budget"], resamples=resamples)

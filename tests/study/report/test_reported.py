@@ -106,7 +106,7 @@ def test_a_number_that_is_there_twice_and_a_missing_column():
 
 def stored(task, **change):
     rows = pd.concat([make_rows(budgets=(576,), method="full"), make_rows(budgets=(64,), method="fastv")])
-    return rows.assign(dataset=f"lmms:{task}", backbone="llava-hf/llava-1.5-7b-hf", **change).reset_index(drop=True)
+    return rows.assign(dataset=task, backbone="llava-hf/llava-1.5-7b-hf", **change).reset_index(drop=True)
 
 
 def test_measured_rows_meet_the_same_benchmark_method_tokens_and_metric():
