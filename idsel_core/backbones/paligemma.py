@@ -20,6 +20,8 @@ class PaliGemma(Llava):
 
     image_inputs = ("pixel_values",)
     joined_kinds = ("image",)
+    first_position = 1
+    text_looks_ahead = True
     prompt_windows = False
 
     def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class PaliGemma(Llava):
         generating : bool
             Whether they are those of ``generate``; those of ``forward`` are larger by 1.
         """
-        return super().full_positions(inputs, generating) + (not generating)
+        return super().full_positions(inputs, generating) + (not generating) * self.first_position
 
     def token_types(self, input_ids: Tensor) -> Tensor:
         """Return zeros: all tokens of a prompt attend to each other."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.pruning.arguments import bound_arguments, moved_limits
 from idsel_core.pruning.callbacks import GivenPrompts
 
@@ -143,8 +142,8 @@ class Patch:
 
     def _forward(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         call = block.shorten(inputs, generating=False)
-        with self._inside(), block.running(call, cache_in(inputs)):
-            return plain(**(inputs if call is None else call.short.inputs))
+        with self._inside(), block.running(call, inputs) as note:
+            return note(plain(**(inputs if call is None else call.inputs)))
 
     def _generate(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         """Return sequences that begin with the prompts as they were given: callers cut them off by their length."""
@@ -153,14 +152,12 @@ class Patch:
         if inputs.get("cache_implementation") == "paged":
             raise ValueError('prune() does not support continuous batching, cache_implementation="paged"')
         call = block.shorten(inputs, generating=True)
-        with self._inside(), block.running(call, cache_in(inputs)):
+        with self._inside(), block.running(call, inputs) as note:
             if call is None:
                 return plain(**inputs)
-            given = GivenPrompts(inputs["input_ids"], call.short.inputs["input_ids"].shape[1])
+            given = GivenPrompts(inputs["input_ids"], call.inputs["input_ids"].shape[1])
             cut = given.prompts.shape[1] - given.width
-            output = plain(
-                **(call.short.inputs | moved_limits(self.model, inputs, cut) | given.callbacks(call.short.inputs))
-            )
+            output = note(plain(**(call.inputs | moved_limits(self.model, inputs, cut) | given.callbacks(call.inputs))))
         if isinstance(output, Tensor):
             return given.restore(output)
         output.sequences = given.restore(output.sequences)
