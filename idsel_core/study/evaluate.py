@@ -113,7 +113,7 @@ class Study:
             "backbone": self.name,
             "positions": self.positions,
             "questions": hashlib.sha256(self.split.questions.to_json().encode()).hexdigest(),
-            "images": sha256(self.split.files[1]),
+            "images": self.split.images_hash,
             "weights": [weights_hash(each) for each in (model, getattr(self.backbone.relevance, "dual_encoder", None))],
             "device": f"{model.device} {model.dtype}",
             "code": {str(path.relative_to(code)): sha256(path) for path in sorted(code.rglob("*.py"))},
@@ -178,7 +178,7 @@ class Study:
         return pd.DataFrame(
             {
                 "backbone": self.name,
-                "dataset": self.split.files[0].parent.name,
+                "dataset": self.split.dataset,
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
