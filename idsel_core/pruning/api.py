@@ -87,7 +87,8 @@ class Pruning:
         positions: Literal["compact", "keep"] | None,
         relevance: Relevance | None,
         budget_scope: Scope,
-        keep_encodings: int,
+        processor: Any = None,
+        keep_encodings: int = 0,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
@@ -95,7 +96,7 @@ class Pruning:
         self.model = model = unwrapped(model)
         self.method = method
         self.budget_scope = budget_scope
-        self.backbone = adapter_for(model, relevance)
+        self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
         self.encodings = KeptEncodings(self.backbone, keep_encodings)
         self.report: list[ImageRecord] = []
@@ -158,7 +159,7 @@ class Pruning:
         with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded, kept = self.encodings.encode(self.method, inputs)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
-            tokens = read_tokens(self.backbone, encoded, inputs)
+            tokens = read_tokens(self.backbone, encoded, inputs, answered=not generating)
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
         prompts = cut_prompts(self.backbone, inputs, short.inputs, generating)
@@ -265,6 +266,7 @@ def prune(
     positions: Literal["compact", "keep"] | None = None,
     relevance: Relevance | None = None,
     budget_scope: Scope = "image",
+    processor: Any = None,
     keep_encodings: int = 0,
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
@@ -281,6 +283,10 @@ def prune(
     use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers
     knows (SDPA, eager, FlashAttention, one of your own): scores come from queries and keys, and kernels stay what they
     are. Methods that drop tokens inside the language model need a `DynamicCache`, and one compiled in place at most.
+
+    Methods that read text read the user's own words of the last turn before the answer; labels that are not -100, and
+    what the chat template puts between turns, tell where an answer begins. A call may say itself which tokens ask:
+    ``question_mask``, bool or int of the shape of ``input_ids``, among its arguments.
 
     A cache that was filled in a block goes on in a block of the same model alone, by ``model(...)`` or
     ``model.generate(...)`` with the new tokens alone, or with the whole conversation; elsewhere it refuses. The
@@ -302,7 +308,10 @@ def prune(
     budget_scope : {"image", "tile"}
         Where a model cuts an image into tiles, select from all of them together, or the whole budget from each by
         itself.
-
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
+        all text in front of the answer asks, with a warning.
     keep_encodings : int
         Keep the encodings of so many calls until the block ends: a later call with the same images, and without
         gradients, selects anew for its question, but the vision tower does not run. For conversations that give all
@@ -326,4 +335,4 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance, budget_scope, keep_encodings)
+    return Pruning(model, method, positions, relevance, budget_scope, processor, keep_encodings)

@@ -121,7 +121,8 @@ class Patch:
         block = self._block()
         if block is None:
             return plain(*args, **kwargs)
-        inputs = bound_arguments(plain, args, kwargs)
+        marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
+        inputs = bound_arguments(plain, args, kwargs) | marks
         with self.turn:
             return (self._generate if name == "generate" else self._forward)(plain, block, inputs)
 
@@ -143,7 +144,7 @@ class Patch:
     def _forward(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         call = block.shorten(inputs, generating=False)
         with self._inside(), block.running(call, inputs) as note:
-            return note(plain(**(inputs if call is None else call.inputs)))
+            return note(plain(**(_without_marks(inputs) if call is None else call.inputs)))
 
     def _generate(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         """Return sequences that begin with the prompts as they were given: callers cut them off by their length."""
@@ -154,7 +155,7 @@ class Patch:
         call = block.shorten(inputs, generating=True)
         with self._inside(), block.running(call, inputs) as note:
             if call is None:
-                return plain(**inputs)
+                return plain(**_without_marks(inputs))
             given = GivenPrompts(inputs["input_ids"], call.inputs["input_ids"].shape[1])
             cut = given.prompts.shape[1] - given.width
             output = note(plain(**(call.inputs | moved_limits(self.model, inputs, cut) | given.callbacks(call.inputs))))
@@ -162,3 +163,8 @@ class Patch:
             return given.restore(output)
         output.sequences = given.restore(output.sequences)
         return output
+
+
+def _without_marks(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call without those that prune alone reads."""
+    return {name: value for name, value in inputs.items() if name != "question_mask"}

@@ -325,7 +325,7 @@ class _Call:
     def arguments(self, whole: bool, new: int, seen: Tensor, generating: bool) -> dict[str, Any]:
         """Return the arguments that the model takes."""
         inputs, prompts, ids = self.inputs, self.prompts, self.inputs.get("input_ids")
-        dropped = {*self.backbone.image_inputs, *PER_TOKEN} - {"input_ids", "labels"}
+        dropped = {*self.backbone.image_inputs, *PER_TOKEN, "question_mask"} - {"input_ids", "labels"}
         changed = {name: value for name, value in inputs.items() if name not in dropped}
         if whole:
             assert ids is not None
