@@ -465,8 +465,11 @@ class Backbone(ABC):
             positions = real.cumsum(1) - 1 if generating else torch.arange(ids.shape[1], device=ids.device)[None]
         elif not generating:
             positions = positions - self.first_position
-        ends: Tensor = positions.expand(real.shape).masked_fill(~real, -1).cummax(1).values + 1
-        return ends
+        positions = positions.expand(real.shape).masked_fill(~real, -1)
+        ends: Tensor = positions.cummax(1).values + 1
+        # Text stands where the full prompt has it, whatever was cut out before it.
+        text = real[:, 1:] & ~self.placeholders(ids)[:, 1:]
+        return torch.cat([positions[:, 1:].where(text, ends[:, :-1]), ends[:, -1:]], 1)
 
     def patches_for_relevance(self, encoded: Encoded) -> Tensor:
         """Return what a shared image-text space reads of each token, (I, N, Dv)."""
