@@ -155,6 +155,8 @@ class Patch:
         self.calls += 1
         marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
         inputs = without_empty(bound_arguments(plain, args, kwargs), block.backbone.image_inputs) | marks
+        if inputs.get("inputs_embeds") is not None and block.encoded_apart:
+            block.passed_by += 1
         with self.turn, calling(self.model):
             return (self._generate if entrance.name == "generate" else self._forward)(entrance, block, inputs)
 

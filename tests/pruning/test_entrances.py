@@ -194,6 +194,12 @@ def test_parts_that_are_called_by_hand_are_told_of(family, model):
         decoder(inputs_embeds=embeddings)
         decoder(inputs_embeds=embeddings)
     assert len(told) == 1 and told[0].filename == __file__
+    with (
+        pytest.warns(UserWarning, match=r"ran 1 times .* calls with inputs_embeds are not pruned"),
+        prune(model, METHOD),
+    ):
+        family.features(model, inputs)
+        model(inputs_embeds=embeddings)
     assert same(state(model), plain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
