@@ -218,7 +218,7 @@ def prune(
     Inside the block, ``model.generate(...)`` and ``model(...)`` with ``pixel_values`` encode the images once, select,
     and run on a shorter prompt: the cache is shorter, and so are hidden states. Methods that drop tokens inside the
     language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short as the last
-    layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with the prompt
+    layer, or, with labels, as long as the prompt before the drops; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with the prompt
     as it was given, and logits of ``model(...)`` have its columns, see `full_logits`. Calls without images are not
     touched. Blocks nest: the innermost of a thread decides; a
     call in a thread without a block is pruned by the block that was entered last. After the
