@@ -22,7 +22,7 @@ from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method, drops_inside
 from idsel_core.methods._shared.checks import check_flag
-from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of
+from idsel_core.pruning.arguments import cached_tokens, check_tensors, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
 from idsel_core.pruning.kept_encodings import KeptEncodings
 from idsel_core.pruning.passed_by import warn_of_unpruned
@@ -165,6 +165,7 @@ class Pruning:
             return None
         if input_ids is None or inputs.get("inputs_embeds") is not None:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
+        check_tensors(inputs, ("input_ids", "attention_mask", *self.backbone.pixel_inputs))
         if cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
         if isinstance(inputs.get("logits_to_keep"), Tensor):
