@@ -12,9 +12,9 @@ from transformers import DynamicCache, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
 from idsel_core.methods import FastV, PyramidDrop, VScan
-from tests.support.chat import ALL_FAMILIES, GREEDY, MIXED, SECOND, STEPS, THIRD, conversation, padded
 from tests.support.family_prompts import BARRED, CLOSE, by_hand, modes, of_prompt, ragged
 from tests.support.llava_prompts import Fixed, same, state
+from tests.support.turns import ALL_FAMILIES, GREEDY, MIXED, SECOND, STEPS, THIRD, conversation, padded
 
 REFUSED = r"this cache holds prompts that prune\(\) shortened, so it does not fit them: go on from it by model\(...\)"
 BEHIND = 8
