@@ -90,8 +90,8 @@ def test_the_answer_about_ones_own_picture_is_given_in_ten_lines():
 def test_conversations_go_on(folder):
     found = execute("docs/chat.md")
     assert [(record.call, record.source) for record in found["run"].report] == [(0, "tower"), (1, "kept encoding")]
-    # 587 tokens of prompt, 64 of 576 visual tokens kept, and twice an answer and the 12 tokens of a turn.
-    assert found["third"].past_key_values.get_seq_length() == 587 - 576 + 64 + 2 * found["tokens"].shape[1]
+    # 587 tokens of prompt, 64 of 576 visual tokens kept, and twice an answer and the tokens of a turn.
+    assert found["third"].past_key_values.get_seq_length() == 587 - 576 + 64 + 12 + found["tokens"].shape[1]
     assert found["third"].sequences.shape[1] == found["tokens"].shape[1] + 1
 
 
