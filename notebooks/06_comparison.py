@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -103,7 +109,7 @@ theme.save(cost, project_path(figures_dir), "06_cost", drawn_from)
 #
 # Two methods answer the same questions, so their accuracies differ question by question: the mean of these differences
 # has a narrower interval than the two accuracies. It is a win or a loss where the 95 % interval leaves out zero. There
-# is no correction for the number of comparisons: with many peers and budgets, a few of them are chance.
+# is no correction here for the number of comparisons; the sentences below make one (Holm).
 
 # %%
 own = "idselection" if "idselection" in set(rows["method"]) else usable[0].name

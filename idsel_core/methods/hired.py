@@ -71,14 +71,15 @@ class HiRED(Attended):
         layout = crops.amax(1).clamp_min(0) + 1
         # (B, N): number of the crop in reading order, from 1; 0 is the thumbnail.
         part = torch.where(crops[..., 0] < 0, 0, crops[..., 0] * layout[:, 1:] + crops[..., 1] + 1)
-        marks, sizes = self._marks(tokens, part, layout), _tally(part, mask, int(part.max()) + 1)
+        parts = max(int(part.max()), 1) + 1
+        marks, sizes = self._marks(tokens, part, layout, parts), _tally(part, mask, parts)
         quotas = [self._quotas(*row) for row in zip(counts.tolist(), sizes.tolist(), marks.tolist(), strict=True)]
         quota = torch.tensor(quotas, device=mask.device)
         keep = mask & (rank_in_group(part, scores, mask) < quota.gather(1, part))
         return Selection.from_order(truncate(argsort_by((keep, scores), mask), keep.sum(1)), scores, self.budget)
 
-    def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor) -> Tensor:
-        """Return the number of the thumbnail's most attended tokens in each crop, (B, P); 0 for the thumbnail."""
+    def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor, parts: int) -> Tensor:
+        """Return the number of the thumbnail's most attended tokens in each crop, (B, parts); 0 for the thumbnail."""
         base = tokens.mask & (part == 0)
         size = base.sum(1, keepdim=True)
         wanted = (size.double() * (1 - self.thumbnail)).floor().long()[:, 0]
@@ -89,10 +90,12 @@ class HiRED(Attended):
         else:
             high, wide = (tokens.grid[..., i].where(base, 0).amax(1, keepdim=True) + 1 for i in (0, 1))
             cell = tokens.grid[..., 0] * rows // high * columns + tokens.grid[..., 1] * columns // wide
-        return _tally(cell.clamp_min(0) + 1, marked, int(part.max()) + 1)
+        return _tally(cell.clamp_min(0) + 1, marked, parts)
 
     def _quotas(self, count: int, sizes: list[int], marks: list[int]) -> list[int]:
         """Distribute `count` tokens over the thumbnail and the crops, which have `sizes` tokens."""
+        if not any(sizes[1:]):
+            return [count] + [0] * (len(sizes) - 1)
         base = min(math.floor(count * self.thumbnail), sizes[0])
         if not any(marks):
             marks = [0] + [1 if size else 0 for size in sizes[1:]]

@@ -224,11 +224,27 @@ def pick_compiled(
         picks = order[image, : counts[image]]
         _greedy(features[image], factors[image], now[image], alive, picks, exponents[image], least, multiply, floor)
 
-    threads = min(torch.get_num_threads(), len(x))
+    like = _first_alike(features, now, dead.numpy(), counts.numpy())
+    first = sorted(set(like))
+    threads = min(torch.get_num_threads(), len(first))
     if threads == 1:
-        for image in range(len(x)):
+        for image in first:
             fill(image)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(len(x))))
-    return torch.from_numpy(order)
+            list(pool.map(fill, first))
+    return torch.from_numpy(order[like])
+
+
+def _first_alike(features: Features, scores: Floats, dead: npt.NDArray[np.bool_], counts: Longs) -> list[int]:
+    """Return, for each image, the first one with the same features, scores and count: several questions ask of one."""
+    known: dict[bytes, list[int]] = {}
+    like = []
+    for image, (count, alive) in enumerate(zip(counts, ~dead, strict=True)):
+        # Dead tokens may hold any value, and scores of all others are finite.
+        group = known.setdefault(scores[image].tobytes() + alive.tobytes() + count.tobytes(), [])
+        same = (one for one in group if np.array_equal(features[one][alive], features[image][alive]))
+        like.append(next(same, image))
+        if like[-1] == image:
+            group.append(image)
+    return like

@@ -82,7 +82,7 @@ def fingerprint(split: Split, folder: Path = MODEL, package: Path = PACKAGE) -> 
         code.update(f"{path.relative_to(package)} {sha256(path)}\n".encode())
     versions = installed()
     return {
-        "images": sha256(split.files[1]),
+        "images": split.images_hash,
         **{path.name: sha256(path) for path in files},
         "code": code.hexdigest(),
         **{name: str(versions[name]) for name in ("torch", "transformers", "pillow") if name in versions},

@@ -45,6 +45,7 @@ ENCODINGS_DEPEND_ON = (
     "scores",
     "visual_tokens.py",
     "study/dataset.py",
+    "study/sources",
     "study/encodings.py",
     "study/open_backbone.py",
 )

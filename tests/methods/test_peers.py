@@ -863,6 +863,14 @@ def test_hired_counts_marks_in_double_precision(thumbnail, marked):
     assert int(method._marks(batch(image), part, torch.tensor([[1, 2]])).sum()) == int(25 * (1 - thumbnail)) == marked
 
 
+@pytest.mark.parametrize("faithful", [False, True])
+def test_hired_on_a_thumbnail_alone_is_fastervlm_whatever_stands_beside_it(faithful):
+    alone, beside = cropped(4, 0, 0), cropped(1, 2, 2)
+    wanted = peer("fastervlm", budget=20).select(batch(alone)).rows()[0].tolist()
+    method = peer("hired", budget=20, faithful=faithful)
+    assert [method.select(batch(alone, *more)).rows()[0].tolist() for more in ((), (beside,))] == [wanted] * 2
+
+
 def test_hired_gives_the_rest_of_a_full_crop_to_other_crops():
     image = cropped(1, 2, 1)
     image["cls_attention@0"] = torch.zeros(108)

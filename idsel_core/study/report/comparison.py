@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
+from idsel_core.study.report.significance import holm, sign_flip_test
 from idsel_core.study.report.theme import ENDS, FINAL, label
-from idsel_core.study.report.wording import verdict
 from idsel_core.study.store.results import Results
 
-_OUTCOMES: Final = {"above": "win", "not told apart from": "tie", "below": "loss"}
+_LEVEL: Final = 0.05
 _FRAGILE: Final = "vispruner"
 """The method whose picks follow the parity of ranks, so that the rounding of a processor moves them."""
 
@@ -107,9 +107,9 @@ def versus_each(rows: pd.DataFrame, method: str = "idselection", resamples: int 
     Returns
     -------
     DataFrame
-        budget, other, mean, low, high (the method's accuracy less the other's, 95 % interval), questions (how many) and
-        outcome: "win" or "loss" where the interval leaves out zero, else "tie". No correction is made for the number
-        of comparisons.
+        budget, other, mean, low, high (the method's accuracy less the other's, 95 % interval), questions (how many),
+        p and corrected (`sign_flip_test`, and `holm` over the whole table) and outcome: "win" or "loss" where
+        `corrected` is below 0.05, else "tie".
 
     Raises
     ------
@@ -125,9 +125,12 @@ def versus_each(rows: pd.DataFrame, method: str = "idselection", resamples: int 
         scores = paired_scores(rows[rows["budget"] == budget], ["method"])
         for other in scores.columns.drop(method):
             gap = paired_difference(scores[method], scores[other], resamples=resamples)
-            outcome = _OUTCOMES[verdict(gap)]
-            found.append((budget, other, gap.mean, gap.low, gap.high, gap.questions, outcome))
-    return pd.DataFrame(found, columns=["budget", "other", "mean", "low", "high", "questions", "outcome"])
+            p_value = sign_flip_test(scores[method] - scores[other])
+            found.append((budget, other, gap.mean, gap.low, gap.high, gap.questions, p_value))
+    table = pd.DataFrame(found, columns=["budget", "other", "mean", "low", "high", "questions", "p"])
+    table["corrected"] = holm(table["p"])
+    found_out = table["corrected"] < _LEVEL
+    return table.assign(outcome=np.select([found_out & (table["mean"] > 0), found_out], ["win", "loss"], "tie"))
 
 
 def by_difficulty(rows: pd.DataFrame, easy: str = "downsample") -> pd.DataFrame:

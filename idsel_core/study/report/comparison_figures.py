@@ -198,7 +198,7 @@ def versus_each_figure(table: pd.DataFrame, budgets: Sequence[float], method: st
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, title=title)
     return add_note(
         figure,
-        f"{drawn['questions'].max():,} questions; bars: 95 % paired intervals, not corrected for how many there are",
+        f"{drawn['questions'].max():,} questions; bars: 95 % paired intervals; colours: Holm's correction",
         "sorted by the mean difference over the panels",
         *ranking_notes(order),
     )

@@ -18,7 +18,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "question_id": ("string", "the question, unique within a run"),
         "image_id": ("string", "the image that it is about"),
         "question_type": ("string", "the kind of question, such as `count`"),
-        "method": ("string", "name of the method; `full` keeps all visual tokens, `blind` shows no image"),
+        "method": ("string", "name of the method; `full` keeps all visual tokens, `no-image` shows none"),
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),
         "normalise": ("string?", "how that score is brought to a range; null if the method has no such knob"),
         "features": ("string?", "which features are compared, `projector` or `encoder`; null if there is no such knob"),

@@ -25,7 +25,7 @@ def table(rows):
     return comparison.versus_each(rows, resamples=500)
 
 
-def test_outcomes_follow_the_intervals(table):
+def test_outcomes_follow_the_corrected_tests(table):
     outcomes = table.set_index(["budget", "other"])["outcome"].to_dict()
     assert outcomes == {
         (64.0, "downsample"): "win",
@@ -35,6 +35,8 @@ def test_outcomes_follow_the_intervals(table):
         (16.0, "topk"): "loss",
         (16.0, "random"): "win",
     }
+    decided = table[table["outcome"] != "tie"]
+    assert (decided["corrected"] < 0.05).all() and (table["corrected"] >= table["p"]).all()
     wins = table[table["outcome"] == "win"]
     assert (wins["low"] > 0).all() and (table["low"] <= table["mean"]).all() and (table["mean"] <= table["high"]).all()
 

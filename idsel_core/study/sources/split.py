@@ -1,0 +1,114 @@
+"""The questions and images of one split of a data set, whatever they were read from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pandas as pd
+from PIL import Image, ImageOps
+
+from idsel_core.study.store.provenance import sha256
+
+ImageSource = bytes | Path | Callable[[], Image.Image]
+"""Where one image comes from: its encoded bytes, a file, or a function that fetches it."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Questions and images of one split of a data set.
+
+    Attributes
+    ----------
+    name : str
+        Name of the split.
+    questions : DataFrame
+        One row a question:
+
+        - question_id : str, unique
+        - image_ids : list of str, the images that it shows, in order; image_id : str, these in one text
+        - question_type : str, the groups over which shares of full performance are averaged
+        - question : str, the text that the model is asked, options included
+        - choices : list of str, the allowed answers; empty where any answer is allowed
+        - answers : list of str, the right ones; answer : str, the first of the most frequent among them
+        - metric : str, one of `idsel_core.study.metrics.METRICS`
+    images : DataFrame
+        One row an image, indexed by image_id: image (an `ImageSource`), and in a data set with boxes objects (boxes in
+        pixels).
+    files : tuple[Path, ...]
+        Where they were read from: tables of questions first, then files that hold images. Images that are files of
+        their own are not among them.
+    dataset : str
+        What the results call the data set.
+    new_tokens : int or None
+        Most tokens of an answer; None: as many as the longest right answer.
+    version : str
+        What tells the images from those of another version, where their names and files do not.
+    """
+
+    name: str
+    questions: pd.DataFrame
+    images: pd.DataFrame
+    files: tuple[Path, ...]
+    dataset: str = "scenes"
+    new_tokens: int | None = None
+    version: str = ""
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether it is known where in the images objects are."""
+        return "objects" in self.images
+
+    def picture(self, image_id: str) -> Image.Image:
+        """Return one image, upright and in RGB.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read; names the image.
+        """
+        source = cast(ImageSource, self.images.at[image_id, "image"])
+        try:
+            if callable(source):
+                image = source()
+            else:
+                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            return ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image {image_id!r} of {self.dataset} cannot be read: {error}") from error
+
+    @functools.cached_property
+    def images_hash(self) -> str:
+        """A hash of the images, or of what they were read from."""
+        if self.has_boxes:
+            return sha256(self.files[1])
+        whole = hashlib.sha256(self.version.encode())
+        for name, source in self.images["image"].items():
+            whole.update(f"{name} ".encode())
+            whole.update(sha256(source).encode() if isinstance(source, Path) else b"")
+        return whole.hexdigest()
+
+
+def first_of_each_type(questions: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Return about `limit` questions, the first ones of each question type; all for 0."""
+    if not limit:
+        return questions
+    each = -(-limit // questions["question_type"].nunique())
+    return questions.groupby("question_type", sort=False).head(each).reset_index(drop=True)
+
+
+def check_limit(limit: int) -> None:
+    """Refuse what is no number of questions.
+
+    Raises
+    ------
+    ValueError
+        If it is negative or no int.
+    """
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"limit must be a number of questions, or 0 for all, not {limit!r}")
