@@ -208,6 +208,16 @@ class Qwen2VL(Backbone):
             self.core.rope_deltas = (ends - real.sum(1))[:, None]
         return short
 
+    def next_positions(self, short: Mapping[str, Any], generating: bool) -> Tensor:
+        """Return the position, on any axis, of a token that would follow each column, see `Backbone.next_positions`."""
+        positions = short.get("position_ids")
+        if positions is None or positions.ndim == 2:
+            return super().next_positions(short, generating)
+        ends = super().next_positions({**short, "position_ids": positions[-self.position_axes :].amax(0)}, generating)
+        real = torch.ones_like(short["input_ids"]) if short.get("attention_mask") is None else short["attention_mask"]
+        # Behind an image whose last tokens were not selected, the full prompt goes on.
+        return torch.cat([ends[:, :-1], real.sum(1, keepdim=True) + self.core.rope_deltas], 1)
+
     def encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return positions (3, B, L) around these images and videos."""
         kinds = (input_ids == self.image_token_id).long() + 2 * (input_ids == self.video_token_id).long()

@@ -359,6 +359,7 @@ FEATURES: Final = {
     "axes of positions": "position axes",
     "parts on disk": "offloaded to disk",
     "attention by name": "other attention functions",
+    "chat": "conversations",
 }
 """What the columns of the matrix are called, where the recorded name says too little."""
 

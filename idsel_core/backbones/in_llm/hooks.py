@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.instruction import moved, moved_ends
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
-from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, DecodeStep, Span
+from idsel_core.backbones.in_llm.decode import DecodeStep, Span
 from idsel_core.backbones.in_llm.passage import Passage, Plan
 from idsel_core.backbones.in_llm.prefill import PromptPass
 from idsel_core.methods import Method

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
 from idsel_core.backbones._shared.instruction import up_to
 from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts, text_after
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.checks import check_cache
 from idsel_core.backbones.in_llm.columns import ColumnLine, dense_positions
-from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, Span
+from idsel_core.backbones.in_llm.decode import Span
 from idsel_core.backbones.in_llm.passage import Drop, Plan
 from idsel_core.methods._shared.in_llm import Choice, LayerTokens
 from idsel_core.methods._shared.ragged import gather_tokens, sort_indices

@@ -43,6 +43,11 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "tokens_average": ("double", "visual tokens that a layer of the language model reads, mean over layers"),
         "prefill_gflops": ("double?", "analytic GFLOPs of the language model's prefill; null if they are not known"),
         "on_objects": ("double?", "share of the kept tokens that lie on an object; null without an image"),
+        "conversation": (
+            "string?",
+            "what answers a second question: tokens that were picked for the question before it, `kept`, or for "
+            "itself, `anew`, with ` alone` where the prompt leaves out the earlier turn; null for a single question",
+        ),
         "seed": ("int64", "seed of the method"),
         "prediction": ("string", "what the model answered"),
         "answer": ("string", "the right answer"),
