@@ -2,6 +2,7 @@
 
 On one image, these take turns: id_select as it runs by default and with each backend of the device; DivPrune, CDPruner
 and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-Selection's own rule, the reference.
+"id_select (continue)" goes on with negative scores where the default begins a new sweep.
 Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
@@ -26,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from idsel_core.selection.greedy import id_select
+from idsel_core.selection.suppression import exhausted_share
 from idsel_core.study.store.files import write_table
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.timing.interleaved import in_turns
@@ -41,7 +43,10 @@ def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
     distance = torch.nn.functional.threshold(1 - (x @ x.T).double(), 32 * torch.finfo(torch.float32).eps, 0.0)
     weights = torch.exp(-gamma * distance.square())
     scores, picks = scores.double(), []
+    first, floor = scores.clone(), exhausted_share(torch.float64) * scores.max()
     for _ in range(k):
+        if scores.max() <= floor:
+            scores = torch.where(scores == -torch.inf, scores, first)
         best = scores.argmax()
         picks.append(best)
         scores = scores - weights[best] * scores[best].clamp_min(0)
@@ -120,11 +125,13 @@ def make_scores(kind: str, *shape: int) -> Tensor:
 def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
     """Follow the rule along `order` in float64; return the worst pick's distance from the best token."""
     x, scores = normalize(x.double(), dim=-1), scores.double()
-    highest, worst = float(scores.max()), 0.0
+    highest, worst, first = float(scores.max()), 0.0, scores.clone()
     for start in range(0, len(order), 64):
         block = order[start : start + 64]
         weights = torch.exp(-gamma * (1 - x[block] @ x.T).clamp_min(0).square())
         for pick, row in zip(block.tolist(), weights, strict=True):
+            if scores.max() <= exhausted_share(torch.float64) * highest:
+                scores = torch.where(scores == -torch.inf, scores, first)
             worst = max(worst, float(scores.max() - scores[pick]))
             scores = scores - row * scores[pick].clamp_min(0)
             scores[pick] = -torch.inf
@@ -139,8 +146,8 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
         for kind in given.scores:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
-            for form in ("torch",) if given.device == "cuda" else ("shortlist", "torch"):
-                calls[f"id_select ({form})"] = lambda s=s, x=x, form=form: id_select(x, s, k, backend=form)
+            calls["id_select (continue)"] = lambda s=s, x=x: id_select(x, s, k, exhausted="continue")
+            calls["id_select (torch)"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]

@@ -19,7 +19,6 @@ OF_THE_STUDY = [
     "matplotlib",
     "mistune",
     "nbformat",
-    "numba",
     "onnx",
     "pandas",
     "papermill",
@@ -31,8 +30,8 @@ OF_THE_STUDY = [
     "snakemake",
     "tabulate",
 ]
-"""Packages that the core does without; `numba` makes its CPU selection faster where it is installed."""
-FASTER = {"idsel_core.selection.cpu_numba", "idsel_core.selection.gpu_triton"}
+"""Packages that the core does without."""
+FASTER = {"idsel_core.selection.gpu_triton"}
 """Modules that are imported where their compiler is installed."""
 
 ALONE = """
@@ -65,7 +64,7 @@ def test_nothing_outside_the_study_imports_it():
 
 def test_the_core_names_no_package_of_the_study():
     found = {name: {one.partition(".")[0] for one in imported(path)} for name, path in CORE.items()}
-    assert {name: names & {*OF_THE_STUDY} for name, names in found.items() if names & {*OF_THE_STUDY} - {"numba"}} == {}
+    assert {name: names & {*OF_THE_STUDY} for name, names in found.items() if names & {*OF_THE_STUDY}} == {}
 
 
 def test_the_core_imports_without_the_packages_of_the_study():
