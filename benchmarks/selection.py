@@ -2,6 +2,7 @@
 
 On one image, these take turns: id_select as it runs by default and with each backend of the device; DivPrune, CDPruner
 and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-Selection's own rule, the reference.
+"id_select (continue)" goes on with negative scores where the default begins a new sweep.
 Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
@@ -154,8 +155,8 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
         for kind in given.scores:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
-            for form in ("torch",) if given.device == "cuda" else ("shortlist", "torch"):
-                calls[f"id_select ({form})"] = lambda s=s, x=x, form=form: id_select(x, s, k, backend=form)
+            calls["id_select (continue)"] = lambda s=s, x=x: id_select(x, s, k, exhausted="continue")
+            calls["id_select (torch)"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]
