@@ -12,7 +12,10 @@ import pyarrow as pa
 _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "rows": {
         "run_id": ("string", "the run: the job's name, a hyphen and a hash of the settings in the columns below"),
-        "backbone": ("string", "the model that answered"),
+        "backbone": ("string", "the model that answered: `embedded`, a hub id, or the name of a folder"),
+        "revision": ("string?", "commit of a hub checkpoint; null for a folder"),
+        "dtype": ("string?", "type of the weights, and the quantisation and attention implementation asked for"),
+        "template": ("string?", "hash of the chat template and of the settings by which images are prepared"),
         "dataset": ("string", "the data set"),
         "split": ("string", "its split, such as `validation` or `test`"),
         "question_id": ("string", "the question, unique within a run"),
@@ -38,6 +41,8 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "prefill_gflops": ("double?", "analytic GFLOPs of the language model's prefill; null if they are not known"),
         "on_objects": ("double?", "share of the kept tokens that lie on an object; null without an image"),
         "seed": ("int64", "seed of the method"),
+        "prompt": ("string?", "hash of the text that the model was asked"),
+        "metric": ("string?", "by which the answer was scored"),
         "prediction": ("string", "what the model answered"),
         "answer": ("string", "the right answer"),
         "correct": ("double", "1 if the prediction is right, else 0; a metric between them is allowed"),
