@@ -7,14 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from idsel_core.study.paths import MODEL
+from idsel_core.study.paths import MODEL, project_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_hub_id(backbone: str | Path) -> bool:
     """Tell whether a backbone is named by a hub id, such as ``llava-hf/llava-1.5-7b-hf``, and not by a folder."""
-    return isinstance(backbone, str) and bool(_HUB_ID.fullmatch(backbone)) and not Path(backbone).exists()
+    if not isinstance(backbone, str) or not _HUB_ID.fullmatch(backbone):
+        return False
+    return not (Path(backbone).exists() or project_path(backbone).exists())
 
 
 def backbone_name(backbone: str | Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ from idsel_core.study.full_prompts import PromptWriter, short_hash
 from idsel_core.study.metrics import chance, score_each
 from idsel_core.study.nested_budgets import NestedSelections
 from idsel_core.study.open_backbone import open_backbone, weights_hash
-from idsel_core.study.paths import CACHE, DATA, MODEL
+from idsel_core.study.paths import CACHE, DATA, MODEL, project_path
 from idsel_core.study.store.provenance import installed, sha256
 from idsel_core.study.store.resume import ResumableRows
 from idsel_core.visual_tokens import VisualTokens
@@ -74,6 +75,8 @@ class Study:
         What else the model was loaded with, such as its quantisation.
     new_tokens : int, optional
         Most tokens of an answer; as many as the data set says by default.
+    weights : tuple[Path, ...]
+        Files of the model's weights.
     """
 
     backbone: Backbone
@@ -85,6 +88,18 @@ class Study:
     revision: str = ""
     settings: str = ""
     new_tokens: int | None = None
+    weights: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the rows depend on: those of the data set, and the weights where they are files here."""
+        return [*self.split.files, *self.weights]
+
+    def named(self, name: str) -> str:
+        """Return the name of a job or a figure: as it is of the embedded model and data, else with theirs behind it."""
+        if (self.name, self.split.dataset) == ("embedded", DATA.name):
+            return name
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{self.name}-{self.split.dataset}-{self.split.name}")
 
     def run(self, methods: Iterable[Method | str], batch: int = 50, resume: Path | None = None) -> pd.DataFrame:
         """Ask all questions with each method, with a progress bar.
@@ -313,7 +328,7 @@ class Study:
                 "instruction": _instruction(method),
                 "gamma": getattr(method, "gamma", np.nan),
                 "positions": self.backbone.positions_of(self.positions),
-                "budget": before.astype(float) if isinstance(method, str) else float(method.budget),
+                "budget": self._budget(method),
                 "convention": method.budget_convention if drops_inside(method) else None,
                 "tokens_before": before,
                 "tokens_kept": layers[:, -1],
@@ -332,6 +347,12 @@ class Study:
                 "chance": chance(questions),
             }
         )
+
+    def _budget(self, method: Method | str) -> float:
+        """Return what rows say that a method was asked for; all tokens are a share of 1 where images differ."""
+        if method == FULL:
+            return 1.0 if self.grid is None else float(self.grid[0] * self.grid[1])
+        return 0.0 if isinstance(method, str) else float(method.budget)
 
     @functools.cached_property
     def _options(self) -> dict[str, Any]:
@@ -643,7 +664,8 @@ def open_study(
     FileNotFoundError, ImportError, ValueError
         As for `read_data` and `open_backbone`.
     """
-    backbone = backbone if is_hub_id(backbone) else Path(backbone)
+    backbone = backbone if is_hub_id(backbone) else _found(backbone)
+    data = data if str(data).startswith("lmms:") else _found(data)
     chosen = read_data(data, split, limit)
     opened, processor = open_backbone(
         backbone,
@@ -663,6 +685,7 @@ def open_study(
         revision=(getattr(opened.model.config, "_commit_hash", None) or "") if is_hub_id(backbone) else "",
         settings="".join(f" {text}" for text in loaded),
         new_tokens=new_tokens,
+        weights=tuple(sorted(backbone.rglob("*.safetensors"))) if isinstance(backbone, Path) else (),
     )
     plain = dtype == "auto" and not loaded and device_map is None
     if not plain or not isinstance(backbone, Path) or not _is_stored(opened, chosen):
@@ -680,6 +703,11 @@ def open_study(
         if limit == 0:
             write_encoding(encoded, path, made_from)
     return replace(study, encoded=encoded)
+
+
+def _found(path: str | Path) -> Path:
+    """Return a path from the working folder, or else from the project's."""
+    return Path(path) if Path(path).exists() else project_path(path)
 
 
 def _is_stored(backbone: Backbone, split: Split) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from idsel_core.study.commands._arguments import add_study_arguments, natural
+from idsel_core.study.commands._arguments import add_study_arguments, natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=natural, default=0, metavar="N", help="ask about so many questions; 0 asks all (default: 0)"
     )
+    parser.add_argument(
+        "--batch", type=positive, default=50, metavar="N", help="questions at a time (default: %(default)s)"
+    )
     add_study_arguments(parser)
 
 
@@ -45,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
     """Ask the questions and print the accuracy."""
     from idsel_core.methods import METHODS, get_method
     from idsel_core.study.backbone_folders import check_evaluable
-    from idsel_core.study.dataset import BLIND, FULL, read_split
+    from idsel_core.study.dataset import BLIND, FULL, read_data
     from idsel_core.study.devices import check_device
     from idsel_core.study.knobs import parse_knob
 
@@ -62,21 +65,25 @@ def run(given: argparse.Namespace) -> int:
     else:
         raise _unknown(given.method, [*ends, *METHODS])
     check_device(given.device)
-    check_evaluable(given.backbone)
-    read_split(given.split, given.data, given.limit)
+    check_evaluable(given.backbone, given.revision)
+    read_data(given.data, given.split, given.limit)
 
     from idsel_core.study.evaluate import accuracy, open_study
 
     study = open_study(
         given.split,
         limit=given.limit,
-        model=given.backbone,
+        backbone=given.backbone,
         data=given.data,
         device=given.device,
+        dtype=given.dtype,
+        quantisation=given.quantisation,
+        attention=given.attention,
+        revision=given.revision,
         tower_depths=getattr(method, "tower_depths", ()) or None,
     )
-    rows = study.run([method])
-    print(f"{len(study.split.questions)} questions of split {given.split}")
+    rows = study.run([method], given.batch)
+    print(f"{len(study.split.questions)} questions of split {study.split.name}")
     print(accuracy(rows).round(3).to_string())
     return 0
 

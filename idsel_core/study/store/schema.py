@@ -29,7 +29,10 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "instruction": ("string?", "the query tokens and the layer of instruction attention, as `tokens@layer`"),
         "gamma": ("double?", "how fast suppression falls with distance; null if the method has no such knob"),
         "positions": ("string", "position ids of kept tokens: `compact` counts anew, `keep` leaves the full prompt's"),
-        "budget": ("double", "what the method was asked for: visual tokens, or below 1 a share of them"),
+        "budget": (
+            "double",
+            "what the method was asked for: visual tokens, or below 1 a share of them; of `full` 1 where images differ",
+        ),
         "convention": (
             "string?",
             "what a budget means for a method that drops tokens inside the language model: their `average` over "
