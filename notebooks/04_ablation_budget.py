@@ -49,7 +49,7 @@ from idsel_core import get_method
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import ablation_figures, ablation_sentences, theme
+from idsel_core.study.report import ablation_figures, ablation_sentences, across_backbones, theme
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -132,6 +132,18 @@ theme.save(by_type, project_path(figures_dir), study.named("04_question_types"),
 # %%
 on_objects = ablation_figures.objects_figure(compact)
 theme.save(on_objects, project_path(figures_dir), study.named("04_objects"), drawn_from)
+
+# %% [markdown]
+# ## Across backbones
+#
+# The same for every backbone and data set of which the store holds this ablation.
+
+# %%
+everywhere = across_backbones.read_backbones(results)
+across = across_backbones.backbones_figure(everywhere, resamples)
+theme.save(
+    across, project_path(figures_dir), "04_backbones", results.origin(*everywhere["job"].unique(), resamples=resamples)
+)
 
 # %% [markdown]
 # ## Do the kept tokens need their original positions?
