@@ -37,7 +37,7 @@ from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.results import Results
-from tests.support import hub_folders
+from tests.support import harness_folders
 from tests.support.project import PROJECT
 
 QUESTIONS = 12
@@ -165,7 +165,7 @@ def test_the_class_for_other_families_answers_as_the_one_for_llava(harness, task
 )
 def test_a_family_without_a_class_of_its_own_is_asked_as_by_hand(family, text, tasks, manager, tmp_path):
     folder = str(tmp_path / family)
-    getattr(hub_folders, f"write_{family}")(folder)
+    getattr(harness_folders, f"write_{family}")(folder)
     kind, store, one = run.find_model(folder), Results(tmp_path / "rows"), {"scenes_pope": tasks["scenes_pope"]}
     assert kind.native_name == GENERIC
     model, pruned = kind(**run.arguments_of(folder, dtype="float32")), setting_from("idselection", 12)
