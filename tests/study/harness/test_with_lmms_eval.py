@@ -3,6 +3,7 @@
 `make test-eval` runs these in the environment that has lmms-eval.
 """
 
+import importlib.util
 import inspect
 import json
 import os
@@ -191,6 +192,19 @@ def changed(folder, name, text, **config):
     (folder / f"{text}.yaml").write_text(whole.replace(f"task: {name}", f"task: {text}"))
 
 
+def test_answers_without_a_score_are_a_file_for_the_server(folder, asked, model, tmp_path, capsys):
+    text = (folder / "scenes_textvqa.yaml").read_text().replace("task: scenes_textvqa", "task: scenes_hidden")
+    given = "submission\n  aggregation: !function lmms_eval.tasks.textvqa.utils.textvqa_aggregate_submissions"
+    (folder / "scenes_hidden.yaml").write_text(text.replace("exact_match\n  aggregation: mean", given))
+    manager = run.check_tasks(["scenes_hidden"], [str(folder)], "llava_hf")
+    loaded, store = run.load_tasks(["scenes_hidden"], manager, chat=True), Results(tmp_path)
+    found, refused = run.evaluate(model, "embedded", loaded, SETTINGS[:1], store, manager=manager, limit=2)
+    assert refused == {} and store.jobs() == [] and found["metric"].tolist() == ["submission"]
+    (file,) = tmp_path.glob("files/*/submissions/*.json")
+    assert len(json.loads(file.read_text())) == 2
+    assert "answers for the benchmark's server are in" in capsys.readouterr().err
+
+
 def test_a_question_without_an_image_is_answered(folder, asked, model, tmp_path):
     changed(folder, "scenes_pope", "scenes_blind", doc_to_visual="!function utils.no_image")
     manager = run.check_tasks(["scenes_blind"], [str(folder)], "llava_hf")
@@ -290,6 +304,12 @@ def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folde
     assert "pope_accuracy" in done.stdout
 
 
+def without(package, words, message):
+    """A wrong call that is one only where a package is missing."""
+    there = importlib.util.find_spec(package) is not None
+    return pytest.param(["--tasks", "scenes_pope", *words], message, marks=pytest.mark.skipif(there, reason=package))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -300,6 +320,9 @@ def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folde
         (["--tasks", "scenes_pope", "--model-args", "dtyp=float16"], "has no argument 'dtyp'; allowed are"),
         (["--tasks", "scenes_pope", "--knob", "gama", "3"], "none of the methods full, idselection has a knob 'gama'"),
         (["--tasks", "scenes_pope", "--device", "cuda:7"], "torch sees no GPU"),
+        (["--tasks", "scenes_pope", "--model", "video_llava"], "video_llava runs on a GPU alone"),
+        without("torchvision", ["--model", "qwen2_5_vl"], "needs qwen_vl_utils and torchvision"),
+        without("librosa", ["--model", "qwen2_audio"], "needs librosa, which is not installed"),
     ],
 )
 def test_a_wrong_call_is_told_in_one_sentence(words, message, folder, asked, tmp_path, capsys):
