@@ -149,17 +149,20 @@ class VisualTokens:
 
     @property
     def instruction_attention(self) -> Tensor:
-        """Attention of the instruction to each token in one layer of the language model, float32 (B, N)."""
+        """Attention of the instruction to each token in one layer of the language model, float32 (B, N).
+
+        See `with_instruction` for who asks.
+        """
         return self._view("instruction_attention", *self.instruction)
 
     @property
     def relevance(self) -> Tensor:
-        """Cosine of each token with the question in the shared image-text space, float32 (B, N)."""
+        """Cosine of each token with the words that ask in the shared image-text space, float32 (B, N)."""
         return self._view("relevance")
 
     @property
     def relevance_product(self) -> Tensor:
-        """Inner product of each token with the question in the shared image-text space, float32 (B, N)."""
+        """Inner product of each token with the words that ask in the shared image-text space, float32 (B, N)."""
         return self._view("relevance_product")
 
     @property
@@ -174,7 +177,7 @@ class VisualTokens:
 
     @property
     def word_similarity(self) -> Tensor:
-        """Cosine of each token with each word of the question, in the language model's input space, float32 (B, N, T).
+        """Cosine of each token with each word that asks, in the language model's input space, float32 (B, N, T).
 
         Rows with fewer words hold -inf after the last word.
         """

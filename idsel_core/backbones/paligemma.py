@@ -21,6 +21,8 @@ class PaliGemma(Llava):
 
     image_inputs = ("pixel_values",)
     joined_kinds = ("image",)
+    first_position = 1
+    text_looks_ahead = True
     prompt_windows = False
     has_chat_template = False
 
@@ -46,7 +48,7 @@ class PaliGemma(Llava):
         generating : bool
             Whether they are those of ``generate``; those of ``forward`` are larger by 1.
         """
-        return super().full_positions(inputs, generating) + (not generating)
+        return super().full_positions(inputs, generating) + (not generating) * self.first_position
 
     def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Mark the suffix, whose ``token_type_ids`` are 1, and what has labels, bool (B, L).

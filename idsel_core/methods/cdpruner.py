@@ -28,9 +28,10 @@ In float64 the share is 2e-12: tokens that differ from what the picks explain by
 class CDPruner(Method):
     """Pick tokens greedily to maximise the determinant of their similarity, weighted by relevance to the question.
 
-    Variances are computed in float64 (float32 on MPS), so that they tell apart tokens of a tight cluster. Tokens that
-    the picks explain up to rounding, such as duplicates, come after all others, by falling relevance. Ties go to the
-    lowest index. If all tokens are equally relevant, relevance plays no part.
+    The question is the user's words of the last turn before the answer. Variances are computed in float64 (float32 on
+    MPS), so that they tell apart tokens of a tight cluster. Tokens that the picks explain up to rounding, such as
+    duplicates, come after all others, by falling relevance. Ties go to the lowest index. If all tokens are equally
+    relevant, relevance plays no part.
 
     Source: CDPruner, arXiv 2506.10967.
 

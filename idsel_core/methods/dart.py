@@ -20,8 +20,8 @@ from idsel_core.selection.budget import is_above
 class DART(InLLM):
     """Drop tokens once: keep pivots, and for each pivot in turn the tokens least similar to it.
 
-    Pivots are the tokens of the image, and of the text after it, whose keys in the layer before the drop have the
-    largest L1 norm over all heads. The image's pivots are kept. Then every pivot, larger before smaller and image
+    Pivots are the tokens of the image, and of the prompt's text after it, whose keys in the layer before the drop have
+    the largest L1 norm over all heads. The image's pivots are kept. Then every pivot, larger before smaller and image
     before text, takes an equal share of the remaining budget: the tokens of lowest cosine with it, between hidden
     states after the last norm of the language model. No attention is read. Kept tokens keep their positions.
 

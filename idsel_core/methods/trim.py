@@ -27,6 +27,8 @@ from idsel_core.visual_tokens import VisualTokens
 class TRIM(Method):
     """Keep the tokens most similar to the question in a shared image-text space, and the mean of all others.
 
+    The question is the user's words of the last turn before the answer.
+
     The mean is taken before the projector and read last. It takes the place of the best token that is not kept, which
     ends the ``order`` of the selection.
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.own_calls import calling, is_calling
-from idsel_core.pruning.arguments import bound_arguments, moved_limits
+from idsel_core.pruning.arguments import bound_arguments, moved_limits, without_empty
 from idsel_core.pruning.callbacks import GivenPrompts
 from idsel_core.pruning.full_logits import with_full_logits
 from idsel_core.pruning.passed_by import watch_parts
+from idsel_core.pruning.turns import NextTurn
 
 if TYPE_CHECKING:
     from idsel_core.pruning.api import Pruning
@@ -154,7 +154,7 @@ class Patch:
             return plain(*args, **kwargs)
         self.calls += 1
         marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
-        inputs = bound_arguments(plain, args, kwargs) | marks
+        inputs = without_empty(bound_arguments(plain, args, kwargs), block.backbone.image_inputs) | marks
         with self.turn, calling(self.model):
             return (self._generate if entrance.name == "generate" else self._forward)(entrance, block, inputs)
 
@@ -168,9 +168,11 @@ class Patch:
         call = block.shorten(inputs, generating=False)
         # Calls of the core need hooks of its own, which run before its forward.
         plain = entrance.plain if call is None or entrance.owner is self.model else entrance.owner
-        with block.running(call, cache_in(inputs)):
-            output = plain(**(_without_marks(inputs) if call is None else call.short.inputs))
-        if call is None or entrance.owner is not self.model or not block.fills_logits(inputs):
+        with block.running(call, inputs) as note:
+            output = note(plain(**(_without_marks(inputs) if call is None else call.inputs)))
+        if call is None or isinstance(call, NextTurn) or entrance.owner is not self.model:
+            return output
+        if not block.fills_logits(inputs):
             return output
         return with_full_logits(output, block.backbone, call.short, inputs)
 
@@ -181,13 +183,13 @@ class Patch:
         if inputs.get("cache_implementation") == "paged":
             raise ValueError('prune() does not support continuous batching, cache_implementation="paged"')
         call = block.shorten(inputs, generating=True)
-        with block.running(call, cache_in(inputs)):
+        with block.running(call, inputs) as note:
             if call is None:
                 return entrance.plain(**_without_marks(inputs))
-            given = GivenPrompts(inputs["input_ids"], call.short.inputs["input_ids"].shape[1])
+            given = GivenPrompts(inputs["input_ids"], call.inputs["input_ids"].shape[1])
             cut = given.prompts.shape[1] - given.width
-            output = entrance.plain(
-                **(call.short.inputs | moved_limits(self.model, inputs, cut) | given.callbacks(call.short.inputs))
+            output = note(
+                entrance.plain(**(call.inputs | moved_limits(self.model, inputs, cut) | given.callbacks(call.inputs)))
             )
         if isinstance(output, Tensor):
             return given.restore(output)

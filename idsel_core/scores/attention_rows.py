@@ -109,7 +109,7 @@ def instruction_row(
     # (B, T, N), some T at a time: queries of T query tokens, keys of the N visual tokens.
     parts = [
         (_attend(_take(query, some), seen, scale, visual[:, None], softcap) * weights[..., None]).sum(dim=1)
-        for some, weights in zip(places.split(chunk, 1), share.split(chunk, 1), strict=True)
+        for some, weights in zip(torch.split(places, chunk, dim=1), torch.split(share, chunk, dim=1), strict=True)
     ]
     return torch.stack(parts).sum(dim=0)
 

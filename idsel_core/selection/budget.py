@@ -39,7 +39,8 @@ def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
             raise ValueError(f"budget must be {allowed}, not {budget!r}")
         return lengths.clamp_max(min(int(budget), sys.maxsize))
     if not 0 < budget <= 1:
-        raise ValueError(f"budget must be {allowed}, not {budget!r}")
+        hint = f"; write {float(budget):.0f} for tokens, 0.5 for a share" if 1 < budget < sys.maxsize else ""
+        raise ValueError(f"budget must be {allowed}, not {budget!r}{hint}")
     return (lengths.double() * float(budget) + 0.5).floor().long().clamp_min(1)
 
 

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.methods import Method, UniformGrid, drops_inside
-from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.pruning.pipeline import read_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
 from idsel_core.study.cost import flops_prefill
 from idsel_core.study.dataset import BLIND, FULL, Split, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
+from idsel_core.study.knobs import knob_columns
 from idsel_core.study.nested_budgets import NestedSelections
 from idsel_core.study.open_backbone import open_backbone, weights_hash
 from idsel_core.study.paths import CACHE, DATA, MODEL
@@ -257,13 +257,9 @@ class Study:
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
-                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features")},
-                "update": _update(method),
-                "instruction": _instruction(method),
-                "gamma": _gamma(method),
+                **knob_columns(method),
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
-                "convention": method.budget_convention if drops_inside(method) else None,
                 "tokens_before": before,
                 "tokens_kept": layers[:, -1],
                 "tokens_average": layers.mean(1),
@@ -274,7 +270,6 @@ class Study:
                 "on_objects": np.nan
                 if asked.places is None
                 else self._shares_on_objects(questions["image_id"], asked.places),
-                "seed": getattr(method, "seed", 0),
                 "prediction": predictions,
                 "answer": questions["answer"].to_numpy(),
                 "correct": predictions == questions["answer"].to_numpy(),
@@ -455,22 +450,6 @@ def _picks(selection: Selection) -> Sequence[Hashable]:
     kept = (row[:count] for row, count in zip(selection.features, selection.counts.tolist(), strict=True))
     features = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in kept]
     return list(zip(indices, features, strict=True))
-
-
-def _update(method: Method | str) -> str | None:
-    """Return the update rule of a method, with the exhaustion rule where it is not the default."""
-    update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
-    return update if update is None or exhausted == "restart" else f"{update}, {exhausted}"
-
-
-def _gamma(method: Method | str) -> float:
-    """Return the gamma of a method as a number: -1 for "auto", NaN for a method without one."""
-    gamma = getattr(method, "gamma", np.nan)
-    return -1.0 if gamma == "auto" else float(gamma)
-
-
-def _instruction(method: Method | str) -> str | None:
-    return f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
 
 
 def open_study(

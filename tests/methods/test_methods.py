@@ -13,7 +13,7 @@ from torch import Tensor
 
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
-from idsel_core.methods import METHODS, Downsample, InLLM, Method, take_best
+from idsel_core.methods import METHODS, AdaptiveBudget, Downsample, InLLM, Method, take_best
 from idsel_core.methods._shared.in_llm import LayerTokens
 from idsel_core.scores.registry import IMPORTANCE, importance_scores
 from idsel_core.visual_tokens import VisualTokens
@@ -35,12 +35,16 @@ MATRIX = [
     METHODS["cdpruner"](budget=1),
     METHODS["scope"](budget=1),
     METHODS["mmtok"](budget=1),
+    METHODS["mmr"](budget=1),
+    METHODS["holov"](budget=1),
+    METHODS["prunesid"](budget=1),
     METHODS["trim"](budget=1),
     METHODS["visionzip"](budget=1),
     METHODS["prumergeplus"](budget=1),
     METHODS["tome"](budget=1),
     METHODS["vscan"](budget=1, layer=None),
     METHODS["evs"](budget=1),
+    METHODS["vidcom2"](budget=1),
 ]
 # Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
@@ -59,7 +63,9 @@ def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
 
 
 def test_the_matrix_has_a_row_for_every_method():
-    assert {type(method) for method in MATRIX + INSIDE} | {Downsample} == set(METHODS.values())
+    # The budgets of the last two are not those of each image.
+    apart = {Downsample, AdaptiveBudget}
+    assert {type(method) for method in MATRIX + INSIDE} | apart == set(METHODS.values())
     assert {type(method) for method in INSIDE} <= {method for method in METHODS.values() if issubclass(method, InLLM)}
 
 
@@ -130,6 +136,13 @@ def test_a_budget_above_the_longest_row_keeps_all_tokens(method):
         (METHODS["vscan"](budget=2, layer=None), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["vscan"](budget=2, budget_convention="final"), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["evs"](budget=2), {"frames"}),
+        (METHODS["vidcom2"](budget=2), {"frames"}),
+        (METHODS["mmr"](budget=2, importance="saliency"), {"cls_attention"}),
+        (METHODS["holov"](budget=2), {"cls_attention"}),
+        (METHODS["prunesid"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["adaptive"](budget=2, importance="saliency"), {"cls_attention"}),
+        (METHODS["adaptive"](budget=2, chooser="divprune"), set()),
+        (METHODS["adaptive"](budget=2, chooser="divprune", demand="both"), {"cls_attention", "instruction_attention"}),
     ],
     ids=repr,
 )
@@ -305,7 +318,7 @@ def test_a_star_import_binds_every_public_name_and_every_method():
     names: dict[str, object] = {}
     exec("from idsel_core import *", names)
     assert set(idsel_core.__all__) == set(names) - {"__builtins__"}
-    assert len(METHODS) == 24
+    assert len(METHODS) == 29
     assert all(names[method.__name__] is method for method in METHODS.values())
 
 

@@ -19,7 +19,7 @@ BUDGETS = (1, 2, 15, 16, 30, 58, 64, 99, 100)
 # Scores that are closer than this share of the highest first one, or of what they are made from, may be ranked either
 # way in float32.
 TIE = 2e-6
-UNIT = {"divprune": 1.0, "cdpruner": 1.0, "scope": 0.0, "mmtok": 0.0}
+UNIT = {"mmr": 1.0, "divprune": 1.0, "cdpruner": 1.0, "scope": 0.0, "mmtok": 0.0}
 PER_TOKEN = ("cls_attention", "cls_attention@0", "cls_attention@0.25", "wide_cls_attention@1", "received_attention")
 PER_TOKEN += ("received_attention@0.25", "received_attention@0.375", "relevance", "relevance_product")
 
@@ -80,8 +80,8 @@ def numpy_of(image: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> di
 
 
 def peer(name: str, **knobs) -> Method:
-    """Build a peer; of VScan, the stage before the language model alone."""
-    return get_method(name, **({"layer": None} if name == "vscan" else {}), **knobs)
+    """Build a peer; of VScan, the stage before the language model alone; MMR with saliency."""
+    return get_method(name, **({"vscan": {"layer": None}, "mmr": {"importance": "saliency"}}.get(name, {}) | knobs))
 
 
 def rows_of(method: Method, tokens: VisualTokens) -> tuple[list[list[int]], list[list[int]]]:
@@ -703,6 +703,105 @@ def test_evs_in_half_precision_keeps_nearly_the_same_tokens(record_property):
     assert share > 0.9
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_vidcom2_keeps_the_tokens_of_the_reference(budget):
+    picks, compared = peer("vidcom2", budget=budget).select(videos(*VIDEOS)), 0
+    for row, shown in enumerate(map(numpy_of, VIDEOS)):
+        count = min(budget, len(shown["features"]))
+        wanted = reference.vidcom2(shown, count)
+        assert len(wanted.tokens) == count == int(picks.counts[row])
+        if wanted.gap > 1e-6:
+            compared += 1
+            assert picks.rows()[row].tolist() == sorted(wanted.tokens)
+    assert compared >= 3
+
+
+def test_vidcom2_gives_a_frame_unlike_the_others_more_tokens():
+    shown = video(0, 6, 5, 5)
+    shown["features"] = shown["features"][:25].repeat(6, 1) + 0.01 * shown["features"]
+    shown["features"][50:75] *= -1
+    kept = peer("vidcom2", budget=36).select(videos(shown)).rows()[0]
+    in_frames = torch.bincount(kept // 25, minlength=6).tolist()
+    assert in_frames[2] == max(in_frames) > 8 and sum(in_frames) == 36
+    even = peer("vidcom2", budget=36, temperature=1e6).select(videos(shown)).rows()[0]
+    assert torch.bincount(even // 25).tolist() == [6] * 6
+    assert torch.bincount(peer("vidcom2", budget=6).select(videos(shown)).rows()[0] // 25).tolist() == [1] * 6
+
+
+def test_vidcom2_reads_the_quiet_half_of_the_channels():
+    shown = VIDEOS[0]
+    loud = {**shown, "features": torch.cat([shown["features"], 50 * torch.randn(100, 48, dtype=torch.float64)], 1)}
+    whole = peer("vidcom2", budget=30, channels=1.0).select(videos(shown)).rows()[0]
+    assert torch.equal(peer("vidcom2", budget=30).select(videos(loud)).rows()[0], whole)
+    assert not torch.equal(peer("vidcom2", budget=30).select(videos(shown)).rows()[0], whole)
+
+
+# ------------------------------------------------------------------------------------------------ HoloV, PruneSID, MMR
+
+
+@pytest.mark.parametrize("budget", [20, 64])
+def test_mmr_ranges_from_top_k_to_diversity(budget):
+    tokens = batch(*PICTURES)
+    topk = get_method("topk", budget=budget, importance="saliency").select(tokens).order
+    assert torch.equal(peer("mmr", budget=budget, balance=1.0).select(tokens).order, topk)
+    spread = peer("mmr", budget=budget, balance=0.0).select(tokens)
+    first = numpy_of(PICTURES[0])
+    x, order = reference.unit(first["features"]), spread.order[0].tolist()
+    assert order[0] == int(first["cls_attention"].argmax())
+    for step in range(1, 10):  # the token whose nearest pick is furthest
+        nearest = (x @ x[order[:step]].T).max(1)
+        nearest[order[:step]] = np.inf
+        assert order[step] == int(nearest.argmin())
+
+
+def test_mmr_reads_the_importance_and_the_features_that_it_names():
+    tokens = batch(*PICTURES)
+    turned = {**PICTURES[0], "relevance": PICTURES[0]["cls_attention"] / 2}
+    by_relevance = peer("mmr", budget=20, importance="relevance").select(batch(turned)).order[0]
+    assert torch.equal(by_relevance, peer("mmr", budget=20).select(tokens).order[0, :20])
+    swapped = {**PICTURES[0], "features": PICTURES[0]["encoder_features"], "encoder_features": PICTURES[0]["features"]}
+    by_encoder = peer("mmr", budget=20, features="encoder").select(batch(swapped)).order[0]
+    assert torch.equal(by_encoder, peer("mmr", budget=20).select(tokens).order[0, :20])
+
+
+@pytest.mark.parametrize("crops", [1, 7, 16, 500])
+def test_holov_cuts_the_image_into_stretches_of_equal_length(crops):
+    for budget in (5, 40):
+        picks = peer("holov", budget=budget, crops=crops).select(batch(*PICTURES))
+        for row, image in enumerate(map(numpy_of, PICTURES)):
+            wanted = reference.holov(image, budget, crops)
+            assert wanted.gap > 1e-9 and picks.rows()[row].tolist() == sorted(wanted.tokens)
+    one = peer("holov", budget=20, crops=1).select(batch(*PICTURES))
+    assert one.indices.tolist() == peer("fastervlm", budget=20).select(batch(*PICTURES)).indices.tolist()
+
+
+def test_holov_gives_what_a_full_stretch_cannot_take_to_the_others():
+    image = dict(PICTURES[0])
+    image["cls_attention"] = torch.full((100,), 1e-3, dtype=torch.float64)
+    image["cls_attention"][:7] = 1.0
+    kept = peer("holov", budget=50).select(batch(image)).rows()[0].tolist()
+    assert len(kept) == 50 and set(range(7)) <= set(kept)
+    sizes = np.bincount(np.array(kept) // 7, minlength=15)
+    assert sizes[0] == 7 and sizes[1:14].min() >= 2
+
+
+def test_holov_shares_the_budget_by_attention_where_tokens_differ():
+    """The variety of a stretch is brought to its mean attention, so that it cancels."""
+    tokens = batch(*PICTURES)
+    plain, varied = (peer("holov", budget=40, alpha=alpha).select(tokens).indices for alpha in (1e-9, 5.0))
+    assert torch.equal(plain, varied)
+
+
+def test_prunesid_takes_one_token_of_each_group_and_sets_similar_ones_aside():
+    # Four groups of five duplicates, and features in which the groups are far apart.
+    features = 8 * torch.nn.functional.one_hot(torch.arange(4).repeat_interleave(5), 24).double() - 4
+    features += 0.01 * torch.arange(20, dtype=torch.float64)[:, None].sin()
+    image = {**picture(0, 4, 5), "encoder_features": features}
+    image["cls_attention"] = torch.linspace(1, 0.5, 20, dtype=torch.float64)
+    kept = peer("prunesid", budget=4, per_group=1).select(batch(image)).rows()[0]
+    assert len(set((kept // 5).tolist())) >= 3
+
+
 # ------------------------------------------------------------------------------------------------ HiRED's crops
 
 
@@ -761,7 +860,9 @@ def test_hired_counts_marks_in_double_precision(thumbnail, marked):
     image = cropped(1, 1, 2, side=5)
     image["cls_attention@0"] = torch.linspace(0, 1, 75, dtype=torch.float64)
     method, part = peer("hired", budget=20, thumbnail=thumbnail), torch.arange(75)[None] // 25
-    assert int(method._marks(batch(image), part, torch.tensor([[1, 2]])).sum()) == int(25 * (1 - thumbnail)) == marked
+    assert (
+        int(method._marks(batch(image), part, torch.tensor([[1, 2]]), 3).sum()) == int(25 * (1 - thumbnail)) == marked
+    )
 
 
 @pytest.mark.parametrize("faithful", [False, True])
@@ -804,6 +905,9 @@ def test_hired_gives_the_rest_of_a_full_crop_to_other_crops():
         ("tome", "keys"),
         ("vscan", "cls_attention@0.25"),
         ("evs", "frames"),
+        ("vidcom2", "frames"),
+        ("holov", "cls_attention"),
+        ("prunesid", "encoder_features"),
     ],
 )
 def test_a_missing_view_is_refused_by_name(name, missing):
@@ -851,6 +955,15 @@ def test_towers_without_cls_are_read_by_received_attention(name):
         ("vscan", {"left": 0}, "left must be a number above 0, not 0"),
         ("vscan", {"faithful": 0}, "faithful must be True or False, not 0"),
         ("evs", {"faithful": 0}, "faithful must be True or False, not 0"),
+        ("mmr", {"balance": 1.5}, "balance must be a number from 0 to 1, not 1.5"),
+        ("mmr", {"features": "tower"}, "features must be one of projector, encoder, not 'tower'"),
+        ("holov", {"crops": 0}, "crops must be an int, 1 or more, not 0"),
+        ("holov", {"alpha": 0}, "alpha must be a number above 0, not 0"),
+        ("prunesid", {"per_group": 2.0}, "per_group must be an int, 1 or more, not 2.0"),
+        ("prunesid", {"scale": -1}, "scale must be a number above 0, not -1"),
+        ("vidcom2", {"temperature": 0}, "temperature must be a number above 0, not 0"),
+        ("vidcom2", {"channels": 0}, "channels must be a number above 0, not 0"),
+        ("vidcom2", {"channels": 2}, "channels must be a number from 0 to 1, not 2"),
     ],
 )
 def test_wrong_knobs_are_refused(name, knobs, message):
@@ -861,4 +974,4 @@ def test_wrong_knobs_are_refused(name, knobs, message):
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
     inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)} - {"vscan"}
-    assert {*PEERS, "hired", "evs"} == set(METHODS) - controls - inside
+    assert {*PEERS, "hired", "evs", "vidcom2"} == set(METHODS) - controls - inside - {"adaptive"}

@@ -307,3 +307,8 @@ def test_relevance_is_the_cosine_with_the_text():
             a, b = patches[row, token].double(), text[row].double()
             wanted = float(a @ b / (a.norm() * b.norm())) if a.any() else 0.0
             assert float(result[row, token]) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_combination_knows_how_when_it_is_made():
+    with pytest.raises(ValueError, match="how must be one of mean, product, geometric, not 'sum'"):
+        Combination("saliency", "relevance", "sum")

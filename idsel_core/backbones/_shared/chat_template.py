@@ -91,6 +91,13 @@ class ChatTemplate:
     def of(cls, processor: Any) -> ChatTemplate | None:
         """Read the chat template of a processor or tokenizer; None where it has none, or one without marks."""
         tokenizer = getattr(processor, "tokenizer", processor)
+        return cls._read(processor, str([getattr(each, "chat_template", None) for each in (processor, tokenizer)]))
+
+    @classmethod
+    @functools.lru_cache(maxsize=8)
+    def _read(cls, processor: Any, source: str) -> ChatTemplate | None:
+        """Read a chat template, which may be changed on a processor, and then has another source."""
+        tokenizer = getattr(processor, "tokenizer", processor)
         render = _renderer(processor)
         if render is None:
             return None

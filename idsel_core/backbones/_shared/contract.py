@@ -75,6 +75,10 @@ class Backbone(ABC):
     """Argument of the model without which this transformers is too old for the family."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    first_position: ClassVar[int] = 0
+    """Position of the first token in a call of ``forward``; ``generate`` counts from 0."""
+    text_looks_ahead: ClassVar[bool] = False
+    """Whether words of a prompt attend to later words, where ``token_type_ids`` are 0."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()
     """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
@@ -443,6 +447,29 @@ class Backbone(ABC):
             return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         positions: Tensor = self.model._prepare_position_ids_for_generation(input_ids, dict(inputs))
         return positions
+
+    def next_positions(self, short: Mapping[str, Any], generating: bool) -> Tensor:
+        """Return the position of a token that would follow each column of shortened prompts, int64 (1 or B, W).
+
+        Parameters
+        ----------
+        short : Mapping[str, Any]
+            What `shorten` returned last, with ``input_ids`` (B, W).
+        generating : bool
+            Whether it is a call of ``generate``. Positions are counted as there, from 0.
+        """
+        ids, mask, positions = (short.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+        assert ids is not None
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if positions is None:
+            positions = real.cumsum(1) - 1 if generating else torch.arange(ids.shape[1], device=ids.device)[None]
+        elif not generating:
+            positions = positions - self.first_position
+        positions = positions.expand(real.shape).masked_fill(~real, -1)
+        ends: Tensor = positions.cummax(1).values + 1
+        # Text stands where the full prompt has it, whatever was cut out before it.
+        text = real[:, 1:] & ~self.placeholders(ids)[:, 1:]
+        return torch.cat([positions[:, 1:].where(text, ends[:, :-1]), ends[:, -1:]], 1)
 
     def patches_for_relevance(self, encoded: Encoded) -> Tensor:
         """Return what a shared image-text space reads of each token, (I, N, Dv)."""

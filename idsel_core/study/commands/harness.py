@@ -1,12 +1,13 @@
 r"""Evaluate a model on public benchmarks through lmms-eval, with several methods and budgets.
 
 The model is loaded once. Rows go into a store, one a question; what the store holds is not asked again, and a killed
-run resumes at the next question. docs/real_benchmarks.md lists tasks. `make eval-env` installs what this needs.
+run resumes at the next question. docs/benchmarks.md lists tasks. `make eval-env` installs what this needs.
 
 For example:
 
     idsel harness --backbone llava-hf/llava-1.5-7b-hf --device cuda --template vicuna_v1 --tasks pope,gqa \
-        --method full idselection cdpruner --budget 64 16 --companion openai/clip-vit-large-patch14-336
+        --method full idselection cdpruner --budget 64 16 \
+        --companion openai/clip-vit-large-patch14-336 --knob negated true
     idsel harness --backbone data/backbone/assembled --include .cache/scenes_tasks --tasks scenes_pope --limit 50
 """
 

@@ -21,7 +21,7 @@ class Journal:
     Parameters
     ----------
     path : Path or None
-        The file; its folder is made. None keeps nothing.
+        The file; it and its folder are made with the first answer. None keeps nothing.
     key : Mapping
         All that every answer depends on, ready for JSON: method, weights, code. Lines of another key are left alone and
         not used.
@@ -37,7 +37,6 @@ class Journal:
         self._answers: dict[str, dict[str, Any]] = {}
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n") if path.exists() else []
         if lines and lines[-1]:
             # A kill tore the last line: end it, so that the next line stands alone.
@@ -63,6 +62,7 @@ class Journal:
         if self.path is None:
             return
         self._answers[request] = answer
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"key": self._key, "request": request, "answer": answer}) + "\n"
         with self.path.open("a") as file:
             file.write(line)

@@ -173,6 +173,7 @@ def pruned(base: Any, name: str) -> type:
                     positions=setting.positions,
                     relevance=self.relevance,
                     budget_scope=setting.budget_scope,
+                    processor=getattr(self, self.processor_name).processor,
                 )
             self.journal = Journal(journal, {} if journal is None else self.key())
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from idsel_core.methods import drops_inside
-from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.study.cost import flops_prefill
 from idsel_core.study.harness.setting import Setting
+from idsel_core.study.knobs import knob_columns
 
 _TYPE_COLUMNS = ("question_type", "category", "data_type", "subset", "task_type", "type")
 """Columns of data sets that tell the kind of a question, the first that there is."""
@@ -134,7 +133,6 @@ def rows_of(
         As of `score_of`.
     """
     metrics, method = list(metrics), setting.method
-    inside = method is not None and drops_inside(method)
 
     @functools.cache
     def gflops(layers: tuple[int, ...], text: int) -> float:
@@ -169,10 +167,6 @@ def rows_of(
         dataset=task,
         split=split,
         method=setting.name,
-        **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
-        instruction=f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None,
-        gamma=getattr(method, "gamma", np.nan),
         positions=positions,
-        convention=getattr(method, "budget_convention", None) if inside else None,
-        seed=getattr(method, "seed", 0),
+        **knob_columns(setting.name if method is None else method),
     )

@@ -128,7 +128,7 @@ def check_tasks(names: Sequence[str], include: Sequence[str] = (), model: str = 
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.5)
             hint = f"; near it are: {', '.join(near)}" if near else ""
-            raise ValueError(f"unknown task {name!r} among {len(manager.all_tasks)}{hint} (docs/real_benchmarks.md)")
+            raise ValueError(f"unknown task {name!r} among {len(manager.all_tasks)}{hint} (docs/benchmarks.md)")
     return manager
 
 

@@ -18,7 +18,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "question_id": ("string", "the question, unique within a run"),
         "image_id": ("string", "the image that it is about"),
         "question_type": ("string", "the kind of question, such as `count`"),
-        "method": ("string", "name of the method; `full` keeps all visual tokens, `blind` shows no image"),
+        "method": ("string", "name of the method; `full` keeps all visual tokens, `no-image` shows none"),
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),
         "normalise": ("string?", "how that score is brought to a range; null if the method has no such knob"),
         "features": ("string?", "which features are compared, `projector` or `encoder`; null if there is no such knob"),
@@ -43,6 +43,11 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "tokens_average": ("double", "visual tokens that a layer of the language model reads, mean over layers"),
         "prefill_gflops": ("double?", "analytic GFLOPs of the language model's prefill; null if they are not known"),
         "on_objects": ("double?", "share of the kept tokens that lie on an object; null without an image"),
+        "conversation": (
+            "string?",
+            "what answers a second question: tokens that were picked for the question before it, `kept`, or for "
+            "itself, `anew`, with ` alone` where the prompt leaves out the earlier turn; null for a single question",
+        ),
         "seed": ("int64", "seed of the method"),
         "prediction": ("string", "what the model answered"),
         "answer": ("string", "the right answer"),

@@ -8,6 +8,7 @@ from idsel_core.methods import get_method
 from idsel_core.study.harness.journal import Journal, digest
 from idsel_core.study.harness.rows import NoScore, chance_of, score_of
 from idsel_core.study.harness.setting import Setting, setting_from
+from idsel_core.study.harness.tasks import scoring
 
 
 def test_answers_of_the_same_key_are_found_again_and_others_are_not(tmp_path):
@@ -93,3 +94,29 @@ def test_the_chance_of_a_guess():
     assert chance_of({"choices": ["x", "y", "z", "w"]}, "A") == 0.25
     assert chance_of({"choice_a": "x", "choice_b": "y", "choice_c": "z", "choice_d": "w"}, "A") == 0.25
     assert chance_of({"answers": ["x"] * 10}, "x") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("Yes.", "yes"), ("No, it is not", "no"), ("I know nothing", ""), ("", ""), ("yes or no", "yes")]
+)
+def test_the_first_of_yes_and_no_counts(text, said):
+    assert scoring.yes_or_no(text) == said
+
+
+def test_hallusion_bench_is_scored_by_answer_question_and_figure():
+    doc = {"category": "VD", "subcategory": "map", "set_id": "0"}
+    said = [("0", "1", "Yes.", "1"), ("1", "1", "No, it is not", "1"), ("0", "2", "no", "0"), ("1", "2", "I see", "0")]
+    results = [
+        scoring.hallusion_results({**doc, "figure_id": figure, "question_id": question, "gt_answer": right}, [text])
+        for figure, question, text, right in said
+    ]
+    assert [one["aAcc"]["score"] for one in results] == [1, 0, 1, 0]
+    # Figure 0 is right throughout; each question is wrong about figure 1.
+    assert scoring.hallusion_by_answer([one["aAcc"] for one in results]) == 50
+    assert scoring.hallusion_by_question([one["qAcc"] for one in results]) == 0
+    assert scoring.hallusion_by_figure([one["fAcc"] for one in results]) == 50
+    # A question of category VS without a figure is no figure.
+    blind = {**doc, "category": "VS", "figure_id": "0", "question_id": "1", "gt_answer": "1"}
+    more = [*results, scoring.hallusion_results(blind, ["no"])]
+    assert scoring.hallusion_by_figure([one["fAcc"] for one in more]) == 50
+    assert scoring.hallusion_by_answer([one["aAcc"] for one in more]) == 40

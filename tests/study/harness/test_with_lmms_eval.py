@@ -11,16 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 pytest.importorskip("lmms_eval", reason="make test-eval runs these")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 from data.scenes import as_benchmarks
+from idsel_core.loading.hub import load
 from idsel_core.methods import get_method
+from idsel_core.pruning import prune
 from idsel_core.study.cli import main
 from idsel_core.study.dataset import FULL, read_split
 from idsel_core.study.encodings import encode_split
@@ -33,13 +37,14 @@ from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.results import Results
+from tests.support import hub_folders
 from tests.support.project import PROJECT
 
 QUESTIONS = 12
 BUDGETS = (64, 16)
 METHODS = [get_method("idselection", budget=budget) for budget in BUDGETS]
 SETTINGS = [Setting(), *(Setting(method) for method in METHODS)]
-PAGE = PROJECT / "docs/real_benchmarks.md"
+PAGE = PROJECT / "docs/benchmarks.md"
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +157,30 @@ def test_the_class_for_other_families_answers_as_the_one_for_llava(harness, task
     rows = harness[1].query("dataset == 'scenes_pope' and budget != 64").reset_index(drop=True)
     rows["question_id"] = rows.groupby("method").cumcount().astype(str)
     assert found.to_dict() == rows.set_index(keys)["prediction"].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [("idefics3", "user: <image>{}<end_of_utterance>\nassistant:"), ("paligemma", "<image>{}")],
+)
+def test_a_family_without_a_class_of_its_own_is_asked_as_by_hand(family, text, tasks, manager, tmp_path):
+    folder = str(tmp_path / family)
+    getattr(hub_folders, f"write_{family}")(folder)
+    kind, store, one = run.find_model(folder), Results(tmp_path / "rows"), {"scenes_pope": tasks["scenes_pope"]}
+    assert kind.native_name == GENERIC
+    model, pruned = kind(**run.arguments_of(folder, dtype="float32")), setting_from("idselection", 12)
+    _, refused = run.evaluate(model, "tiny", one, [Setting(), pruned], store, manager=manager, limit=2)
+    assert refused == {}
+    rows = store.frame().set_index(["method", "question_id"])
+    assert (rows.loc["idselection", "tokens_kept"] == 12).all() and (rows.loc["full", "tokens_kept"] > 30).all()
+    loaded, processor = load(folder, dtype="float32")
+    for place, doc in enumerate(tasks["scenes_pope"].test_docs().select(range(2))):
+        inputs = processor(text=text.format(doc["question"]), images=[doc["image"].convert("RGB")], return_tensors="pt")
+        for method, block in (("full", nullcontext()), ("idselection", prune(loaded, pruned.method))):
+            with block, torch.no_grad():
+                output = loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
+            said = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+            assert rows.loc[(method, str(place)), "prediction"] == said.strip()
 
 
 def changed(folder, name, text, **config):
@@ -341,21 +370,6 @@ def test_every_task_of_the_page_is_there_and_ours_load(manager):
     for name in ours:
         config = TaskConfig(**manager._get_config(name))
         assert config.dataset_path and config.test_split and callable(config.process_results)
-
-
-def test_our_scoring_of_hallusion_bench(manager):
-    config = manager._get_config("idsel_hallusion_bench_image")
-    score, metrics = config["process_results"], {one["metric"]: one["aggregation"] for one in config["metric_list"]}
-    doc = {"category": "VD", "subcategory": "map", "set_id": "0"}
-    said = [("0", "1", "Yes.", "1"), ("1", "1", "No, it is not", "1"), ("0", "2", "no", "0"), ("1", "2", "I see", "0")]
-    results = [
-        score({**doc, "figure_id": figure, "question_id": question, "gt_answer": right}, [text])
-        for figure, question, text, right in said
-    ]
-    assert [one["aAcc"]["score"] for one in results] == [1, 0, 1, 0]
-    values = {name: metric([one[name] for one in results]) for name, metric in metrics.items()}
-    # Figure 0 is right throughout; each question is wrong about figure 1.
-    assert values == {"aAcc": 50.0, "qAcc": 0.0, "fAcc": 50.0}
 
 
 def test_our_prompt_of_mmbench_cn_has_no_hint_where_there_is_none(manager):
