@@ -85,8 +85,9 @@ for left_out, line in zip((ALONE, ""), axes, strict=True):
         axis.set_yticks(range(len(methods)), [theme.label(method) for method in methods])
         axis.set_title(f"{budget} tokens, {two_turns.SETTINGS[left_out]}", fontsize=8)
         theme.percent_axis(axis.xaxis)
-axes[1, 0].set_xlabel("accuracy of second questions")
-axes[0, -1].legend(fontsize=6.5)
+for axis in axes[1]:
+    axis.set_xlabel("accuracy of second questions")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 theme.add_note(figure, theme.questions_asked(rows))
 theme.save(figure, project_path(figures_dir), "12_two_turns", drawn_from)
 
@@ -96,8 +97,8 @@ Markdown(two_turns.two_turns_table(rows, resamples).to_markdown(index=False))
 # %% [markdown]
 # ## Conclusion
 #
-# Picks that look at the question serve that question. Where the next one asks about something else they may be missing
-# what it needs, so pick anew for it, from encodings that are kept: `prune(..., keep_encodings=1)`. Methods that never
+# Picks that follow the question serve that question, and the more closely they follow it, the more the next one
+# loses with them: pick anew for it, from encodings that are kept, `prune(..., keep_encodings=1)`. Methods that never
 # look at the question pick the same tokens for both, and going on from the cache costs them nothing. The numbers of
 # this run:
 

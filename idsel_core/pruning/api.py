@@ -304,10 +304,10 @@ def prune(
     Inside the block, ``model.generate(...)`` and ``model(...)`` with ``pixel_values`` encode the images once, select,
     and run on a shorter prompt: the cache is shorter, and so are hidden states. Methods that drop tokens inside the
     language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short as the last
-    layer. Sequences that ``generate`` returns begin with the prompt as it was given, and logits of ``model(...)`` have
-    its columns, see `full_logits`. Calls without images are not touched. Blocks nest: the innermost of a thread
-    decides; a call in a thread without a block is pruned by the block that was entered last. After the outermost, also
-    when it raises, the model is what it was.
+    layer, or, with labels, as long as the prompt before the drops. Sequences that ``generate`` returns begin with the
+    prompt as it was given, and logits of ``model(...)`` have its columns, see `full_logits`. Calls without images are
+    not touched. Blocks nest: the innermost of a thread decides; a call in a thread without a block is pruned by the
+    block that was entered last. After the outermost, also when it raises, the model is what it was.
 
     ``generate`` may search, sample, take drafts from an assistant or from the prompt, read the prompt in chunks, and
     use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers

@@ -22,6 +22,7 @@ PAGES = [
     *sorted(PROJECT.glob("docs/*.md")),
     PROJECT / "data/backbone/README.md",
     PROJECT / "data/scenes/README.md",
+    PROJECT / "data/reported/README.md",
     PROJECT / "idsel_core/loading/configs/README.md",
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
@@ -74,6 +75,13 @@ def test_the_readme_prunes_the_embedded_backbone(folder, capsys):
     assert "ImageRecord" in capsys.readouterr().out
 
 
+def test_questions_of_ones_own_are_read_and_scored(folder, capsys):
+    found = execute("docs/data.md")
+    assert found["split"].questions["metric"].tolist() == ["choice_letter", "yes_no"]
+    assert found["scores"].tolist() == [1]
+    assert capsys.readouterr().out.startswith("What is shown?\nA. a flower\nB. a building\n")
+
+
 def test_a_picture_of_ones_own_is_pruned_and_drawn(folder):
     found = execute("docs/own_data.md")
     assert (found["side"], (folder / "kept.png").stat().st_size > 10_000) == (24, True)
@@ -90,8 +98,8 @@ def test_the_answer_about_ones_own_picture_is_given_in_ten_lines():
 def test_conversations_go_on(folder):
     found = execute("docs/chat.md")
     assert [(record.call, record.source) for record in found["run"].report] == [(0, "tower"), (1, "kept encoding")]
-    # 587 tokens of prompt, 64 of 576 visual tokens kept, and twice an answer and the 12 tokens of a turn.
-    assert found["third"].past_key_values.get_seq_length() == 587 - 576 + 64 + 2 * found["tokens"].shape[1]
+    # 587 tokens of prompt, 64 of 576 visual tokens kept, and twice an answer and the tokens of a turn.
+    assert found["third"].past_key_values.get_seq_length() == 587 - 576 + 64 + 12 + found["tokens"].shape[1]
     assert found["third"].sequences.shape[1] == found["tokens"].shape[1] + 1
 
 

@@ -10,7 +10,7 @@ from idsel_core.study.report.theme import label
 from idsel_core.study.report.wording import points, verdict
 from idsel_core.study.two_turns import ALONE, ANEW, KEPT
 
-SETTINGS = {"": "with the first turn in the prompt", ALONE: "without it"}
+SETTINGS = {"": "with the first turn", ALONE: "without the first turn"}
 """What prompts hold, by the end of the store's column `conversation`."""
 
 
