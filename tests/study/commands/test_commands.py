@@ -121,6 +121,7 @@ def test_a_missing_embedded_backbone_names_its_remedy(tmp_path, monkeypatch, cap
         (["run", "notebooks/07_sweep.ipynb", "out.ipynb", "-p", "budget", "[1]"], "no parameter 'budget', did you"),
         (["report", "--figures", "nowhere"], "no figures in nowhere/"),
         (["lease"], "name a command to run"),
+        (["harness", "--backbone", "x", "--tasks", "pope"], "needs lmms-eval, which has an environment of its own"),
         (["evaluat"], "invalid choice: 'evaluat' (choose from"),
     ],
 )  # fmt: skip
