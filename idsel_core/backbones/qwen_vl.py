@@ -15,6 +15,7 @@ from torch import Tensor
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.own_thread import in_this_thread
+from idsel_core.backbones._shared.prompts import locate_images
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
@@ -162,6 +163,7 @@ class Qwen2VL(Backbone):
             Whether they are those of ``generate``, (4, B, L) for text and three axes, or of ``forward``, (3, B, L).
         """
         input_ids: Tensor = inputs["input_ids"]
+        self._check_placeholders(inputs)
         if generating:
             mask = inputs.get("attention_mask")
             inputs = {**inputs, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
@@ -206,6 +208,16 @@ class Qwen2VL(Backbone):
             self.core.rope_deltas = (ends - real.sum(1))[:, None]
         return short
 
+    def next_positions(self, short: Mapping[str, Any], generating: bool) -> Tensor:
+        """Return the position, on any axis, of a token that would follow each column, see `Backbone.next_positions`."""
+        positions = short.get("position_ids")
+        if positions is None or positions.ndim == 2:
+            return super().next_positions(short, generating)
+        ends = super().next_positions({**short, "position_ids": positions[-self.position_axes :].amax(0)}, generating)
+        real = torch.ones_like(short["input_ids"]) if short.get("attention_mask") is None else short["attention_mask"]
+        # Behind an image whose last tokens were not selected, the full prompt goes on.
+        return torch.cat([ends[:, :-1], real.sum(1, keepdim=True) + self.core.rope_deltas], 1)
+
     def encoded_positions(self, encoded: Encoded, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return positions (3, B, L) around these images and videos."""
         kinds = (input_ids == self.image_token_id).long() + 2 * (input_ids == self.video_token_id).long()
@@ -221,6 +233,14 @@ class Qwen2VL(Backbone):
                 "video_grid_thw": sizes[video],
             }
         )
+
+    def _check_placeholders(self, inputs: Mapping[str, Any]) -> None:
+        """Raise ValueError unless prompts hold the placeholders of images and videos, which positions are made from."""
+        for grids, token_id in (("image_grid_thw", self.image_token_id), ("video_grid_thw", self.video_token_id)):
+            sizes = inputs.get(grids)
+            if sizes is not None and len(sizes):
+                counts = sizes.prod(1) // self.merge**2
+                locate_images(inputs["input_ids"], token_id, counts, inputs.get("attention_mask"))
 
     def _order(self, sizes: Tensor) -> Tensor:
         """Return the index of each token in the order of the tower, (T,), for images of `sizes` (I, 3)."""
@@ -292,6 +312,14 @@ class Qwen2_5VL(Qwen2VL):
         if not layers:
             raise Unavailable("received_attention", "every layer of this vision tower attends within windows")
         return layers
+
+    def _check_placeholders(self, inputs: Mapping[str, Any]) -> None:
+        """Raise ValueError unless prompts hold the placeholders of images and videos, which positions are made from."""
+        for grids, token_id in (("image_grid_thw", self.image_token_id), ("video_grid_thw", self.video_token_id)):
+            sizes = inputs.get(grids)
+            if sizes is not None and len(sizes):
+                counts = sizes.prod(1) // self.merge**2
+                locate_images(inputs["input_ids"], token_id, counts, inputs.get("attention_mask"))
 
     def _order(self, sizes: Tensor) -> Tensor:
         from transformers.vision_utils import get_vision_window_index

@@ -10,6 +10,7 @@ from typing import Any
 from idsel_core.methods._shared.base import Method, take_best
 from idsel_core.methods._shared.drop_plan import resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, drops_inside, most_attended
+from idsel_core.methods.adaptive import AdaptiveBudget
 from idsel_core.methods.cdpruner import CDPruner
 from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
@@ -20,9 +21,12 @@ from idsel_core.methods.fastervlm import FasterVLM
 from idsel_core.methods.fastv import FastV
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
+from idsel_core.methods.holov import HoloV
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.mmr import MMR
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
+from idsel_core.methods.prunesid import PruneSID
 from idsel_core.methods.pyramiddrop import PyramidDrop
 from idsel_core.methods.random_tokens import Random
 from idsel_core.methods.scope import SCOPE
@@ -31,6 +35,7 @@ from idsel_core.methods.tome import ToMe
 from idsel_core.methods.topk import TopK
 from idsel_core.methods.trim import TRIM
 from idsel_core.methods.uniform import UniformGrid
+from idsel_core.methods.vidcom2 import VidCom2
 from idsel_core.methods.visionzip import VisionZip
 from idsel_core.methods.vispruner import VisPruner
 from idsel_core.methods.vscan import VScan
@@ -39,8 +44,10 @@ __all__ = [
     "DART",
     "EVS",
     "METHODS",
+    "MMR",
     "SCOPE",
     "TRIM",
+    "AdaptiveBudget",
     "CDPruner",
     "Choice",
     "DivPrune",
@@ -50,12 +57,14 @@ __all__ = [
     "FasterVLM",
     "HiPrune",
     "HiRED",
+    "HoloV",
     "IDSelection",
     "InLLM",
     "LayerTokens",
     "MMTok",
     "Method",
     "PruMergePlus",
+    "PruneSID",
     "PyramidDrop",
     "Random",
     "SparseVLM",
@@ -63,6 +72,7 @@ __all__ = [
     "TopK",
     "UniformGrid",
     "VScan",
+    "VidCom2",
     "VisPruner",
     "VisionZip",
     "drops_inside",
@@ -90,12 +100,17 @@ METHODS: Mapping[str, type[Method]] = {
         CDPruner,
         SCOPE,
         MMTok,
+        MMR,
+        HoloV,
+        PruneSID,
+        AdaptiveBudget,
         TRIM,
         VisionZip,
         PruMergePlus,
         ToMe,
         VScan,
         EVS,
+        VidCom2,
         FastV,
         SparseVLM,
         PyramidDrop,

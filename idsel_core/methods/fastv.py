@@ -15,7 +15,7 @@ from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positi
 class FastV(InLLM):
     """Drop tokens once, by the attention of the last prompt token in the layer before the drop.
 
-    Kept tokens keep their positions.
+    It is the last token before the answer, where one stands behind the prompt. Kept tokens keep their positions.
 
     Source: FastV, arXiv 2403.06764.
 

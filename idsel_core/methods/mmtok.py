@@ -21,7 +21,8 @@ class MMTok(Method):
     """Pick tokens greedily to cover the words of the question and the tokens of the image.
 
     The similarities of a word, or of a token, with all tokens go through a softmax; the largest value among the picks
-    is its coverage. All words of the question count, stop words included.
+    is its coverage. The question is the user's words of the last turn before the answer, stop words included, in front
+    of the image or behind it.
 
     Source: MMTok, arXiv 2508.18264.
 

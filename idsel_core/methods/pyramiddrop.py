@@ -15,8 +15,9 @@ from idsel_core.methods._shared.in_llm import AttentionFrom, Choice, InLLM, Laye
 class PyramidDrop(InLLM):
     """Drop tokens in stages, by the attention that the last prompt token would pay to them in the next layer.
 
-    Every stage multiplies the number of tokens by the same factor, which follows from the budget: by one half if 72 of
-    576 tokens are left at last, or 270 on average. Positions are numbered anew at each stage.
+    It is the last token before the answer, where one stands behind the prompt. Every stage multiplies the number of
+    tokens by the same factor, which follows from the budget: by one half if 72 of 576 tokens are left at last, or 270
+    on average. Positions are numbered anew at each stage.
 
     Source: PyramidDrop, arXiv 2410.17247.
 

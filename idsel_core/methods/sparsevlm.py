@@ -14,7 +14,7 @@ from idsel_core.methods._shared.checks import check_flag, check_share
 from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
 from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, sort_indices, to_mask, truncate
-from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.budget import is_above, resolve_budget
 
 AUTHORS_COUNTS: Mapping[int, tuple[int, ...]] = {
     192: (300, 200, 110),
@@ -32,8 +32,9 @@ PER_CLUSTER = 10
 class SparseVLM(InLLM):
     """Drop tokens in stages by the attention of the words that match the image, and merge the best dropped tokens.
 
-    The query tokens are chosen once: each visual token distributes a softmax over the words after the image, by inner
-    products of input embeddings, and the words that receive more than the mean are the query tokens. Of the tokens that
+    The query tokens are chosen once: each visual token distributes a softmax over the user's words after the image, by
+    inner products of input embeddings, and the words that receive more than the mean are the query tokens. The authors
+    take all text after the image for its words, the chat template's too. Of the tokens that
     a stage drops, the share `recycle` of highest attention, and one more, is clustered by density peaks. The mean of
     each cluster, one for every ten tokens and one more, follows the kept tokens. Every stage multiplies the number of
     tokens, merged ones included, by the same factor, which follows from the budget. Positions are numbered anew at each
@@ -55,6 +56,7 @@ class SparseVLM(InLLM):
     name: ClassVar[str] = "sparsevlm"
     label: ClassVar[str] = "SparseVLM"
     positions: ClassVar[Positions] = "compact"
+    reads_words: ClassVar[bool] = True
 
     _: KW_ONLY
     layers: tuple[int | float, ...] = (2 / 32, 6 / 32, 15 / 32)
@@ -95,20 +97,21 @@ class SparseVLM(InLLM):
         if not self.faithful:
             return super().counts(full, entering, depth)
         budgets, drops = resolve_budget(self.budget, full), len(self.drop_layers(depth))
-        given = torch.stack([budgets, full, entering], 1).tolist()
-        if drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given):
+        whole = is_above(self.budget, full)
+        given = torch.stack([budgets, full, entering], 1)[~whole].tolist()
+        if given and (drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given)):
             raise ValueError(
                 f"SparseVLM's authors drop tokens three times and give numbers for "
                 f"{', '.join(map(str, AUTHORS_COUNTS))} of 576 tokens; got {drops} drops and {budgets.tolist()} of "
                 f"{entering.tolist()}"
             )
-        rows = []
-        for budget in budgets.tolist():
+        counts = entering[:, None].repeat(1, drops)
+        for row in (~whole).nonzero()[:, 0].tolist():
             left = [576]
-            for kept in AUTHORS_COUNTS[budget]:
+            for kept in AUTHORS_COUNTS[int(budgets[row])]:
                 left.append(kept + self.clusters(left[-1] - kept))
-            rows.append(left[1:])
-        return torch.tensor(rows, device=entering.device)
+            counts[row] = counts.new_tensor(left[1:])
+        return counts
 
     def query_tokens(self, prompt: LayerTokens) -> Tensor:
         """Return a mask of the words that match the image, bool (I, L).
@@ -116,12 +119,15 @@ class SparseVLM(InLLM):
         Raises
         ------
         ValueError
-            If no text follows an image.
+            If no word of the question follows an image: words in front of it do not attend to it.
         """
-        words = prompt.text.sum(1)
+        asking = prompt.text if prompt.words is None else prompt.text & prompt.words
+        words = asking.sum(1)
         if bool((words == 0).any()):
-            raise ValueError(f"sparsevlm needs text after the image, but no text follows image {int(words.argmin())}")
-        places = truncate(argsort_by((prompt.text,), torch.ones_like(prompt.text)), words)  # (I, T), columns
+            raise ValueError(
+                f"sparsevlm needs the question after the image, but no word of it follows image {int(words.argmin())}"
+            )
+        places = truncate(argsort_by((asking,), torch.ones_like(asking)), words)  # (I, T), columns
         present = places >= 0
         products = cosines(prompt.visual(prompt.states).float(), gather_tokens(prompt.states, places).float())
         spread = products.masked_fill(~present[:, None], -torch.inf).softmax(-1)

@@ -12,6 +12,7 @@ from idsel_core.backbones.in_llm.hooks import dropping
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method
 from idsel_core.pruning.budget_scope import Scope, select_by_tile
+from idsel_core.pruning.small_images import select_from_larger
 from idsel_core.selection import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -78,10 +79,31 @@ def encode_images(backbone: Backbone, method: Method, inputs: Mapping[str, Any])
     return backbone.encode(grid=grid, tower_depths=method.tower_depths, **images)
 
 
-def read_tokens(backbone: Backbone, encoded: Encoded, inputs: Mapping[str, Any]) -> VisualTokens:
-    """Join encoded images with the prompts that ask about them; raises as `Backbone.visual_tokens`."""
+def read_tokens(
+    backbone: Backbone, encoded: Encoded, inputs: Mapping[str, Any], answered: bool = False
+) -> VisualTokens:
+    """Join encoded images with the prompts that ask about them; raises as `Backbone.visual_tokens`.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model.
+    encoded : Encoded
+        The images.
+    inputs : Mapping[str, Any]
+        Arguments of ``generate`` or ``forward`` with the prompts, and ``question_mask`` if the caller marks the words
+        that ask.
+    answered : bool
+        Whether an answer may stand behind the prompts, as in ``forward``.
+    """
     return backbone.visual_tokens(
-        encoded, inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids")
+        encoded,
+        inputs["input_ids"],
+        inputs.get("attention_mask"),
+        inputs.get("position_ids"),
+        inputs.get("question_mask"),
+        backbone.answer_mask(inputs),
+        answered,
     )
 
 
@@ -99,7 +121,7 @@ def shorten_call(
 
 def select_tokens(method: Method, tokens: VisualTokens, budget_scope: Scope = "image") -> Selection:
     """Let a method select from each image, or from each tile of an image by itself."""
-    selection = select_by_tile(method, tokens) if budget_scope == "tile" else method.select(tokens)
+    selection = (select_by_tile if budget_scope == "tile" else select_from_larger)(method, tokens)
     if not isinstance(selection, Selection) or len(selection) != len(tokens):
         found = f"{len(selection)} rows" if isinstance(selection, Selection) else type(selection).__name__
         raise TypeError(

@@ -20,8 +20,6 @@ def prepared_for_drops(backbone: Backbone, method: InLLM, inputs: dict[str, Any]
         if setting_of(backbone.model, inputs, "prefill_chunk_size") is not None:
             raise ValueError(f"{why}: generate() needs prefill_chunk_size=None")
         return inputs
-    if inputs.get("labels") is not None:
-        raise ValueError(f"{why}, and then the logits are shorter than the labels: take the loss from the logits")
     # Without a mask and a cache, gaps between positions would be read as borders of packed sequences.
     return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
 
@@ -29,7 +27,10 @@ def prepared_for_drops(backbone: Backbone, method: InLLM, inputs: dict[str, Any]
 def prepared_to_keep_positions(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
     """Return the arguments of a call whose tokens keep their positions; ValueError where that cannot be."""
     if backbone.position_axes == 1:
-        _check_window(backbone, inputs, generating)
+        mask = inputs.get("attention_mask")
+        check_window(
+            backbone, inputs, generating, inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
+        )
     if backbone.position_axes == 1 and generating:
         if setting_of(backbone.model, inputs, "use_cache") is False:
             raise ValueError(
@@ -45,13 +46,12 @@ def prepared_to_keep_positions(backbone: Backbone, inputs: dict[str, Any], gener
     return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
 
 
-def _check_window(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> None:
+def check_window(backbone: Backbone, inputs: dict[str, Any], generating: bool, length: int) -> None:
+    """Raise ValueError if `length` tokens, dropped ones among them, that keep their positions do not fit a window."""
     windows = [backbone.window(layer) for layer in range(backbone.decoder_layers)]
     window = min((size for size in windows if size is not None), default=None)
     if window is None:
         return
-    mask = inputs.get("attention_mask")
-    length = inputs["input_ids"].shape[1] if mask is None else int(mask.sum(1).max())
     if generating:
         new = setting_of(backbone.model, inputs, "max_new_tokens")
         length = max(length, setting_of(backbone.model, inputs, "max_length") or 0) if new is None else length + new
@@ -62,21 +62,12 @@ def _check_window(backbone: Backbone, inputs: dict[str, Any], generating: bool) 
         )
 
 
-def check_without_image(backbone: Backbone, inputs: dict[str, Any], generating: bool) -> None:
-    """Raise ValueError where a call without pixels has image placeholders, or does not fit its shortened cache."""
-    input_ids, mask, cached = inputs.get("input_ids"), inputs.get("attention_mask"), cached_tokens(inputs)
+def check_without_image(backbone: Backbone, inputs: dict[str, Any]) -> None:
+    """Raise ValueError where a call without pixels has image placeholders that no cache holds."""
+    input_ids, cached = inputs.get("input_ids"), cached_tokens(inputs)
     if input_ids is None:
         return
     found = int(backbone.placeholders(input_ids).sum())
     if found and not cached:
         wanted = " or ".join(backbone.pixel_inputs)
         raise ValueError(f"the prompt holds {found} image placeholders, but there are no {wanted}")
-    if found and generating:
-        raise ValueError(
-            "prune() cannot go on from a cache with a prompt that holds images, because the cache is shorter"
-        )
-    if cached and not generating and mask is not None and mask.shape[-1] > cached + input_ids.shape[1]:
-        raise ValueError(
-            f"attention_mask has {mask.shape[-1]} columns, but the shortened cache and the new tokens have "
-            f"{cached} + {input_ids.shape[1]}"
-        )

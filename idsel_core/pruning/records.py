@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from idsel_core.selection.result import Selection
 
@@ -40,7 +41,7 @@ class ImageRecord:
     before, after : int
         Image tokens in the prompt, before, and after all that was dropped.
     requested : int or float
-        The budget that was asked.
+        The budget that was asked; a number of tokens above ``before`` left the image whole.
     indices, order : list[int]
         Tokens of the image that were kept to the end, in raster order and in the order in which they were picked.
     encode_ms, select_ms : float
@@ -50,6 +51,9 @@ class ImageRecord:
         Tokens that each layer of the language model read.
     drops : list[DropRecord]
         What was dropped inside the language model.
+    source : {"tower", "kept encoding", "cache"}
+        What the call read the image from: a pass of the vision tower; an encoding that `prune` kept of an earlier call,
+        from which was selected anew; the cache of an earlier call, for which the tokens had been selected.
     """
 
     call: int
@@ -63,6 +67,7 @@ class ImageRecord:
     select_ms: float
     layers: list[int]
     drops: list[DropRecord] = field(default_factory=list)
+    source: Literal["tower", "kept encoding", "cache"] = "tower"
 
     @property
     def average(self) -> float:

@@ -32,6 +32,11 @@ def relevance(tokens: VisualTokens) -> Tensor:
     return (1 + tokens.relevance.float()) / 2
 
 
+def _check_how(how: str) -> None:
+    if how not in get_args(Combine):
+        raise ValueError(f"how must be one of {', '.join(get_args(Combine))}, not {how!r}")
+
+
 @dataclass(frozen=True)
 class Combination:
     """Two importance scores that are combined after each was normalised.
@@ -42,11 +47,19 @@ class Combination:
         Names in `IMPORTANCE`.
     how : {"mean", "product", "geometric"}
         As in `unify`.
+
+    Raises
+    ------
+    ValueError
+        If `how` is unknown.
     """
 
     first: str
     second: str
     how: Combine = "mean"
+
+    def __post_init__(self) -> None:
+        _check_how(self.how)
 
 
 Score: TypeAlias = "Callable[[VisualTokens], Tensor]"
@@ -157,8 +170,7 @@ def unify(a: Tensor, b: Tensor, how: Combine = "mean") -> Tensor:
     ValueError
         If `how` is unknown or the shapes differ.
     """
-    if how not in get_args(Combine):
-        raise ValueError(f"how must be one of {', '.join(get_args(Combine))}, not {how!r}")
+    _check_how(how)
     if a.shape != b.shape:
         raise ValueError(f"both scores must have the same shape, not {tuple(a.shape)} and {tuple(b.shape)}")
     if how == "mean":

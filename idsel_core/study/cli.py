@@ -13,11 +13,13 @@ COMMANDS = {
     "cost": "cost",
     "time": "time_phases",
     "sweep": "sweep",
+    "paper": "paper",
     "figures": "figures",
     "explain": "explain",
     "run": "run_notebook",
     "report": "report",
     "lease": "lease",
+    "harness": "harness",
 }
 """Name of each command, and of its module in `idsel_core.study.commands`."""
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; returns 0, 1 if what ran failed, or 2 if the call or the files were wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What stands behind -- goes to Snakemake.
-    end = words.index("--") if "--" in words and words[0] in ("sweep", "figures") else len(words)
+    end = words.index("--") if "--" in words and words[0] in ("sweep", "paper", "figures") else len(words)
     given = _parser().parse_args(words[:end], argparse.Namespace(more=words[end + 1 :]))
     try:
         status: int = given.run(given)
@@ -53,9 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: idsel {given.command} needs {error.name}, which is not installed: {remedy}", file=sys.stderr)
         return 2
     except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         return 2
     return status
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says, that of a file without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.loading.hub import Quantisation
 from idsel_core.methods import Method, UniformGrid, drops_inside
-from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.pruning.pipeline import read_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.backbone_folders import backbone_name, is_hub_id
@@ -36,6 +35,7 @@ from idsel_core.study.cost import flops_prefill
 from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
 from idsel_core.study.full_prompts import PromptWriter, short_hash
+from idsel_core.study.knobs import knob_columns
 from idsel_core.study.metrics import chance, score_each
 from idsel_core.study.nested_budgets import NestedSelections
 from idsel_core.study.open_backbone import open_backbone, weights_hash
@@ -324,12 +324,9 @@ class Study:
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
-                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
-                "instruction": _instruction(method),
-                "gamma": getattr(method, "gamma", np.nan),
+                **knob_columns(method),
                 "positions": self.backbone.positions_of(self.positions),
                 "budget": self._budget(method),
-                "convention": method.budget_convention if drops_inside(method) else None,
                 "tokens_before": before,
                 "tokens_kept": layers[:, -1],
                 "tokens_average": layers.mean(1),
@@ -338,7 +335,6 @@ class Study:
                     for profile, text in zip(layers.tolist(), asked.words, strict=True)
                 ],
                 "on_objects": np.nan if asked.on_objects is None else asked.on_objects,
-                "seed": getattr(method, "seed", 0),
                 "prompt": [short_hash(text) for text in questions["question"]],
                 "metric": questions["metric"].to_numpy(),
                 "prediction": predictions,
@@ -619,10 +615,6 @@ def _picks(selection: Selection) -> Sequence[Hashable]:
     kept = (row[:count] for row, count in zip(selection.features, selection.counts.tolist(), strict=True))
     features = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in kept]
     return list(zip(indices, features, strict=True))
-
-
-def _instruction(method: Method | str) -> str | None:
-    return f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
 
 
 def open_study(

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from idsel_core.methods import METHODS, Method, get_method
+from idsel_core.methods import METHODS, Method, drops_inside, get_method
+from idsel_core.methods._shared.by_importance import Scored
 
 
 def knob_types(method: str) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def parse_knob(method: str, knob: str, text: str) -> Any:
     method, knob : str
         Names of the method and of one of its knobs.
     text : str
-        ``true`` or ``false`` for a flag, ``[0.25, 0.5]`` for a tuple, ``none`` where a knob may be None.
+        ``true`` or ``false`` for a flag, ``[0.25, 0.5]`` for a tuple, ``none`` where a knob may be None, ``inf`` where
+        a number may be infinite.
 
     Raises
     ------
@@ -79,6 +81,34 @@ def build_method(method: str, knobs: Mapping[str, Any]) -> Method:
         raise ValueError(f"{method}: {error}") from error
 
 
+def knob_columns(method: Method | str) -> dict[str, Any]:
+    """Return the columns of stored rows that tell the knobs of a method.
+
+    Parameters
+    ----------
+    method : Method or str
+        A method, or the name of an end of the scale, which has no knobs.
+
+    Returns
+    -------
+    dict
+        importance, normalise, features, update, instruction, gamma, convention, seed; see
+        `idsel_core.study.store.schema`.
+    """
+    update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
+    gamma = getattr(method, "gamma", math.nan)
+    return {
+        **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features")},
+        "update": update if update is None or exhausted == "restart" else f"{update}, {exhausted}",
+        "instruction": f"{method.instruction_tokens}@{method.instruction_layer}"
+        if isinstance(method, Scored)
+        else None,
+        "gamma": -1.0 if gamma == "auto" else float(gamma),
+        "convention": method.budget_convention if not isinstance(method, str) and drops_inside(method) else None,
+        "seed": getattr(method, "seed", 0),
+    }
+
+
 class _NoValue(Exception):
     """The text or value is not of the type."""
 
@@ -114,7 +144,7 @@ def _parsed_one(text: str, kind: Any) -> Any:
         return text.lower() == "true"
     if kind is int and re.fullmatch(r"[+-]?\d+", text):
         return int(text)
-    if kind is float and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+    if kind is float and re.fullmatch(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?)", text, re.IGNORECASE):
         return float(text)
     if kind is str and text:
         return text
@@ -141,7 +171,7 @@ def _fitting_one(value: Any, kind: Any) -> Any:
         return value
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
         return value
     if kind is str and isinstance(value, str):
         return value

@@ -6,22 +6,20 @@ asked for.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import functools
 import importlib.util
 import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
+from idsel_core.study.harness.rows import NoScore, chance_of, score_of, type_of
 from idsel_core.study.paths import PACKAGE
 
 TASKS: Final = PACKAGE / "study/harness/tasks"
@@ -77,7 +75,7 @@ class Task:
             if not isinstance(one, Image.Image):
                 raise ValueError(
                     f"task {self.name!r} shows {type(one).__name__}, and only images can be read here; run it through "
-                    "lmms-eval itself (docs/benchmarks.md)"
+                    "lmms-eval itself (docs/real_benchmarks.md)"
                 )
         return list(found)
 
@@ -105,23 +103,21 @@ class Task:
             pipeline.apply([answer], [doc])
         # Some functions change the entry that they are given.
         results = self.inner.process_results(copy.deepcopy(doc), list(answer.filtered_resps.values()) or [prediction])
-        for metric, combine in self.inner.aggregation().items():
-            if metric in results:
-                return self._as_number(metric, results[metric], combine)
-        raise ValueError(f"task {self.name!r} gives {', '.join(results) or 'nothing'}, and none of it is its metric")
-
-    def _as_number(self, metric: str, value: Any, combine: Any) -> float:
-        value = value.get("score", value) if isinstance(value, Mapping) else value
-        if isinstance(value, Mapping) and not _asks_a_judge(combine):
-            with contextlib.suppress(Exception):
-                value = combine([value])
-        number = float(value) if isinstance(value, Real) else math.nan
-        if not 0 <= number <= 1:
+        try:
+            return score_of(results, list(self.inner.aggregation()))[1]
+        except NoScore as error:
             raise ValueError(
-                f"task {self.name!r} does not score single answers by its metric {metric}, but all answers together; "
-                "run it through lmms-eval itself (docs/benchmarks.md)"
-            )
-        return number
+                f"task {self.name!r} does not score single answers: {error}; run it through lmms-eval itself "
+                "(docs/real_benchmarks.md)"
+            ) from error
+
+    def kind(self, number: int) -> str:
+        """Return the kind of a question, the task's name where there are no kinds."""
+        return type_of(self.docs[number], self.name.rpartition("/")[-1])
+
+    def chance(self, number: int) -> float:
+        """Return how often a guess is right, 0 where the answer is free."""
+        return chance_of(self.docs[number], self.answers(number)[0])
 
     @functools.cached_property
     def _docs_to_score(self) -> Sequence[Mapping[str, Any]]:
@@ -137,27 +133,27 @@ class _Answer:
 
 
 @functools.lru_cache(maxsize=4)
-def open_task(name: str, tasks: Path = TASKS) -> Task:
+def open_task(spec: str) -> Task:
     """Return a task, its data fetched.
 
     Parameters
     ----------
-    name : str
-        As lmms-eval calls it.
-    tasks : Path
-        Folder of more tasks.
+    spec : str
+        As lmms-eval calls it; ``FOLDER/TASK`` for a task whose YAML file lies in a folder of your own.
 
     Raises
     ------
     ImportError
         If lmms-eval is not installed.
     ValueError
-        If there is no such task, it does not ask for text, or its data cannot be fetched.
+        If there is no such task, it does not ask for one text, its data cannot be fetched, or a judge scores it.
     """
-    check_installed(name)
-    from lmms_eval.tasks import TaskManager
-
-    manager = TaskManager("WARNING", include_path=[str(tasks)] if tasks.is_dir() else None)
+    check_installed(spec)
+    folder, _, name = spec.rpartition("/")
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder} of tasks, as asked for by lmms:{spec}")
+    more = [str(path) for path in (TASKS, *([Path(folder)] if folder else [])) if path.is_dir()]
+    manager = _task_manager(*more)
     if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `lmms-eval tasks` lists all"
@@ -170,8 +166,8 @@ def open_task(name: str, tasks: Path = TASKS) -> Task:
         last = getattr(error, "last_attempt", None)
         cause = last.exception() if last is not None else error
         raise ValueError(
-            f"the data of task {name!r} cannot be fetched: {type(cause).__name__}: {cause}. It may need a network, a "
-            "login (`hf auth login`), or that you accept its terms on the hub"
+            f"task {name!r} cannot be opened: {type(cause).__name__}: {cause}. Its data may need a network, a login "
+            "(`hf auth login`), or that you accept its terms on the hub"
         ) from error
     if inner.OUTPUT_TYPE != "generate_until":
         raise ValueError(
@@ -180,9 +176,19 @@ def open_task(name: str, tasks: Path = TASKS) -> Task:
     if _asks_a_judge(inner.config.process_results):
         raise ValueError(
             f"task {name!r} is scored by a judge, a model behind a network; run it through lmms-eval itself "
-            "(docs/benchmarks.md)"
+            "(docs/real_benchmarks.md)"
         )
-    return Task(name, inner)
+    return Task(spec, inner)
+
+
+@functools.cache
+def _task_manager(*folders: str) -> Any:
+    """Return lmms-eval's list of tasks, which takes ten seconds to make, with those of more folders."""
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    return TaskManager("WARNING", include_path=list(folders) or None)
 
 
 def _asks_a_judge(function: Any) -> bool:
@@ -191,7 +197,7 @@ def _asks_a_judge(function: Any) -> bool:
         source = inspect.getsource(function)
     except (OSError, TypeError):
         return False
-    return re.search("gpt|judge|openai|chat_response", source, re.IGNORECASE) is not None
+    return re.search("judge|openai|chat_response", source, re.IGNORECASE) is not None
 
 
 def check_installed(name: str) -> None:
@@ -205,5 +211,5 @@ def check_installed(name: str) -> None:
     if importlib.util.find_spec("lmms_eval") is None:
         raise ImportError(
             f"data lmms:{name} needs lmms-eval, which is not installed: pip install 'idsel_core[eval]', in an "
-            "environment of its own (docs/benchmarks.md)"
+            "environment of its own (docs/real_benchmarks.md)"
         )

@@ -38,7 +38,8 @@ class NestedSelections:
             return select_tokens(method, tokens)
         counts = resolve_budget(method.budget, tokens.lengths)
         if (apart, of) not in self._widest:
-            self._widest[apart, of] = select_tokens(self._largest(method, tokens.lengths), tokens)
+            # In the order of the picks also where the budget is above the tokens of an image.
+            self._widest[apart, of] = self._largest(method, tokens.lengths).select(tokens)
         widest = self._widest[apart, of]
         if bool((widest.counts < counts.to(widest.counts.device)).any()):
             return select_tokens(method, tokens)
@@ -48,14 +49,9 @@ class NestedSelections:
         return Selection.from_order(first, widest.scores, method.budget)
 
     def _largest(self, method: Method, lengths: Tensor) -> Method:
-        """Return the method with the largest of its budgets that these rows allow."""
-        allowed = []
-        for budget in self._budgets[_apart_from_budget(method)]:
-            try:
-                allowed.append((int(resolve_budget(budget, lengths).sum()), budget))
-            except ValueError:
-                continue
-        return replace(method, budget=max(allowed)[1])
+        """Return the method with the largest of its budgets for these rows."""
+        budgets = self._budgets[_apart_from_budget(method)]
+        return replace(method, budget=max(budgets, key=lambda budget: int(resolve_budget(budget, lengths).sum())))
 
 
 def _nested(method: Method | str) -> TypeGuard[Method]:

@@ -78,10 +78,10 @@ def with_tower_of(clip, layer: int):
 
 
 def questions(inputs):
-    """Return the text that follows each prompt's last image, as CLIP's token ids, by hand."""
+    """Return the text of each prompt, as CLIP's token ids, by hand."""
     for ids in inputs["input_ids"]:
-        after = ids[(ids == tiny.IMAGE).nonzero()[-1, 0] + 1 :]
-        told = [number if number < WORDS else UNKNOWN for number in after.tolist() if number != tiny.PAD]
+        text = ids[~torch.isin(ids, torch.tensor([tiny.BOS, tiny.IMAGE, tiny.PAD]))]
+        told = [number if number < WORDS else UNKNOWN for number in text.tolist()]
         yield [START, *told[: LONGEST - 2], STOP]
 
 

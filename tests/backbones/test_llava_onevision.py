@@ -146,11 +146,12 @@ def test_relevance_of_frames_is_that_of_pooled_patches(model):
     model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
     hook.remove()
     pooled = model.model.apply_pooling(states[0]).reshape(2, 27, 32)
-    # The question of each is what follows it in the prompt.
+    # All text of a prompt asks.
+    marks = torch.tensor([families.BOS, families.PAD, families.IMAGE, families.VIDEO])
     for video in (0, 1):
         ids = inputs["input_ids"][video]
-        after = ids[int((ids == families.VIDEO).nonzero()[-1]) + 1 :][None]
-        asked = companion.embed_text(after, torch.ones_like(after))
+        text = ids[~torch.isin(ids, marks)][None]
+        asked = companion.embed_text(text, torch.ones_like(text))
         wanted = functional.cosine_similarity(companion.project(pooled[video]), asked)
         torch.testing.assert_close(got[1 + video, :27], wanted, **CLOSE)
         assert got[1 + video, 27] == 0

@@ -12,7 +12,7 @@ from transformers import Gemma2Config, PaliGemmaProcessor, PreTrainedTokenizerFa
 
 from idsel_core import TopK, adapter_for, prune
 from tests.support import families
-from tests.support.families import IMAGE, TEXT
+from tests.support.families import BOS, IMAGE, TEXT
 from tests.support.family_prompts import ALL, CLOSE, GREEDY, MIXED, by_hand, ragged, tokens_of
 from tests.support.llava_prompts import run
 
@@ -93,10 +93,13 @@ def test_sliding_window_layers_read_the_whole_prompt():
     for row in range(2):
         single = SECOND.alone(layout, row)
         columns = single["input_ids"][0] == IMAGE
+        words = ~torch.isin(single["input_ids"][0], torch.tensor([BOS, IMAGE]))
         for layer, heads in enumerate(model(**single, output_attentions=True).attentions):
-            wanted = heads[0, :, -1, columns]
-            wanted = (wanted / wanted.sum(-1, keepdim=True)).mean(0)
-            torch.testing.assert_close(tokens.with_instruction(layer).instruction_attention[row], wanted, **CLOSE)
+            for which, asking in (("words", words.nonzero()[:, 0]), ("last", torch.tensor([-1])))[: 1 + layer]:
+                wanted = heads[0][:, asking][..., columns]
+                wanted = (wanted / wanted.sum(-1, keepdim=True)).mean((0, 1))
+                got = tokens.with_instruction(layer, which).instruction_attention[row]
+                torch.testing.assert_close(got, wanted, **CLOSE)
     with (
         prune(model, method, "keep"),
         pytest.raises(ValueError, match=r'positions="keep" cannot be had for \d+ tokens'),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import idsel_core
 from idsel_core import IDSelection, Random, TopK, UniformGrid, get_method, id_select, list_methods
-from idsel_core.methods import METHODS, Downsample, InLLM, Method, take_best
+from idsel_core.methods import METHODS, AdaptiveBudget, Downsample, InLLM, Method, take_best
 from idsel_core.methods._shared.in_llm import LayerTokens
 from idsel_core.scores.registry import IMPORTANCE, importance_scores
 from idsel_core.visual_tokens import VisualTokens
@@ -35,12 +35,16 @@ MATRIX = [
     METHODS["cdpruner"](budget=1),
     METHODS["scope"](budget=1),
     METHODS["mmtok"](budget=1),
+    METHODS["mmr"](budget=1),
+    METHODS["holov"](budget=1),
+    METHODS["prunesid"](budget=1),
     METHODS["trim"](budget=1),
     METHODS["visionzip"](budget=1),
     METHODS["prumergeplus"](budget=1),
     METHODS["tome"](budget=1),
     METHODS["vscan"](budget=1, layer=None),
     METHODS["evs"](budget=1),
+    METHODS["vidcom2"](budget=1),
 ]
 # Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
@@ -59,7 +63,9 @@ def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
 
 
 def test_the_matrix_has_a_row_for_every_method():
-    assert {type(method) for method in MATRIX + INSIDE} | {Downsample} == set(METHODS.values())
+    # The budgets of the last two are not those of each image.
+    apart = {Downsample, AdaptiveBudget}
+    assert {type(method) for method in MATRIX + INSIDE} | apart == set(METHODS.values())
     assert {type(method) for method in INSIDE} <= {method for method in METHODS.values() if issubclass(method, InLLM)}
 
 
@@ -98,9 +104,11 @@ def test_picks_do_not_depend_on_the_other_images_of_a_batch(method):
 
 
 @pytest.mark.parametrize("method", MATRIX + INSIDE, ids=repr)
-def test_a_budget_above_the_longest_row_is_refused(method):
-    with pytest.raises(ValueError, match="got 37 tokens, and the longest row has 36"):
-        dataclasses.replace(method, budget=37).select(batch(image(0)))
+def test_a_budget_above_the_longest_row_keeps_all_tokens(method):
+    tokens = batch(image(0), image(1, 4, 6))
+    picks = dataclasses.replace(method, budget=37).select(tokens)
+    assert [row.tolist() for row in picks.rows()] == [list(range(36)), list(range(24))] and picks.requested == 37
+    assert torch.equal(picks.order, dataclasses.replace(method, budget=36).select(tokens).order)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +136,13 @@ def test_a_budget_above_the_longest_row_is_refused(method):
         (METHODS["vscan"](budget=2, layer=None), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["vscan"](budget=2, budget_convention="final"), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["evs"](budget=2), {"frames"}),
+        (METHODS["vidcom2"](budget=2), {"frames"}),
+        (METHODS["mmr"](budget=2, importance="saliency"), {"cls_attention"}),
+        (METHODS["holov"](budget=2), {"cls_attention"}),
+        (METHODS["prunesid"](budget=2), {"cls_attention", "encoder_features"}),
+        (METHODS["adaptive"](budget=2, importance="saliency"), {"cls_attention"}),
+        (METHODS["adaptive"](budget=2, chooser="divprune"), set()),
+        (METHODS["adaptive"](budget=2, chooser="divprune", demand="both"), {"cls_attention", "instruction_attention"}),
     ],
     ids=repr,
 )
@@ -158,8 +173,8 @@ def test_instruction_attention_is_read_at_the_layer_and_query_tokens_of_the_meth
         tokens, sources={**tokens.sources, "instruction_attention": lambda *where: asked.append(where) or source()}
     )
     for method in (TopK, IDSelection):
-        method(budget=2, importance="instruction", instruction_layer=3, instruction_tokens="mean").select(tokens)
-    assert asked == [(3, "mean")]
+        method(budget=2, importance="instruction", instruction_layer=3, instruction_tokens="last").select(tokens)
+    assert asked == [(3, "last")]
 
 
 def test_topk_keeps_the_highest_scores_and_the_lowest_index_of_ties():
@@ -251,7 +266,7 @@ def test_methods_are_hashable_values_with_a_readable_repr():
         ({"name": "xyz"}, "unknown method 'xyz'; known: "),
         ({"name": "topk", "gama": 1}, "topk has no knob 'gama'; known: budget, importance"),
         ({"name": "idselection", "gama": 1}, r"no knob 'gama', did you mean 'gamma'\?"),
-        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity, not -1.0"),
+        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity or 'auto', not -1.0"),
         ({"gamma": math.nan}, "gamma must be .* not nan"),
         ({"update": "divide"}, "update must be one of 'subtract', 'multiply', not 'divide'"),
         ({"importance": "saliencey"}, "importance must be one of saliency, .*, not 'saliencey'"),
@@ -259,7 +274,12 @@ def test_methods_are_hashable_values_with_a_readable_repr():
         ({"features": "pixels"}, "features must be one of projector, encoder, not 'pixels'"),
         ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
         ({"instruction_layer": True}, "instruction layer must be an int, 0 or more, not True"),
-        ({"instruction_tokens": "first"}, "instruction tokens must be one of last, mean, not 'first'"),
+        ({"instruction_tokens": "mean"}, "instruction tokens must be one of words, last, not 'mean'"),
+        ({"instruction_tokens": "last"}, "the last token of the prompt has read nothing of the question at layer 0"),
+        (
+            {"instruction_tokens": "last", "instruction_layer": 0, "importance": "saliency"},
+            "the last token of the prompt has read nothing of the question at layer 0: choose instruction_layer 1",
+        ),
         ({"name": "random", "seed": -1}, "seed must be an int, 0 or more, not -1"),
         ({"name": "random", "seed": 0.5}, "seed must be an int, 0 or more, not 0.5"),
     ],
@@ -298,7 +318,7 @@ def test_a_star_import_binds_every_public_name_and_every_method():
     names: dict[str, object] = {}
     exec("from idsel_core import *", names)
     assert set(idsel_core.__all__) == set(names) - {"__builtins__"}
-    assert len(METHODS) == 24
+    assert len(METHODS) == 29
     assert all(names[method.__name__] is method for method in METHODS.values())
 
 

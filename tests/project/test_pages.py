@@ -22,6 +22,7 @@ PAGES = [
     *sorted(PROJECT.glob("docs/*.md")),
     PROJECT / "data/backbone/README.md",
     PROJECT / "data/scenes/README.md",
+    PROJECT / "data/reported/README.md",
     PROJECT / "idsel_core/loading/configs/README.md",
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
@@ -74,6 +75,13 @@ def test_the_readme_prunes_the_embedded_backbone(folder, capsys):
     assert "ImageRecord" in capsys.readouterr().out
 
 
+def test_questions_of_ones_own_are_read_and_scored(folder, capsys):
+    found = execute("docs/data.md")
+    assert found["split"].questions["metric"].tolist() == ["choice_letter", "yes_no"]
+    assert found["scores"].tolist() == [1]
+    assert capsys.readouterr().out.startswith("What is shown?\nA. a flower\nB. a building\n")
+
+
 def test_a_picture_of_ones_own_is_pruned_and_drawn(folder):
     found = execute("docs/own_data.md")
     assert (found["side"], (folder / "kept.png").stat().st_size > 10_000) == (24, True)
@@ -87,18 +95,19 @@ def test_the_answer_about_ones_own_picture_is_given_in_ten_lines():
 
 
 @pytest.mark.slow
-def test_a_conversation_goes_on_from_the_shorter_cache(folder):
+def test_conversations_go_on(folder):
     found = execute("docs/chat.md")
-    # 587 tokens of prompt, 64 of 576 visual tokens kept, and the 12 tokens of the second turn.
-    assert found["cache"].get_seq_length() == 587 - 576 + 64 + found["tokens"].shape[1]
-    assert found["logits"].shape[1] == found["tokens"].shape[1]
-    assert [(record.before, record.after) for record in found["run"].report] == [(576, 64)]
+    assert [(record.call, record.source) for record in found["run"].report] == [(0, "tower"), (1, "kept encoding")]
+    # 587 tokens of prompt, 64 of 576 visual tokens kept, and twice an answer and the tokens of a turn.
+    assert found["third"].past_key_values.get_seq_length() == 587 - 576 + 64 + 12 + found["tokens"].shape[1]
+    assert found["third"].sequences.shape[1] == found["tokens"].shape[1] + 1
 
 
 def test_the_refusals_of_a_conversation_are_quoted_word_for_word():
-    quoted = re.findall(r"\| `([^`]+)` \|$", (PROJECT / "docs/chat.md").read_text(), re.MULTILINE)
-    source = "".join(path.read_text() for path in (PROJECT / "idsel_core/pruning").glob("*.py"))
-    assert len(quoted) == 4
+    quoted = re.findall(r"\| `([^`]+)`(?: \.\.\.)? \|$", (PROJECT / "docs/chat.md").read_text(), re.MULTILINE)
+    folders = ("idsel_core/pruning", "idsel_core/backbones/_shared")
+    source = "".join(path.read_text() for folder in folders for path in (PROJECT / folder).glob("*.py"))
+    assert len(quoted) == 9
     for message in quoted:
         pattern = re.escape(message).replace("576", r"\{\w+\}").replace("pixel_values", r"\{\w+\}")
         assert re.search(pattern, source), message

@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from idsel_core.selection import cpu_lazy
 from idsel_core.selection import greedy as selection
-from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.budget import is_above, resolve_budget
 from idsel_core.selection.greedy import id_select
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
-from tests.support.project import PROJECT
 from tests.support.selections import (
+    EXHAUSTED,
     FEATURES,
     GAMMAS,
     INF,
@@ -52,10 +51,10 @@ def small_cases(count, feature_kind, update):
 def test_picks_in_float64_are_those_of_the_slow_reference(features, update):
     for x, s, k, gamma in small_cases(300, features, update):
         cosines = cosine_table(x.tolist())
-        for trace in (False, True):
-            order = id_select(x, s, k, gamma, update, trace=trace).order[0].tolist()
+        for trace, exhausted in itertools.product((False, True), EXHAUSTED):
+            order = id_select(x, s, k, gamma, update, trace=trace, exhausted=exhausted).order[0].tolist()
             assert len(set(order)) == k
-            behind, _ = follow(cosines, s.tolist(), order, gamma, update)
+            behind, _ = follow(cosines, s.tolist(), order, gamma, update, exhausted)
             # Duplicates of equal score are ties that products of equal vectors may round apart.
             allowed = 1e-14 * float(s.max()) + math.ulp(0.0) if features == "duplicates" else 0.0
             assert max(behind) <= allowed
@@ -67,10 +66,11 @@ def test_picks_in_float32_differ_from_the_reference_only_at_ties_within_rounding
         for x, s, k, gamma in small_cases(120, features, update):
             if (features, gamma) == ("tight", INF):
                 continue  # there everything hangs on which distances count as zero
-            order = id_select(x.float(), s.float(), k, gamma, update).order[0].tolist()
+            exhausted, slack = EXHAUSTED[cases % 2], 1e-6 * float(s.max())
+            order = id_select(x.float(), s.float(), k, gamma, update, exhausted=exhausted).order[0].tolist()
             cosines = cosine_table(x.float().double().tolist())
-            behind, _ = follow(cosines, s.float().double().tolist(), order, gamma, update)
-            assert max(behind) <= 1e-6 * float(s.max())
+            behind, _ = follow(cosines, s.float().double().tolist(), order, gamma, update, exhausted, slack)
+            assert max(behind) <= slack
             cases, left = cases + 1, left + (max(behind) > 0)
     assert cases > 1000 and left <= 0.01 * cases
 
@@ -207,20 +207,45 @@ def test_trace_holds_the_scores_before_each_pick(problem):
             inside.tolist(),
             problem["gamma"],
             problem["update"],
+            problem["exhausted"],
         )
         scale = float(problem["scores"].max())
         torch.testing.assert_close(trace[:, places], torch.tensor(wanted).float(), rtol=1e-5, atol=1e-6 * scale)
         assert (trace.gather(1, order[:, None])[:, 0] == trace.amax(dim=1)).all()
-        assert (trace.diff(dim=0).nan_to_num(neginf=0) <= 0).all()
+        assert problem["exhausted"] == "restart" or (trace.diff(dim=0).nan_to_num(neginf=0) <= 0).all()
 
 
 def test_the_least_suppressed_token_is_next_once_no_score_is_positive():
     x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.7, 0.7], [0.0, 1.0]])
     s = torch.tensor([1.0, 0.9, 0.4, 0.0])
-    picks = id_select(x, s, 4, gamma=2.0, trace=True)
+    picks = id_select(x, s, 4, gamma=2.0, trace=True, exhausted="continue")
     assert picks.order.tolist() == [[0, 1, 3, 2]]
     torch.testing.assert_close(picks.trace[0, -1, 2], torch.tensor(0.4 - math.exp(-2 * (1 - 0.5**0.5) ** 2)))
-    assert id_select(x, torch.zeros(4), 3).order.tolist() == [[0, 1, 2]]
+    assert id_select(x, torch.zeros(4), 3, exhausted="continue").order.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("backend", ["torch", "lazy"])
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_new_sweep_begins_from_the_first_scores_once_no_score_is_positive(update, backend):
+    # Two groups of duplicates, one far more important, and a token of no importance in the background.
+    x = torch.eye(3)[[0, 0, 0, 1, 1, 2]]
+    s = torch.tensor([0.9, 1.0, 0.8, 0.3, 0.2, 0.0])
+    order = id_select(x, s, 6, update=update, backend=backend).order[0].tolist()
+    assert order == [1, 3, 0, 4, 2, 5]
+    left = id_select(x, s, 6, update=update, backend=backend, exhausted="continue").order[0].tolist()
+    assert left[:3] == [1, 3, 5] if update == "subtract" else left[:2] == [1, 3]
+    assert id_select(x, 0 * s, 3, update=update, backend=backend).order.tolist() == [[0, 1, 2]]
+
+
+def test_exhausted_images_keep_their_importance_and_the_others_of_the_batch_their_picks():
+    """The token of the background is the least suppressed one; a new sweep leaves it for last."""
+    rng = np.random.default_rng(0)
+    x = torch.tensor(np.concatenate([make_features("tight", 40, 16, rng), 9 * rng.standard_normal((20, 16))]))
+    s = torch.cat([torch.linspace(1, 0.5, 40), torch.full((20,), 1e-4)]).double()
+    even = torch.full((60,), 1.0).double()
+    both = id_select(torch.stack([x, x]), torch.stack([s, even]), 30).order
+    assert (both[0] < 40).sum() >= 2 * (id_select(x, s, 30, exhausted="continue").order[0] < 40).sum()
+    assert torch.equal(both[1], id_select(x, even, 30).order[0])
 
 
 def test_zero_vectors_are_at_distance_one():
@@ -306,13 +331,12 @@ def test_a_round_is_a_few_kernels_for_the_whole_batch_without_synchronisation():
 
     assert cost(1, 30).kernels == cost(8, 30).kernels
     assert cost(8, 5).syncs == cost(8, 30).syncs
-    assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 20
+    assert (cost(8, 30).kernels - cost(8, 20).kernels) / 10 <= 24
 
 
-@pytest.mark.parametrize("backend", ["shortlist", "numba"])
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 200)])
-def test_cpu_backends_pick_the_same_tokens_as_torch(n, k, update, backend):
+@pytest.mark.parametrize(("n", "k"), [(576, 64), (576, 16), (300, 300), (700, 50)])
+def test_lazy_picks_the_same_tokens_as_torch(n, k, update):
     rng = np.random.default_rng(n + k)
     for features, scores in itertools.product(("gaussian", "clustered", "common"), ("peaked", "uniform", "flat")):
         x = make_features("clustered" if features == "common" else features, n, 64, rng)
@@ -320,20 +344,28 @@ def test_cpu_backends_pick_the_same_tokens_as_torch(n, k, update, backend):
         s = torch.tensor(make_scores(scores, n, rng))
         problem = {"features": x[None], "scores": s[None], "gamma": 20.0, "update": update}
         problem["mask"] = torch.ones(1, n, dtype=torch.bool)
-        ours, torched = (id_select(**problem, budget=k, backend=name).order[0] for name in (backend, "torch"))
-        assert resembles(ours, torched, problem, 0), (features, scores)
+        for exhausted in EXHAUSTED:
+            problem["exhausted"] = exhausted
+            ours, torched = (id_select(**problem, budget=k, backend=name).order[0] for name in ("lazy", "torch"))
+            assert resembles(ours, torched, problem, 0), (features, scores, exhausted)
 
 
-@pytest.mark.parametrize("backend", ["shortlist", "numba"])
-@given(problems())
-@settings(max_examples=60, deadline=None)
-def test_cpu_backends_pick_the_same_tokens_as_torch_in_ragged_batches(backend, problem):
-    ours, torched = (id_select(**problem, backend=name).order for name in (backend, "torch"))
+SIZES = {"SHORT": (0, 3, 96), "LONGEST_TABLE": (0, 2048), "FEWEST_ROWS": (1, 3), "CHUNK": (16, 2**22)}
+
+
+@given(problems(), st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SIZES.items()}))
+@settings(max_examples=200, deadline=None)
+def test_lazy_picks_the_same_tokens_as_torch_in_ragged_batches_and_blocks_of_any_size(problem, sizes):
+    torched = id_select(**problem, backend="torch").order
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in sizes.items():
+            patch.setattr(cpu_lazy, name, value)
+        ours = id_select(**problem, backend="lazy").order
     for row, count in enumerate((torched >= 0).sum(1).tolist()):
         assert resembles(ours[row, :count], torched[row, :count], problem, row)
 
 
-@pytest.mark.parametrize("backend", ["shortlist", "numba", "torch"])
+@pytest.mark.parametrize("backend", ["lazy", "torch"])
 def test_duplicates_of_many_features_count_as_duplicates(backend):
     x = torch.cat([torch.full((3, 40_000), 0.1), torch.eye(3, 40_000)])
     assert id_select(x, torch.tensor([0.9, 0.8, 0.7, 0.3, 0.2, 0.1]), 4, backend=backend).order.tolist() == [
@@ -341,7 +373,7 @@ def test_duplicates_of_many_features_count_as_duplicates(backend):
     ]
 
 
-def test_numba_picks_the_same_tokens_with_several_threads():
+def test_lazy_picks_the_same_tokens_with_several_threads():
     x, s, mask = (
         torch.randn(7, 90, 16),
         torch.rand(7, 90),
@@ -350,37 +382,19 @@ def test_numba_picks_the_same_tokens_with_several_threads():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        ours = id_select(x, s, 0.4, mask=mask, backend="numba").order
+        ours = id_select(x, s, 0.4, mask=mask, backend="lazy").order
     finally:
         torch.set_num_threads(before)
     assert torch.equal(ours, id_select(x, s, 0.4, mask=mask, backend="torch").order)
 
 
-def test_numba_compiles_without_a_cache_folder():
-    from idsel_core.selection.cpu_numba import compiled
-
-    code: dict = {}
-    exec("def double(x):\n    return 2 * x", code)  # in no file, so that there is nothing to keep it beside
-    assert compiled()(code["double"])(21) == 42
-
-
-def test_auto_takes_the_shortlist_on_a_cpu_without_numba(monkeypatch):
-    monkeypatch.setattr(selection, "find_spec", lambda name: None)
+def test_auto_takes_lazy_on_a_cpu_and_torch_for_a_trace(monkeypatch):
     seen = []
-    monkeypatch.setattr(selection, "pick_from_shortlist", lambda *given: seen.append(given) or [0, 1])
+    monkeypatch.setattr(selection, "pick_lazily", lambda *given: seen.append(given) or [0, 1])
     assert id_select(X, S, 2).order.tolist() == [[0, 1]] * 2
     assert len(seen) == 2
-
-
-def test_numba_is_imported_only_when_it_is_used():
-    code = """
-import sys, torch
-from idsel_core import id_select
-for backend in "shortlist", "auto":
-    id_select(torch.eye(3), torch.ones(3), 2, backend=backend)
-    assert ("numba" in sys.modules) == (backend == "auto")
-"""
-    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+    id_select(X, S, 2, trace=True)
+    assert len(seen) == 2
 
 
 def test_environment_variables_do_not_choose_the_backend(monkeypatch):
@@ -393,20 +407,16 @@ def test_environment_variables_do_not_choose_the_backend(monkeypatch):
 
 def test_backends_that_cannot_run_here_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(
-        ValueError, match="backend must be one of 'auto', 'torch', 'shortlist', 'numba', 'triton', not 'cuda'"
-    ):
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'torch', 'lazy', 'triton', not 'cuda'"):
         id_select(X, S, 2, backend="cuda")
     monkeypatch.setattr(selection, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"backend 'triton' needs tensors on a GPU or .*, not cpu tensors"):
         id_select(X, S, 2, backend="triton")
-    for name in ("shortlist", "numba"):
-        with pytest.raises(ValueError, match=f"backend '{name}' needs tensors on the CPU, not on meta"):
-            id_select(X.to("meta"), S.to("meta"), 2, backend=name)
+    with pytest.raises(ValueError, match="backend 'lazy' needs tensors on the CPU, not on meta"):
+        id_select(X.to("meta"), S.to("meta"), 2, backend="lazy")
     monkeypatch.setattr(selection, "find_spec", lambda name: None)
-    for name in ("numba", "triton"):
-        with pytest.raises(ValueError, match=f"backend '{name}' needs the package {name}, which is not installed"):
-            id_select(X, S, 2, backend=name)
+    with pytest.raises(ValueError, match="backend 'triton' needs the package triton, which is not installed"):
+        id_select(X, S, 2, backend="triton")
 
 
 X, S = torch.randn(2, 5, 3), torch.rand(2, 5)
@@ -444,12 +454,13 @@ def changed(tensor, value, *place):
         ({"scores": changed(S, math.nan, 1, 3)}, ValueError, "scores must be finite; row 1, token 3 has nan"),
         ({"scores": changed(S, INF, 0, 0)}, ValueError, "scores must be finite; row 0, token 0 has inf"),
         ({"scores": changed(S, -0.5, 1, 1)}, ValueError, "scores must be 0 or more; row 1, token 1 has -0.5"),
-        ({"gamma": -1.0}, ValueError, "gamma must be a number from 0 to infinity, not -1.0"),
-        ({"gamma": math.nan}, ValueError, "gamma must be a number from 0 to infinity, not nan"),
-        ({"gamma": "20"}, ValueError, "gamma must be a number from 0 to infinity, not '20'"),
-        ({"gamma": True}, ValueError, "gamma must be a number from 0 to infinity, not True"),
+        ({"gamma": -1.0}, ValueError, "gamma must be a number from 0 to infinity or 'auto', not -1.0"),
+        ({"gamma": math.nan}, ValueError, "gamma must be a number from 0 to infinity or 'auto', not nan"),
+        ({"gamma": "20"}, ValueError, "gamma must be a number from 0 to infinity or 'auto', not '20'"),
+        ({"gamma": True}, ValueError, "gamma must be a number from 0 to infinity or 'auto', not True"),
+        ({"gamma": "automatic"}, ValueError, "gamma must be a number from 0 to infinity or 'auto', not 'automatic'"),
+        ({"exhausted": "stop"}, ValueError, "exhausted must be one of 'restart', 'continue', not 'stop'"),
         ({"update": "divide"}, ValueError, "update must be one of 'subtract', 'multiply', not 'divide'"),
-        ({"budget": 6}, ValueError, "got 6 tokens, and the longest row has 5"),
         ({"budget": 0}, ValueError, ", not 0$"),
         ({"budget": 1.5}, ValueError, r"a share of them \(float, above 0 and up to 1\), not 1.5"),
     ],
@@ -465,6 +476,8 @@ def test_bad_input_is_refused_by_name(arguments, error, message):
         (3, [2, 3, 9], [2, 3, 3]),
         (np.int64(3), [9], [3]),
         (9, [2, 9], [2, 9]),
+        (10, [2, 9], [2, 9]),
+        (10**30, [1], [1]),
         (1.0, [1, 7], [1, 7]),
         (0.5, [1, 3, 4, 5], [1, 2, 2, 3]),
         (0.01, [1, 40, 60, 149, 150], [1, 1, 1, 1, 2]),
@@ -481,10 +494,23 @@ def test_budgets_that_are_no_numbers_are_refused(budget):
         resolve_budget(budget, torch.tensor([5]))
 
 
-@pytest.mark.parametrize("budget", [0, -3, 6, 0.0, -0.1, 1.0001, math.nan, INF])
+@pytest.mark.parametrize("budget", [0, -3, 0.0, -0.1, 1.0001, math.nan, INF])
 def test_budgets_out_of_range_are_refused(budget):
     with pytest.raises(ValueError, match=f"budget must be .*{budget}"):
         resolve_budget(budget, torch.tensor([5]))
+
+
+@pytest.mark.parametrize("backend", ["torch", "lazy"])
+def test_a_budget_above_the_longest_row_keeps_all_tokens(backend):
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    picks = id_select(X, S, 6, mask=mask, backend=backend)
+    assert [row.tolist() for row in picks.rows()] == [[0, 1, 2, 3, 4], [0, 1]] and picks.requested == 6
+    assert torch.equal(picks.order, id_select(X, S, 5, mask=mask, backend=backend).order)
+
+
+@pytest.mark.parametrize(("budget", "above"), [(3, [True, False, False]), (4, [True, True, False]), (1.0, [False] * 3)])
+def test_only_numbers_of_tokens_are_above_a_row(budget, above):
+    assert is_above(budget, torch.tensor([2, 3, 4])).tolist() == above
 
 
 def test_a_selection_is_built_from_an_order():

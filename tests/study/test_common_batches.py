@@ -82,7 +82,7 @@ def test_one_prompt_for_which_memory_does_not_last_is_an_error():
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if vars(method).get("nested")])
-@pytest.mark.parametrize("budgets", [(4, 9, 2), (0.25, 3, 0.5)])
+@pytest.mark.parametrize("budgets", [(4, 9, 2), (0.25, 3, 0.5), (5, 100, 1000)])
 @torch.no_grad()
 def test_a_nested_selection_is_that_of_the_budget_alone(name, budgets):
     _, _, tokens = two_images(FAMILIES["llava_next"], FAMILIES["llava_next"].build())

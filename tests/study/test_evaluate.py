@@ -258,13 +258,14 @@ def test_the_fingerprint_tells_weights_apart(study, tmp_path):
 
 
 def test_what_cannot_run_says_why_and_the_rest_runs(study):
-    # The stored encoding lacks the keys that HiPrune's depth needs; a budget above 576 cannot be kept.
-    tried = [get_method("uniform", budget=16), get_method("hiprune", budget=16), get_method("uniform", budget=600)]
+    # The stored encoding lacks the keys that HiPrune's depth needs; FastV's layers before the drop read 576.
+    tried = [get_method("uniform", budget=600), get_method("hiprune", budget=16)]
+    tried += [get_method("fastv", budget=budget) for budget in (200, 1)]
     usable, reasons = study.applicable(tried)
-    assert usable == tried[:1]
-    assert set(reasons) == {"hiprune", "uniform at 600"}
+    assert usable == [tried[0], tried[2]]
+    assert set(reasons) == {"hiprune", "fastv at 1"}
     assert "tower_depths=(0.375,)" in reasons["hiprune"]
-    assert "got 600 tokens, and the longest row has 576" in reasons["uniform at 600"]
+    assert "the least budget for this model is" in reasons["fastv at 1"]
 
 
 def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):

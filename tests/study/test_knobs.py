@@ -1,7 +1,7 @@
 """Knobs are read by the types of their fields: from words of a command line, and from YAML."""
 
 from dataclasses import MISSING, fields
-from typing import get_origin
+from typing import get_args, get_origin
 
 import pytest
 
@@ -11,6 +11,10 @@ from idsel_core.study.knobs import build_method, knob_types, parse_knob
 
 ALL = [(method, knob, kind) for method in METHODS for knob, kind in knob_types(method).items()]
 FLAGS = [(method, knob) for method, knob, kind in ALL if kind is bool]
+INF = float("inf")
+NUMBERS = [(method, knob) for method, knob, kind in ALL if float in (kind, *get_args(kind)) and knob != "budget"]
+INFINITE = {(method, "gamma") for method, knob, _ in ALL if knob == "gamma"}
+"""Suppression at infinity spares all but duplicates."""
 TUPLES = [(method, knob) for method, knob, kind in ALL if get_origin(kind) is tuple]
 
 
@@ -32,6 +36,27 @@ def test_a_flag_is_true_or_false(method, knob):
         with pytest.raises(ValueError, match=f"knob {knob} of {method} must be true or false"):
             build_method(method, {"budget": 300, knob: value})
     assert getattr(build_method(method, {"budget": 300, knob: True}), knob) is True
+
+
+@pytest.mark.parametrize(("method", "knob"), FLAGS)
+@pytest.mark.parametrize("value", ["False", "", 0, 1, None])
+def test_a_flag_of_a_method_is_a_bool_and_nothing_else(method, knob, value):
+    with pytest.raises(ValueError, match=f"{knob} must be True or False, not {value!r}"):
+        get_method(method, budget=300, **{knob: value})
+
+
+@pytest.mark.parametrize(("method", "knob"), NUMBERS)
+def test_infinity_is_a_number_where_it_has_a_meaning(method, knob):
+    if (method, knob) in INFINITE:
+        assert getattr(build_method(method, {"budget": 300, knob: parse_knob(method, knob, "inf")}), knob) == INF
+    else:
+        with pytest.raises(ValueError, match=f"{knob} must be .*, not inf"):
+            build_method(method, {"budget": 300, knob: parse_knob(method, knob, "inf")})
+    for value in (float("nan"), "nan"):
+        with pytest.raises(ValueError, match=f"knob {knob} of {method} must be .*, not .?nan"):
+            build_method(method, {"budget": 300, knob: value})
+    with pytest.raises(ValueError, match=f"knob {knob} of {method} must be .*, not 'nan'"):
+        parse_knob(method, knob, "nan")
 
 
 @pytest.mark.parametrize(("method", "knob"), TUPLES)
@@ -66,6 +91,8 @@ def test_the_defaults_come_back_from_their_words(method):
         ("idselection", "budget", "0.1", 0.1),
         ("idselection", "gamma", "5", 5.0),
         ("idselection", "gamma", "1e-1", 0.1),
+        ("idselection", "gamma", "inf", float("inf")),
+        ("idselection", "gamma", "Infinity", float("inf")),
         ("idselection", "update", "multiply", "multiply"),
         ("vscan", "layer", "none", None),
         ("vscan", "layer", "3", 3),
@@ -82,8 +109,8 @@ def test_words_become_values(method, knob, text, value):
     ("method", "knob", "text", "message"),
     [
         ("random", "seed", "1.5", "knob seed of random must be an int, not '1.5'"),
-        ("idselection", "gamma", "high", "knob gamma of idselection must be a number, not 'high'"),
-        ("idselection", "gamma", "nan", "must be a number, not 'nan'"),
+        ("idselection", "gamma", "high", "knob gamma of idselection must be a number or one of auto, not 'high'"),
+        ("idselection", "gamma", "nan", "must be a number or one of auto, not 'nan'"),
         ("idselection", "update", "add", "must be one of subtract, multiply, not 'add'"),
         ("vscan", "layer", "last", "must be an int or a number or none, not 'last'"),
         ("idselection", "gama", "1", "has no knob 'gama', did you mean 'gamma'"),

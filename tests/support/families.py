@@ -47,7 +47,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
+IMAGE, VIDEO, START, END, PAD, BOS, VOCABULARY = 90, 91, 92, 93, 0, 1, 100
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -57,7 +57,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "pad_token_id": PAD,
-    "bos_token_id": 1,
+    "bos_token_id": BOS,
     "eos_token_id": None,
 }
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
@@ -153,7 +153,7 @@ class Family:
 
         rows = []
         for row, sizes in enumerate(layout):
-            ids = [1, *words(2 + row)]
+            ids = [BOS, *words(2 + row)]
             for size in sizes:
                 ids += [*self.marks(size), *words(3)]
             rows.append(ids + words(4))
@@ -602,6 +602,7 @@ QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
     "downsample": "a smaller image is not available: the processor decides",
     "evs": "frames is not available: the images are not frames of a video",
+    "vidcom2": "frames is not available: the images are not frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": NO_CLS,
@@ -616,7 +617,7 @@ QWEN3_REFUSED = {
 }
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
-LLAVA_REFUSED = {"evs": "frames is not available: the images are not frames of a video"}
+LLAVA_REFUSED = dict.fromkeys(("evs", "vidcom2"), "frames is not available: the images are not frames of a video")
 LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
 """What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
 
@@ -625,6 +626,7 @@ NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: this model cuts images into tiles of one size",
     "evs": "frames is not available: the images are not frames of a video",
+    "vidcom2": "frames is not available: the images are not frames of a video",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
 }
@@ -660,6 +662,7 @@ INTERNVL_REFUSED = {
 AUDIO_REFUSED = {
     "downsample": "a smaller image is not available: audio clips are not images",
     "evs": "frames is not available: audio clips are not videos",
+    "vidcom2": "frames is not available: audio clips are not videos",
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",

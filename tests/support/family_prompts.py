@@ -52,8 +52,11 @@ def of_prompt(layout, row, picks):
 
 
 @torch.no_grad()
-def by_hand(family, model, layout, row, picks, steps, positions=None):
-    """One prompt alone: embeddings of the kept columns through the language model, step by step."""
+def by_hand(family, model, layout, row, picks, steps, positions=None, said=()):
+    """One prompt alone: embeddings of the kept columns through the language model, step by step.
+
+    After so many steps the next of the texts that are `said`, token ids, is read, and answered in as many steps.
+    """
     core, single = model.model, family.alone(layout, row)
     ids = single["input_ids"][0]
     embeddings, keep = core.get_input_embeddings()(ids).clone(), ~torch.isin(ids, torch.tensor(BARRED))
@@ -73,7 +76,9 @@ def by_hand(family, model, layout, row, picks, steps, positions=None):
     beside = family.beside(model, single, keep) if layout[row] else {}
     embeddings = embeddings[keep][None]
     cache, logits, chosen = DynamicCache(config=model.config), [], []
-    for step in range(steps):
+    # What follows each pass: None, the answer's next token, or a token that is said.
+    to_come = [None] * steps + [token for text in said for token in (*text, *[None] * steps)]
+    for step, token in enumerate(to_come):
         hidden = family.decoder(model)(
             inputs_embeds=embeddings,
             position_ids=places,
@@ -81,11 +86,12 @@ def by_hand(family, model, layout, row, picks, steps, positions=None):
             **with_cache(family.decoder(model), cache),
             **beside,
         ).last_hidden_state
-        logits.append(model.lm_head(hidden[:, -1])[0])
-        allowed = logits[-1].clone()
-        allowed[BARRED] = -torch.inf
-        chosen.append(int(allowed.argmax()))
-        embeddings = core.get_input_embeddings()(torch.tensor([[chosen[-1]]]))
+        if token is None:
+            logits.append(model.lm_head(hidden[:, -1])[0])
+            allowed = logits[-1].clone()
+            allowed[BARRED] = -torch.inf
+            chosen.append(int(allowed.argmax()))
+        embeddings = core.get_input_embeddings()(torch.tensor([[chosen[-1] if token is None else token]]))
         places = torch.full_like(places[..., :1], following + step)
         beside = {}
     return torch.stack(logits), chosen, int(keep.sum())

@@ -54,18 +54,21 @@ def divprune(image: dict, picks: list[int]) -> np.ndarray:
     return distance[picks].min(0)
 
 
-def cdpruner(image: dict, picks: list[int], spent: float = 1e-4) -> np.ndarray:
-    """Growth of the determinant, as the variance that the picks leave times squared relevance."""
+def cdpruner(image: dict, picks: list[int], spent: float = 1e-11) -> np.ndarray:
+    """Growth of the determinant, as the variance that the picks leave times squared relevance.
+
+    `spent` is the share of a variance that counts as rounding: a token is then explained by the picks.
+    """
     x, r = unit(image["features"]), image["relevance"]
     r = (r - r.min() + 1e-6) / (r.max() - r.min()) if r.max() > r.min() else np.ones_like(r)
     similar = x @ x.T
     variance = np.diag(similar).copy()
     before = variance.copy()
     if picks:
-        basis = similar[np.ix_(picks, picks)]
-        for i in range(len(x)):
-            explained = np.linalg.lstsq(basis, similar[picks, i], rcond=1e-10)[0]
-            variance[i] -= similar[i, picks] @ explained
+        # The squared distance to the span of the picks, which loses no digits in a tight cluster.
+        left, sizes, _ = np.linalg.svd(x[picks].T, full_matrices=False)
+        span = left[:, sizes > 1e-7 * sizes.max(initial=1)]
+        variance = np.square(x - x @ span @ span.T).sum(1)
     return np.where(variance > spent * before, variance * r**2, -1 / (1 + r))
 
 
@@ -92,7 +95,14 @@ def mmtok(image: dict, picks: list[int]) -> np.ndarray:
     return coverage(np.concatenate(rows), picks)
 
 
-NEXT = {"divprune": divprune, "cdpruner": cdpruner, "scope": scope, "mmtok": mmtok}
+def mmr(image: dict, picks: list[int], balance: float = 0.5) -> np.ndarray:
+    """Importance against the largest cosine with a pick; saliency is the importance."""
+    x, s = unit(image["features"]), image["cls_attention"]
+    importance = (s - s.min()) / (s.max() - s.min()) if s.max() > s.min() else np.ones_like(s)
+    return balance * importance - (1 - balance) * (x @ x[picks].T).max(1) if picks else importance
+
+
+NEXT = {"mmr": mmr, "divprune": divprune, "cdpruner": cdpruner, "scope": scope, "mmtok": mmtok}
 
 
 # ------------------------------------------------------------------------------------------------ other methods
@@ -211,24 +221,33 @@ def visionzip(image: dict, count: int, share: float = 54 / 64, total: bool = Fal
     )
 
 
-def prumergeplus(image: dict, count: int, step: int = 0, near: int = 32) -> Kept:
-    """With a `step`, as published: `count` attended, as many at this step over the whole image, and the sum."""
+def prumergeplus(image: dict, count: int, share: float = 0.0, near: int = 32) -> Kept:
+    """With a `share`, as published: int(N share) attended tokens, as many at a step of int(1 / share), and the sum.
+
+    The authors list the attended tokens, then those at the step over 0 to N - 2, then the tokens that are in neither,
+    in raster order. A token in both parts is listed twice, and for each such token the first unlisted token is lost, so
+    that the list has N entries. Each of the first entries takes its neighbours from all other entries, and the sum is
+    over the entries after them.
+    """
     attention, x = image["wide_cls_attention@1"], image["encoder_features"]
     keys = unit(image["keys@1"].reshape(len(x), -1))
     ranking, _ = best(attention, len(x))
-    attended, gap = best(attention, count if step else count // 2)
+    attended, gap = best(attention, int(len(x) * share) if share else count // 2)
     rest, spaced = [i for i in range(len(x)) if i not in attended], count - 1 - len(attended)
     centres = attended + [rest[(2 * i + 1) * len(rest) // (2 * spaced)] for i in range(spaced)]
-    if step:
-        centres = attended + list(range(step // 2, len(x), step))
+    if share:
+        step = int(1 / share)
+        centres = attended + list(range(int(step / 2), len(x) - 1, step))
+    again = len(centres) - len(set(centres))
+    listed = centres + [j for j in range(len(x)) if j not in centres][again:]
     merged = []
-    for i in centres:
-        likest, other = best(keys @ keys[i], near, [j for j in range(len(x)) if j != i])
-        merged.append(x[i] + sum((attention[j] * x[j] for j in likest), np.zeros(x.shape[1])))
+    for entry, i in enumerate(centres):
+        other_entries = np.array([j for q, j in enumerate(listed) if q != entry], dtype=int)
+        likest, other = best((keys @ keys[i])[other_entries], near)
+        merged.append(x[i] + sum((attention[j] * x[j] for j in other_entries[likest]), np.zeros(x.shape[1])))
         gap = min(gap, other)
     others = [i for i in ranking if i not in centres]
-    merged.append(sum(attention[j] * x[j] for j in others))
-    again = len(centres) - len(set(centres))
+    merged.append(sum((attention[j] * x[j] for j in listed[len(centres) :]), np.zeros(x.shape[1])))
     gap = min(gap, best(attention, again + 1, others)[1])
     return Kept(list(dict.fromkeys(centres)) + others[: again + 1], gap, np.array(merged), notes={"centres": centres})
 
@@ -273,6 +292,106 @@ def vscan(image: dict, count: int, lossy: bool = False, windows: int = 4) -> Kep
     return Kept(kept, min(gap, other, last), read=np.array([x[[i, *of_it]].mean(0) for i, of_it in groups.items()]))
 
 
+def holov(image: dict, count: int, crops: int = 16, alpha: float = 0.09) -> Kept:
+    attention, x = image["cls_attention"], unit(image["features"])
+    stretches = np.array_split(np.arange(len(x)), min(crops, len(x)))
+    worth = []
+    for members in stretches:
+        variance = []
+        for i in members:
+            alike = [x[i] @ x[j] for j in members if j != i]
+            variance.append(np.var(alike) if alike else 0.0)
+        scaled = np.array(variance) * attention[members].mean() / (np.mean(variance) + 1e-6)
+        worth.append((attention[members] + alpha * scaled).mean())
+    shares = [count * w / sum(worth) for w in worth]
+    quotas = [math.floor(share) for share in shares]
+    ranking, gap = best(np.array(shares), len(shares))
+    gap = min([gap, *(shares[a] - shares[b] for a, b in pairwise(ranking))])
+    gap = min([gap, *(abs(share - round(share)) for share in shares if len(shares) > 1)])
+    for part in ranking[: count - sum(quotas)]:
+        quotas[part] += 1
+    quotas = [min(quota, len(members)) for quota, members in zip(quotas, stretches, strict=True)]
+    while sum(quotas) < count:
+        for part in ranking:
+            if quotas[part] < len(stretches[part]) and sum(quotas) < count:
+                quotas[part] += 1
+    kept = []
+    for quota, members in zip(quotas, stretches, strict=True):
+        chosen, other = best(attention, quota, members.tolist())
+        kept, gap = kept + chosen, min(gap, other)
+    return Kept(kept, gap, notes={"quotas": quotas})
+
+
+def prunesid(image: dict, count: int) -> Kept:
+    attention, features = image["cls_attention"], image["encoder_features"]
+    values = 1 / (1 + np.exp(-features))
+    matrix = (values - values.mean(1, keepdims=True)).T  # channels by tokens
+    groups = min(max(1, count // 4), len(features), max(1, features.shape[1] - 1))
+    entries = np.abs(np.linalg.svd(matrix, full_matrices=False)[2][:groups])  # groups by tokens
+    group = entries.argmax(0)
+    gap = min((best(entries[:, i], 1)[1] for i in range(len(features))), default=math.inf)
+    x = unit(features)
+    alike = x @ x.T
+    threshold = alike[~np.eye(len(x), dtype=bool)].mean() * count / 32 if len(x) > 1 else 0.0
+    gap = min(gap, *np.abs(alike[~np.eye(len(x), dtype=bool)] - threshold), math.inf)
+    listed, firsts, sizes = [], [], []
+    for number in range(groups):
+        members = best(attention, len(x), [i for i in range(len(x)) if group[i] == number])[0]
+        taken: list[int] = []
+        for i in members:
+            if all(alike[i, j] <= threshold for j in taken):
+                taken.append(i)
+        listed.append(taken + [i for i in members if i not in taken])
+        firsts.append(len(taken))
+        sizes.append(len(members))
+    least = [min(1, size) for size in sizes]
+    most = [min(5 * math.ceil(count / 64), size, first) for size, first in zip(sizes, firsts, strict=True)]
+    while sum(most) < count:
+        most = [min(m + 1, size) for m, size in zip(most, sizes, strict=True)]
+    rest, so_far, ends = count - sum(least), 0, []
+    for first in firsts:
+        so_far += first
+        ends.append(round(so_far / sum(firsts) * rest))
+    quotas = [
+        min(end - begin + low, high) for begin, end, low, high in zip([0, *ends[:-1]], ends, least, most, strict=True)
+    ]
+    for number in sorted(range(groups), key=lambda n: (-firsts[n], n)):
+        quotas[number] += min(most[number] - quotas[number], max(count - sum(quotas), 0))
+    return Kept([i for quota, members in zip(quotas, listed, strict=True) for i in members[:quota]], gap)
+
+
+def vidcom2(video: dict, count: int, temperature: float = 0.01, channels: float = 0.5) -> Kept:
+    features, frames = video["features"], np.asarray(video["frames"])
+    quiet = np.sort(np.argsort(features.var(0), kind="stable")[: max(1, math.floor(features.shape[1] * channels))])
+    x = unit(features[:, quiet])
+
+    def likeness(tokens: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        distance = ((tokens - mean) ** 2).sum(-1)
+        return sum(np.exp(-distance / (2 * 2.0**k)) for k in range(-3, 2))
+
+    numbers = range(frames.max() + 1)
+    to_video, to_frame = likeness(x, x.mean(0)), np.zeros(len(x))
+    for number in numbers:
+        to_frame[frames == number] = likeness(x[frames == number], x[frames == number].mean(0))
+    means = np.array([to_video[frames == number].mean() for number in numbers])
+    p = softmax(-means / temperature)
+    sizes = [int((frames == number).sum()) for number in numbers]
+    shares = [min(count / len(x) * (1 + q - p.mean()), 1) * size for q, size in zip(p, sizes, strict=True)]
+    least = [1 if count >= len(sizes) else 0] * len(sizes)
+    quotas = [max(math.floor(share), low) for share, low in zip(shares, least, strict=True)]
+    while sum(quotas) != count:
+        step = 1 if sum(quotas) < count else -1
+        able = [n for n in numbers if (quotas[n] < sizes[n] if step > 0 else quotas[n] > least[n])]
+        able.sort(key=lambda n: (step * (quotas[n] - shares[n]), n))
+        for number in able[: abs(count - sum(quotas))]:
+            quotas[number] += step
+    kept, gap = [], math.inf
+    for number in numbers:
+        chosen, other = best(-(to_video + to_frame), quotas[number], np.flatnonzero(frames == number).tolist())
+        kept, gap = kept + chosen, min(gap, other)
+    return Kept(kept, gap, notes={"quotas": quotas, "shares": shares})
+
+
 def evs(video: dict, count: int) -> Kept:
     x, where = (
         unit(video["features"]),
@@ -285,4 +404,11 @@ def evs(video: dict, count: int) -> Kept:
 
 
 KEPT = {"fastervlm": fastervlm, "vispruner": vispruner, "hiprune": hiprune, "trim": trim}
-KEPT |= {"visionzip": visionzip, "prumergeplus": prumergeplus, "tome": tome, "vscan": vscan}
+KEPT |= {
+    "holov": holov,
+    "prunesid": prunesid,
+    "visionzip": visionzip,
+    "prumergeplus": prumergeplus,
+    "tome": tome,
+    "vscan": vscan,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
+from idsel_core.backbones._shared.instruction import Instruction
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.prompts import (
+    PER_TOKEN,
     Slots,
     drop_columns,
     kept_columns,
     locate_images,
-    text_after,
 )
 from idsel_core.backbones._shared.question_views import QuestionViews
 from idsel_core.backbones.relevance.companion import Relevance
@@ -53,11 +57,14 @@ class Backbone(ABC):
         With ``generate``, of this family.
     relevance : Relevance, optional
         Shared image-text space for the view ``relevance``.
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights.
 
     Raises
     ------
     TypeError
-        If `relevance` lacks ``project`` or ``embed_text``.
+        If `relevance` lacks ``project`` or ``embed_text``, or `processor` has no tokenizer.
     """
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -68,6 +75,10 @@ class Backbone(ABC):
     """Argument of the model without which this transformers is too old for the family."""
     position_axes: ClassVar[int] = 1
     """Axes of a token's position in the language model. Of several, no token can be numbered anew."""
+    first_position: ClassVar[int] = 0
+    """Position of the first token in a call of ``forward``; ``generate`` counts from 0."""
+    text_looks_ahead: ClassVar[bool] = False
+    """Whether words of a prompt attend to later words, where ``token_type_ids`` are 0."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()
     """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
@@ -76,12 +87,47 @@ class Backbone(ABC):
     """Why images cannot be resized to another grid."""
     missing_views: ClassVar[Mapping[str, str]] = {}
     """Why this family lacks views, by view, if the reason is not the usual one."""
+    has_chat_template: ClassVar[bool] = True
+    """Whether prompts follow a chat template; all text in front of the answer is the question where they do not."""
 
-    def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
+    def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
             raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
+        if processor is not None and not hasattr(getattr(processor, "tokenizer", processor), "all_special_ids"):
+            raise TypeError(f"processor must be a processor or tokenizer, which {type(processor).__name__} is not")
         self.model = model
         self.relevance = relevance
+        self._processor = processor
+        self._warned: set[str] = set()
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Processor or tokenizer of the prompts; None where it is not known."""
+        return processor_of(self.model) if self._processor is None else self._processor
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """Chat template of the prompts; None where it is not known, or where prompts follow none."""
+        if not self.has_chat_template or self.processor is None:
+            return None
+        return ChatTemplate.of(self.processor)
+
+    def warn_of_question(self, consequence: str) -> None:
+        """Warn, once, of what follows from not knowing which words of a prompt are the question."""
+        if consequence in self._warned:
+            return
+        self._warned.add(consequence)
+        if self.processor is None:
+            why = "the chat template of this model is not known"
+        elif self.chat_template is None:
+            why = f"{type(self.processor).__name__} has no chat template that marks what a user says"
+        else:
+            why = "a prompt does not follow the chat template of its processor"
+        warnings.warn(
+            f"{why}, so {consequence}: give prune(..., processor=processor), or mark the words that ask by "
+            f"question_mask=mask, of the shape of input_ids, beside them",
+            stacklevel=3,
+        )
 
     @property
     def core(self) -> Any:
@@ -245,6 +291,9 @@ class Backbone(ABC):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        answer: Tensor | None = None,
+        answered: bool = False,
     ) -> VisualTokens:
         """Join encodings with the prompts that ask of them.
 
@@ -256,6 +305,10 @@ class Backbone(ABC):
             Full prompts with all placeholders, (B, L).
         position_ids : Tensor, optional
             Of the full prompts; the model's own by default.
+        question_mask, answer : Tensor, optional
+            True at the words that ask, and at tokens of the answer, (B, L); see `Instruction`.
+        answered : bool
+            Whether an answer may stand behind the prompts, where `answer` does not tell.
 
         Returns
         -------
@@ -270,8 +323,8 @@ class Backbone(ABC):
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
         slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        question = text_after(slots, real & ~self.placeholders(input_ids))
-        asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, question)
+        instruction = Instruction(self, input_ids, real, slots, question_mask, answer, answered)
+        asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, instruction)
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": constant_view(encoded.encoder_features),
             "projector": self.project,
@@ -299,7 +352,19 @@ class Backbone(ABC):
             placeholders=encoded.placeholders,
             video=encoded.video,
             decoder_layers=self.decoder_layers,
+            prompts=instruction,
         )
+
+    def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Mark the tokens of a call of the model that are known to be of an answer, bool (B, L); None if none are.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        labels = inputs.get("labels")
+        return None if labels is None else labels != PER_TOKEN["labels"]
 
     def shorten(
         self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str | None = None
@@ -334,7 +399,8 @@ class Backbone(ABC):
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if positions == "keep" and inputs.get("position_ids") is None:
             inputs["position_ids"] = self.full_positions(inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs}
+        left_out = (*self.image_inputs, "question_mask")
+        inputs = {name: value for name, value in inputs.items() if name not in left_out}
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
         slots = self.locate(input_ids, placeholders, tokens.video, mask)
@@ -381,6 +447,29 @@ class Backbone(ABC):
             return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         positions: Tensor = self.model._prepare_position_ids_for_generation(input_ids, dict(inputs))
         return positions
+
+    def next_positions(self, short: Mapping[str, Any], generating: bool) -> Tensor:
+        """Return the position of a token that would follow each column of shortened prompts, int64 (1 or B, W).
+
+        Parameters
+        ----------
+        short : Mapping[str, Any]
+            What `shorten` returned last, with ``input_ids`` (B, W).
+        generating : bool
+            Whether it is a call of ``generate``. Positions are counted as there, from 0.
+        """
+        ids, mask, positions = (short.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+        assert ids is not None
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if positions is None:
+            positions = real.cumsum(1) - 1 if generating else torch.arange(ids.shape[1], device=ids.device)[None]
+        elif not generating:
+            positions = positions - self.first_position
+        positions = positions.expand(real.shape).masked_fill(~real, -1)
+        ends: Tensor = positions.cummax(1).values + 1
+        # Text stands where the full prompt has it, whatever was cut out before it.
+        text = real[:, 1:] & ~self.placeholders(ids)[:, 1:]
+        return torch.cat([positions[:, 1:].where(text, ends[:, :-1]), ends[:, -1:]], 1)
 
     def patches_for_relevance(self, encoded: Encoded) -> Tensor:
         """Return what a shared image-text space reads of each token, (I, N, Dv)."""

@@ -70,9 +70,10 @@ def locate_images(
             f"(token id {image_token_id})"
         )
     if found != wanted:
+        cut = "; was a prompt truncated? Leave out truncation and max_length where it is made, or raise max_length"
         raise ValueError(
             f"the prompts hold {found} image placeholders (token id {image_token_id}), but the {len(placeholders)} "
-            f"image(s) fill {wanted}"
+            f"image(s) fill {wanted}{cut if found < wanted else ''}"
         )
     if attention_mask is not None and bool((is_image & (attention_mask == 0)).any()):
         raise ValueError("attention_mask hides image placeholders; it must be 1 at them")
@@ -111,7 +112,7 @@ def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def text_after(slots: Slots, text: Tensor) -> Tensor:
-    """Return a mask of the text after each image, which is the question about it, bool (I, L).
+    """Return a mask of the text after each image, bool (I, L).
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,6 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones._shared.caches import cache_in
-
-SPANS_ATTRIBUTE = "idsel_spans"
-"""Attribute of a cache: the `Span`s that its layers were filled in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +45,15 @@ class Span:
     def moved(self) -> bool:
         """Whether positions moved."""
         return bool(self.shift.any())
+
+    def take(self, rows: Tensor) -> Span:
+        """Return the same of these rows, int64."""
+        rows = rows.to(self.real.device)
+        return dataclasses.replace(self, real=self.real[rows], shift=self.shift[rows])
+
+    def cropped(self, columns: int) -> Span:
+        """Return the same of prompts whose last columns, which all layers read, are gone."""
+        return dataclasses.replace(self, width=self.width - columns, real=self.real[:, :-columns])
 
 
 class DecodeStep:

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
-from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
 from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.instruction import moved, moved_ends
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
-from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, DecodeStep, Span
+from idsel_core.backbones.in_llm.decode import DecodeStep, Span
 from idsel_core.backbones.in_llm.passage import Passage, Plan
 from idsel_core.backbones.in_llm.prefill import PromptPass
 from idsel_core.methods import Method
 from idsel_core.methods._shared.in_llm import drops_inside
+from idsel_core.scores.attention_rows import last_token
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -59,13 +62,20 @@ def dropping(
         yield passage
         return
     check_decoder(backbone.language_model)
+    ids, mask = prompts["input_ids"], prompts.get("attention_mask")
+    placeholder = backbone.placeholders(ids)
+    real = torch.ones_like(placeholder) if mask is None else mask.bool()
+    given, text = tokens.prompts, real & ~placeholder
     plan = Plan(
         method=method,
-        slots=backbone.locate(prompts["input_ids"], selection.counts, tokens.video, prompts.get("attention_mask")),
-        placeholder=backbone.placeholders(prompts["input_ids"]),
+        slots=backbone.locate(ids, selection.counts, tokens.video, mask),
+        placeholder=placeholder,
         places=method.drop_layers(passage.depth),
         counts=method.counts(tokens.lengths, selection.counts, passage.depth),
         passage=passage,
+        words=moved(given.words, given.text, text) if method.reads_words and given is not None else None,
+        ends=last_token(real) if given is None else moved_ends(given.ends, given.text, real, text),
+        labelled=prompts.get("labels") is not None,
     )
     with _hooks(backbone.language_model, plan):
         yield passage
@@ -89,6 +99,8 @@ def _hooks(decoder: Any, plan: Plan | None) -> Iterator[None]:
         for index, layer in enumerate(decoder.layers):
             before_layer = in_this_thread(functools.partial(hooks.before_layer, index))
             handles.append(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
+        if plan is not None and plan.labelled:
+            handles.append(decoder.register_forward_hook(in_this_thread(hooks.after_decoder)))
         for handle in handles:
             stack.callback(handle.remove)
         yield
@@ -129,6 +141,14 @@ class _Hooks:
             raise ValueError(
                 f"{self.plan.method.name} drops tokens while the prompt is read once: generate() needs use_cache=True"
             )
+
+    def after_decoder(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.reading is None:
+            return None
+        if isinstance(output, tuple):
+            return self.reading.widened(output[0]), *output[1:]
+        output.last_hidden_state = self.reading.widened(output.last_hidden_state)
+        return output
 
     def before_layer(
         self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

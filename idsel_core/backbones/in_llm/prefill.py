@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
+from idsel_core.backbones._shared.instruction import up_to
 from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts, text_after
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.checks import check_cache
 from idsel_core.backbones.in_llm.columns import ColumnLine, dense_positions
-from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, Span
+from idsel_core.backbones.in_llm.decode import Span
 from idsel_core.backbones.in_llm.passage import Drop, Plan
 from idsel_core.methods._shared.in_llm import Choice, LayerTokens
 from idsel_core.methods._shared.ragged import gather_tokens, sort_indices
@@ -47,19 +48,25 @@ class PromptPass:
         if mask is not None:
             self.real = mask[:: self.copies].bool().to(device)
         self.rows, self.columns = plan.slots.rows.to(device), plan.slots.columns.to(device)
-        asked = self.real[:, : self.width]
+        # (B, L): the prompt up to its end, without the answer that may stand behind it.
+        asked = self.real[:, : self.width] & up_to(plan.ends.to(device))
+        self.inside = nn.functional.pad(asked, (0, self.behind))
         text = text_after(Slots(self.rows, self.columns), asked & ~plan.placeholder.to(device))
         prompt = LayerTokens(
             states=embeddings[:: self.copies][self.rows, : self.width],
             columns=self.columns,
-            real=asked[self.rows],
+            real=self.real[self.rows, : self.width],
             text=text,
             query_tokens=torch.zeros_like(text),
+            words=None if plan.words is None else plan.words.to(device)[self.rows],
+            ends=last_token(asked)[self.rows],
         )
         with torch.no_grad():
             query_tokens = plan.method.query_tokens(prompt)
         self.text, self.query_tokens = (nn.functional.pad(marks, (0, self.behind)) for marks in (text, query_tokens))
         self.numbers = plan.passage.entering.indices[:, : self.columns.shape[1]].to(device)
+        # (B, L): column of the prompt that each column was.
+        self.origin = torch.arange(embeddings.shape[1], device=device).expand(self.real.shape)
         self.shift = torch.zeros(prompts, 1, dtype=torch.long, device=device)
         self.positions: Tensor | None = None
         self.changes: dict[str, Any] = {}
@@ -111,6 +118,7 @@ class PromptPass:
                 real=self.real[self.rows],
                 text=self.text,
                 query_tokens=self.query_tokens,
+                ends=last_token(self.inside)[self.rows],
                 read=functools.partial(self._read, index, hidden, now),
                 norm=self.decoder.norm,
             )
@@ -168,12 +176,43 @@ class PromptPass:
         self.real = line.real
         stretched = (nn.functional.pad(marks, (0, line.added)) for marks in (self.text, self.query_tokens))
         self.text, query_tokens = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
+        self.inside = self._inside(line).gather(1, order) & self.real
+        self.origin = self._origin(line).gather(1, order)
         # A prompt may end in an image, whose last token may go.
-        width = self.real.shape[1]
-        last = nn.functional.pad(last_token(self.real[:, : width - self.behind]), (0, self.behind))
-        self.query_tokens = torch.where(query_tokens.any(1, keepdim=True), query_tokens, last[self.rows])
+        last = last_token(self.inside)[self.rows]
+        self.query_tokens = torch.where(query_tokens.any(1, keepdim=True), query_tokens, last)
         self.columns = line.columns
         return hidden
+
+    def _inside(self, line: ColumnLine) -> Tensor:
+        """Mark columns up to the end of the prompt, bool (B, L + merged); merged tokens are where their image is."""
+        first = self.columns[:, :1].clamp_min(0)  # (I, 1)
+        own = self.inside[self.rows].gather(1, first).expand_as(line.slots)
+        inside = nn.functional.pad(self.inside, (0, line.added))
+        return inside.index_put((self.rows[:, None].expand_as(line.slots), line.slots), own)
+
+    def _origin(self, line: ColumnLine) -> Tensor:
+        """Return the column of the prompt that each one was, int64 (B, L + merged); merged tokens end their image."""
+        last = (
+            self.origin[self.rows]
+            .gather(1, self.columns.clamp_min(0))
+            .where(self.columns >= 0, -1)
+            .amax(1, keepdim=True)
+        )
+        origin = nn.functional.pad(self.origin, (0, line.added))
+        return origin.index_put((self.rows[:, None].expand_as(line.slots), line.slots), last.expand_as(line.slots))
+
+    def widened(self, states: Tensor) -> Tensor:
+        """Return the last states (B, W, D) with a column for each of the prompt, (B, L, D).
+
+        A token that was dropped gets the state of the last one before it that is left, which predicts what follows.
+        """
+        # New padding stands in front of all else, or behind it.
+        origin = self.origin.masked_fill(~self.real & (self.real.cumsum(1) == 0), -1)
+        origin = origin.masked_fill(~self.real & (self.real.cumsum(1) > 0), self.width + 1)
+        wanted = torch.arange(self.width, device=origin.device).expand(len(origin), -1)
+        found = torch.searchsorted(origin.contiguous(), wanted.contiguous(), right=True) - 1
+        return gather_tokens(states, found.clamp_min(0))
 
     def _renumber(self, choice: Choice) -> None:
         picks = sort_indices(choice.order, self.numbers.shape[1])

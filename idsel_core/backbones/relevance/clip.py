@@ -29,7 +29,7 @@ class ClipCompanion:
     tokenizer : PreTrainedTokenizer
         Tokenizer of the LVLM, which decodes its prompts to text.
     clean : Callable[[str], str]
-        Makes the question for CLIP from the text after an image, for example without the cue for an answer.
+        Makes the question for CLIP from the user's words, for example without the cue for an answer.
 
     Raises
     ------

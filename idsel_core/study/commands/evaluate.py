@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a setting of the method, e.g. gamma 5, faithful true, layers [2,0.5]; may be given several times",
     )
     parser.add_argument(
-        "--limit", type=natural, default=0, metavar="N", help="ask about so many questions; 0 asks all (default: 0)"
+        "--limit",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="ask N questions, as many of each question type, rounded up, its first ones; 0 asks all (default: 0)",
     )
     parser.add_argument(
         "--batch", type=positive, default=50, metavar="N", help="questions at a time (default: %(default)s)"
@@ -83,7 +87,11 @@ def run(given: argparse.Namespace) -> int:
         tower_depths=getattr(method, "tower_depths", ()) or None,
     )
     rows = study.run([method], given.batch)
-    print(f"{len(study.split.questions)} questions of split {study.split.name}")
+    asked = study.split.questions["question_type"].value_counts(sort=False)
+    taken = f", of {given.limit} wanted: " + ", ".join(f"{count} {kind}" for kind, count in asked.items())
+    print(f"{asked.sum()} questions of split {study.split.name}{taken if given.limit else ''}")
+    if (rows["budget"] > rows["tokens_before"]).any():
+        print(f"the budget of {method.budget} is above the tokens of some images, which are left whole")
     print(accuracy(rows).round(3).to_string())
     return 0
 
@@ -92,7 +100,9 @@ def _budget(text: str) -> int | float:
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
-        raise ValueError(f"--budget must be a number of visual tokens, or a share such as 0.1, not {text!r}") from None
+        raise ValueError(
+            f"--budget must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
+        ) from None
 
 
 def _unknown(name: str, known: list[str]) -> ValueError:

@@ -60,7 +60,7 @@ def flops_of_selection(
     profile : sequence of int
         Visual tokens that each layer reads.
     text_tokens : int
-        All other tokens of the prompt, counted as if they followed the image.
+        All other tokens of the prompt, counted as if they followed the image and, where words are read, were words.
     attention : {"full", "causal"}
         As for `flops_analytic`.
 

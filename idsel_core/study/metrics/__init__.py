@@ -117,6 +117,11 @@ def score_each(predictions: Sequence[str], questions: pd.DataFrame) -> NDArray[n
 
 
 def chance(questions: pd.DataFrame) -> NDArray[np.float64]:
-    """Return how often a guess is right, (n,): one of the choices, yes or no; 0 where any answer is allowed."""
+    """Return how often a guess is right, (n,), as the column `chance` says, or else the choices, or yes and no.
+
+    It is 0 where any answer is allowed.
+    """
+    if "chance" in questions:
+        return questions["chance"].to_numpy(dtype=np.float64)
     asked = zip(questions["choices"], questions["metric"], strict=True)
     return np.array([1 / len(choices) if len(choices) else 0.5 * (metric == "yes_no") for choices, metric in asked])

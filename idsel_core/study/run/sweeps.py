@@ -151,6 +151,7 @@ class Sweep:
         basis = [f"as measured in {len(like)} finished jobs"] if like else []
         basis += [f"a guess for {guessed} jobs, as none with their backbone and device has finished"] if guessed else []
         basis += [f"a guess for encoding {images} images"] if images else []
+        basis += self._above()
         free = shutil.disk_usage(Path.cwd()).free
         minutes = math.ceil(seconds / 60 / min(cores, len(left) or 1))
         duration = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -159,6 +160,21 @@ class Sweep:
             f"about {duration} on {cores}, {size / 2**20:.0f} MiB of disk "
             f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
+
+    def _above(self) -> list[str]:
+        """Say which budgets are above the tokens of an image, as far as the configurations of backbones tell."""
+        budgets: dict[str, set[int]] = {}
+        for job in self.jobs.values():
+            budgets.setdefault(job["backbone"], set()).update(b for b in job["budgets"] if isinstance(b, int))
+        said = []
+        for backbone, asked in budgets.items():
+            config = Path(backbone) / "config.json"
+            whole = json.loads(config.read_text()).get("image_seq_length") if config.is_file() else None
+            above = sorted(budget for budget in asked if whole is not None and budget > whole)
+            if above:
+                numbers = ", ".join(map(str, above))
+                said.append(f"budgets above the {whole} tokens of an image of {backbone} keep all: {numbers}")
+        return said
 
     @staticmethod
     def _wanted(jobs: list[Mapping[str, Any]]) -> list[tuple[str, str, str]]:

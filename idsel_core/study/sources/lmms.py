@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,7 +24,7 @@ def read_task(name: str, limit: int = 0) -> Split:
     Parameters
     ----------
     name : str
-        As lmms-eval calls it.
+        As for `open_task`.
     limit : int
         Take so many questions, the first ones; 0 takes all.
 
@@ -48,13 +47,17 @@ def read_task(name: str, limit: int = 0) -> Split:
         if not names or not answers or not any(answers):
             lacking = "no image" if not names else "no right answer, so it can be answered but not scored"
             raise ValueError(f"question {number} of task {name!r} has {lacking}")
-        record = {"question_id": str(number), "image_id": " ".join(names), "image_ids": names, "question_type": name}
-        record |= {"question": task.prompt(number), "answers": answers}
+        record = {
+            "question_id": str(number),
+            "image_id": " ".join(names),
+            "image_ids": names,
+            "question_type": name.rpartition("/")[-1],
+        }
+        record |= {"question": task.prompt(number), "answers": answers, "chance": task.chance(number), "choices": []}
         records.append(record | {"answer": Counter(answers).most_common(1)[0][0], "metric": f"lmms:{name}"})
     questions = pd.DataFrame(records)
-    questions["choices"] = [_options(questions["answer"])] * len(questions)
     frame = pd.DataFrame({"image": pd.Series(images, dtype=object)}).rename_axis("image_id")
-    return Split(name, questions, frame, (), f"lmms:{name}", task.new_tokens, task.version)
+    return Split(name, questions, frame, (), name.rpartition("/")[-1], task.new_tokens, task.version)
 
 
 def _name(picture: Image.Image) -> str:
@@ -63,8 +66,3 @@ def _name(picture: Image.Image) -> str:
 
 def _picture(task: Task, number: int, place: int) -> Image.Image:
     return task.pictures(number)[place]
-
-
-def _options(answers: Sequence[str]) -> list[str]:
-    """Return yes and no where these are the only answers, else nothing."""
-    return ["yes", "no"] if {answer.lower() for answer in answers} <= {"yes", "no"} else []

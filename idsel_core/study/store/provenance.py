@@ -164,6 +164,9 @@ def read_origin(figure: str | Path) -> dict[str, Any]:
         If it carries no origin.
     """
     figure = Path(figure)
+    if not figure.is_file():
+        there = sorted(path.name for path in figure.parent.glob(f"*{figure.suffix or '.png'}"))
+        raise FileNotFoundError(f"no file {figure}; in its folder are: {', '.join(there) or 'none of the kind'}")
     try:
         if figure.suffix == ".md":
             page = _origin_of_page(figure)

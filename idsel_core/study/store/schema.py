@@ -21,13 +21,19 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "question_id": ("string", "the question, unique within a run"),
         "image_id": ("string", "the image that it is about"),
         "question_type": ("string", "the kind of question, such as `count`"),
-        "method": ("string", "name of the method; `full` keeps all visual tokens, `blind` shows no image"),
+        "method": ("string", "name of the method; `full` keeps all visual tokens, `no-image` shows none"),
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),
         "normalise": ("string?", "how that score is brought to a range; null if the method has no such knob"),
         "features": ("string?", "which features are compared, `projector` or `encoder`; null if there is no such knob"),
-        "update": ("string?", "how a pick suppresses others, `subtract` or `multiply`; null if there is no such knob"),
+        "update": (
+            "string?",
+            "how a pick suppresses others, `subtract` or `multiply`, with `, continue` if no sweep follows; or null",
+        ),
         "instruction": ("string?", "the query tokens and the layer of instruction attention, as `tokens@layer`"),
-        "gamma": ("double?", "how fast suppression falls with distance; null if the method has no such knob"),
+        "gamma": (
+            "double?",
+            "how fast suppression falls with distance; -1 if each image sets its own; null if there is no such knob",
+        ),
         "positions": ("string", "position ids of kept tokens: `compact` counts anew, `keep` leaves the full prompt's"),
         "budget": (
             "double",
@@ -43,6 +49,11 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "tokens_average": ("double", "visual tokens that a layer of the language model reads, mean over layers"),
         "prefill_gflops": ("double?", "analytic GFLOPs of the language model's prefill; null if they are not known"),
         "on_objects": ("double?", "share of the kept tokens that lie on an object; null without an image"),
+        "conversation": (
+            "string?",
+            "what answers a second question: tokens that were picked for the question before it, `kept`, or for "
+            "itself, `anew`, with ` alone` where the prompt leaves out the earlier turn; null for a single question",
+        ),
         "seed": ("int64", "seed of the method"),
         "prompt": ("string?", "hash of the text that the model was asked"),
         "metric": ("string?", "by which the answer was scored"),

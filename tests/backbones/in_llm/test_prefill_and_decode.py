@@ -200,9 +200,12 @@ def test_manual_decoding_continues_from_the_shorter_cache(model, decoder, method
         at_once = model(input_ids=torch.tensor([tokens]), past_key_values=kept).logits[0]
         with prune(model, UniformGrid(9)):
             model(input_ids=torch.tensor([[3]]), past_key_values=kept)
+        two = torch.tensor([[3], [3]])
         with pytest.raises(ValueError, match="the cache holds 1 pruned prompts, but 2 go on from it"):
-            kept.batch_repeat_interleave(2)
-            model(input_ids=torch.tensor([[3], [3]]), past_key_values=kept)
+            model(input_ids=two, past_key_values=kept)
+        kept.batch_repeat_interleave(2)
+        copies = model(input_ids=two, past_key_values=kept).logits
+        torch.testing.assert_close(copies[0], copies[1])
     for token, step, once in zip(tokens, steps, at_once, strict=True):
         wanted = decoder.step(read, model.get_input_embeddings().weight[token].detach().double().numpy())
         close(step, wanted)

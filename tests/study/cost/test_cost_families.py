@@ -96,7 +96,8 @@ def test_flops_of_scores_equal_what_torch_counts(family, importance):
     backbone, method = adapter_for(model), IDSelection(5, importance=importance)
     with torch.no_grad():
         encoded = backbone.encode(**backbone.image_arguments(inputs))
-        tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"])
+        text = torch.ones_like(inputs["input_ids"])
+        tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"], question_mask=text)
         with FlopCounterMode(display=False) as counter:
             method.scores(tokens)
     text, shown = inputs["input_ids"].shape[1] - family.counts[0], image_size(family, inputs)

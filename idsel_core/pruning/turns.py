@@ -1,0 +1,389 @@
+"""Calls that go on from the cache of a pruned call: a conversation's next turn, or a step of decoding by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones import Backbone
+from idsel_core.backbones._shared.caches import cache_in, cached_rows, prompts_of
+from idsel_core.backbones._shared.prompts import PER_TOKEN
+from idsel_core.backbones._shared.tensors import pixel_key
+from idsel_core.pruning.arguments import setting_of
+from idsel_core.pruning.preconditions import check_window
+from idsel_core.pruning.records import ImageRecord
+
+_NAMES: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def name_of(model: Any) -> str:
+    """Return a name of a model that no other one has, copies of it included."""
+    return _NAMES.setdefault(model, uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, eq=False)
+class CutPrompts:
+    """The R prompts in a cache, and how they were shortened.
+
+    Attributes
+    ----------
+    model : str
+        The model that filled the cache, as `name_of` calls it.
+    given, real : Tensor
+        The prompts as the caller gave them, int64 (R, L), and which columns are no padding, bool (R, L).
+    images : Tensor
+        Which of these columns are placeholders, bool (R, L).
+    short, seen : Tensor
+        The prompts as the model read them, int64 (R, W), and which columns are no padding, bool (R, W).
+    ends : Tensor
+        The position, as of ``generate``, of a token that would follow each of these columns, int64 (R, W).
+    later : Tensor
+        Which columns behind the prompts are no padding, as far as that is known, bool (R, T).
+    pixels : Tensor
+        A number that depends on the pixels, int64 (1,).
+    records : tuple[tuple[int, ImageRecord], ...]
+        The row and the record of each image.
+    searched : bool
+        Whether what is behind the prompts are the beams of a search.
+    trouble : str
+        Why nothing can go on from the cache, or "".
+    """
+
+    model: str
+    given: Tensor
+    real: Tensor
+    images: Tensor
+    short: Tensor
+    seen: Tensor
+    ends: Tensor
+    later: Tensor
+    pixels: Tensor
+    records: tuple[tuple[int, ImageRecord], ...] = ()
+    searched: bool = False
+    trouble: str = ""
+
+    @property
+    def width(self) -> int:
+        """Columns of the prompts as the model read them, W."""
+        return self.short.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.short)
+
+    def take(self, rows: Tensor) -> CutPrompts:
+        """Return the prompts of these rows, int64, with repetition where a prompt has copies."""
+        rows = rows.to(self.short.device)
+        tensors = ("given", "real", "images", "short", "seen", "ends", "later")
+        records = tuple(
+            (place, record) for place, row in enumerate(rows.tolist()) for owner, record in self.records if owner == row
+        )
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in tensors}, records=records)
+
+    def cropped(self, columns: int) -> CutPrompts:
+        """Return the prompts without their last columns, which must be text."""
+        same = columns < min(self.width, self.given.shape[1]) and all(
+            torch.equal(whole[:, -columns:], short[:, -columns:])
+            for whole, short in ((self.given, self.short), (self.real, self.seen))
+        )
+        if not same or bool(self.images[:, -columns:].any()):
+            return dataclasses.replace(self, trouble="was cropped so far that an image may be gone")
+        names = ("given", "real", "images", "short", "seen", "ends")
+        left = {name: getattr(self, name)[:, :-columns] for name in names}
+        return dataclasses.replace(self, **left, later=self.later[:, :0])
+
+    def known_later(self, columns: int) -> Tensor:
+        """Return which of so many columns behind the prompts are no padding, as far as that is known, bool (R, T)."""
+        known = self.later[:, :columns]
+        return torch.nn.functional.pad(known, (0, columns - known.shape[1]), value=True)
+
+
+def cut_prompts(
+    backbone: Backbone, inputs: Mapping[str, Any], short: Mapping[str, Any], generating: bool
+) -> CutPrompts:
+    """Return what a cache shall know that is filled by a shortened call.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model.
+    inputs, short : Mapping[str, Any]
+        Arguments of the call before and after `Backbone.shorten`, which was its last call.
+    generating : bool
+        Whether the call is one of ``generate``.
+    """
+    given, ids = inputs["input_ids"], short["input_ids"]
+    seen, real = (_marks(arguments.get("attention_mask"), arguments["input_ids"]) for arguments in (short, inputs))
+    return CutPrompts(
+        model=name_of(backbone.model),
+        given=given,
+        real=real,
+        images=backbone.placeholders(given),
+        short=ids,
+        seen=seen,
+        ends=backbone.next_positions(short, generating).expand(len(ids), -1),
+        later=seen[:, :0],
+        pixels=pixels_number(backbone, inputs),
+    )
+
+
+def _marks(mask: Tensor | None, ids: Tensor) -> Tensor:
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().to(ids.device)
+
+
+def pixels_number(backbone: Backbone, inputs: Mapping[str, Any]) -> Tensor:
+    """Return a number that depends on the pixels of a call, int64 (1,)."""
+    given = [inputs[name] for name in backbone.pixel_inputs if inputs.get(name) is not None]
+    return torch.stack([pixel_key(pixels[None]) for pixels in given]).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class NextTurn:
+    """A call that goes on from a cache of shortened prompts.
+
+    Attributes
+    ----------
+    inputs : dict[str, Any]
+        Arguments of ``generate`` or ``forward`` that fit the cache.
+    cache : Any
+        The cache.
+    prompts : CutPrompts
+        What the cache knows, a row for each row of the call.
+    read : Tensor
+        Which columns behind the prompts are no padding, the new ones among them, bool (B, T).
+    """
+
+    inputs: dict[str, Any]
+    cache: Any
+    prompts: CutPrompts
+    read: Tensor
+
+
+def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -> NextTurn | None:
+    """Return a call that goes on from a cache of shortened prompts as one that fits it; None for other calls.
+
+    The caller may give the whole conversation, which begins with the prompts as they were given, or the new tokens
+    alone. `attention_mask` may have a column for each new token, for each token in the cache and each new one, or for
+    each token of the whole conversation.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model.
+    inputs : Mapping[str, Any]
+        Arguments of ``generate`` or ``forward``.
+    generating : bool
+        Of ``generate``.
+
+    Raises
+    ------
+    ValueError
+        If the cache is another model's, or the arguments do not fit it; the message says what to do.
+    """
+    cache = cache_in(inputs)
+    prompts: CutPrompts | None = prompts_of(cache)
+    if prompts is None:
+        return None
+    ids, cached = inputs.get("input_ids"), int(cache.get_seq_length())
+    if prompts.model != name_of(backbone.model):
+        raise ValueError(
+            "the cache was filled with shortened prompts by another model (a copy is another one): go on from it "
+            "inside a block of that model"
+        )
+    if prompts.trouble:
+        raise ValueError(f"the cache {prompts.trouble}: {_ANEW}")
+    if ids is None and (generating or inputs.get("inputs_embeds") is None):
+        raise ValueError("going on from a shortened cache needs input_ids")
+    if prompts.searched and cached > prompts.width:
+        raise ValueError(
+            f"the cache holds the beams of a search, not the answers that it returned: crop() the "
+            f"{cached - prompts.width} tokens behind the prompt, or {_ANEW}"
+        )
+    prompts = _rows_of_the_call(backbone, inputs, prompts, generating)
+    call = _Call(backbone, dict(inputs), prompts, cached)
+    marks = None if ids is None else backbone.placeholders(ids)
+    whole = marks is not None and bool(marks.any())
+    if whole:
+        call.check_conversation(ids, marks)
+    elif any(inputs.get(name) is not None for name in backbone.pixel_inputs):
+        raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
+    new = call.new_columns(whole)
+    seen = call.seen(whole, new)
+    types = _last(inputs.get("token_type_ids"), new)
+    if backbone.text_looks_ahead and types is not None and new > 1 and bool((types == 0).any()):
+        raise ValueError(
+            f"token_type_ids are 0 at new text, so the prompt in the cache would have to attend to it: give 1 there, "
+            f"then it attends to what is before it, or {_ANEW}"
+        )
+    if backbone.position_axes == 1 and bool((prompts.ends[:, -1] > prompts.width).any()):
+        length = int((prompts.ends[:, -1] + seen[:, prompts.width :].sum(1)).max())
+        check_window(backbone, dict(inputs), generating, length)
+    return NextTurn(
+        call.arguments(whole, new, seen, generating),
+        cache,
+        prompts,
+        seen[:, prompts.width :],
+    )
+
+
+_ANEW = "give the whole conversation with its images and no cache"
+
+
+def _last(values: Any, columns: int) -> Any:
+    return None if values is None else values[..., -columns:]
+
+
+def _rows_of_the_call(
+    backbone: Backbone, inputs: Mapping[str, Any], prompts: CutPrompts, generating: bool
+) -> CutPrompts:
+    """Return one row of a cache for each row of the call, of which ``generate`` may read several copies."""
+    given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    names = ("num_beams", "num_return_sequences") if generating else ()
+    copies = max((setting_of(backbone.model, dict(inputs), name) or 1 for name in names), default=1)
+    if len(prompts) == len(given) * copies:
+        return prompts.take(torch.arange(0, len(prompts), copies)) if copies > 1 else prompts
+    if copies > 1 and len(prompts) == len(given):
+        raise ValueError(
+            f"generate() reads {copies} copies of each prompt, of which the cache holds one: call "
+            f"batch_repeat_interleave({copies}) of the cache before"
+        )
+    raise ValueError(f"the cache holds {len(prompts)} pruned prompts, but {len(given) * copies} go on from it")
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of a call beside the B prompts of its cache, which holds `cached` columns."""
+
+    backbone: Backbone
+    inputs: dict[str, Any]
+    prompts: CutPrompts
+    cached: int
+
+    def check_conversation(self, ids: Tensor, marks: Tensor) -> None:
+        """Refuse a whole conversation that is not that of the cache."""
+        given, real = self.prompts.given.to(ids.device), self.prompts.real.to(ids.device)
+        width = given.shape[1]
+        if ids.shape[1] < width or bool(((ids[:, :width] != given) & real).any()):
+            raise ValueError(
+                "the conversation holds images, but does not begin with the prompts that the cache was filled with, "
+                f"column by column: append new text to what generate() returned, or {_ANEW}"
+            )
+        if bool(marks[:, width:].any()):
+            raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
+        pixels = [name for name in self.backbone.pixel_inputs if self.inputs.get(name) is not None]
+        if pixels:
+            number = pixels_number(self.backbone, self.inputs)
+            if not torch.equal(number, self.prompts.pixels.to(number.device)):
+                raise ValueError(f"{pixels[0]} holds other images than those that the cache was filled with: {_ANEW}")
+
+    def new_columns(self, whole: bool) -> int:
+        """Return how many columns the cache does not hold."""
+        ids = self.inputs.get("input_ids")
+        if not whole:
+            return int((self.inputs["inputs_embeds"] if ids is None else ids).shape[1])
+        assert ids is not None
+        new = self.prompts.width + int(ids.shape[1]) - self.prompts.given.shape[1] - self.cached
+        if new < 1:
+            raise ValueError(
+                f"the conversation has {ids.shape[1]} columns, all of which the cache holds already: append new text, "
+                f"or crop() the cache"
+            )
+        return new
+
+    def seen(self, whole: bool, new: int) -> Tensor:
+        """Return which columns, those in the cache and the new ones, are no padding, bool (B, cached + new)."""
+        prompts, mask = self.prompts, self.inputs.get("attention_mask")
+        later = self.cached - prompts.width
+        device = prompts.seen.device
+        if mask is None:
+            return torch.nn.functional.pad(
+                torch.cat([prompts.seen, prompts.known_later(later)], 1), (0, new), value=True
+            )
+        if mask.ndim != 2:
+            raise ValueError(f"attention_mask must be (prompts, tokens), not {tuple(mask.shape)}")
+        mask = mask.bool().to(device).expand(len(prompts), -1)
+        for before in (prompts.real, prompts.seen):
+            if mask.shape[1] == before.shape[1] + later + new:
+                if not torch.equal(mask[:, : before.shape[1]], before):
+                    raise ValueError(
+                        "attention_mask hides other columns of the prompts than in the call that filled the cache"
+                    )
+                return torch.cat([prompts.seen, mask[:, before.shape[1] :]], 1)
+        if mask.shape[1] == new and not whole:
+            return torch.cat([prompts.seen, prompts.known_later(later), mask], 1)
+        raise ValueError(
+            f"attention_mask has {mask.shape[1]} columns, but the shortened cache and the new tokens have "
+            f"{self.cached} + {new}, and the whole conversation {prompts.real.shape[1] + later + new}"
+        )
+
+    def arguments(self, whole: bool, new: int, seen: Tensor, generating: bool) -> dict[str, Any]:
+        """Return the arguments that the model takes."""
+        inputs, prompts, ids = self.inputs, self.prompts, self.inputs.get("input_ids")
+        dropped = {*self.backbone.image_inputs, *PER_TOKEN, "question_mask"} - {"input_ids", "labels"}
+        changed = {name: value for name, value in inputs.items() if name not in dropped}
+        if whole:
+            assert ids is not None
+            text = ids[:, prompts.given.shape[1] :]
+            changed["input_ids"] = torch.cat([prompts.short.to(ids.device), text], 1) if generating else ids[:, -new:]
+        if inputs.get("labels") is not None:
+            changed["labels"] = _last(inputs["labels"], new)
+        if generating or not bool(seen.all()):
+            changed["attention_mask"] = seen.long()
+        changed["position_ids"] = self._positions(new, seen, generating)
+        return changed
+
+    def _positions(self, new: int, seen: Tensor, generating: bool) -> Tensor:
+        given = self.inputs.get("position_ids")
+        if given is not None:
+            if generating or given.shape[-1] != new:
+                raise ValueError(
+                    f"position_ids must be those of the {new} new tokens, and only model(...) takes them: prune() "
+                    f"knows where a shortened cache ends"
+                )
+            return _last(given, new)
+        ends, behind = self.prompts.ends, seen[:, self.prompts.width :]
+        # (B, W) and (B, T): positions in the cache are not read again, but columns are counted.
+        later = (ends[:, -1:] + behind.cumsum(1) - 1).clamp_min(0)
+        positions = torch.cat([ends - 1, later], 1)
+        positions = positions if generating else positions[:, -new:] + self.backbone.first_position
+        if self.backbone.position_axes == 1:
+            return positions
+        text = (seen.cumsum(1) - 1).clamp_min(0)[:, -positions.shape[1] :]
+        return torch.stack([text, *[positions] * self.backbone.position_axes])
+
+
+def answered(prompts: CutPrompts, read: Tensor, answer: Tensor | None, ends: int | list[int] | None) -> CutPrompts:
+    """Return what a cache knows after a call.
+
+    Parameters
+    ----------
+    prompts : CutPrompts
+        What it knew, a row for each prompt.
+    read : Tensor
+        Which columns behind the prompts are no padding, those that the call read among them, bool (B, T).
+    answer : Tensor, optional
+        What was generated, int64 (R, A), where R is a multiple of B.
+    ends : int, list[int] or None
+        The tokens that end an answer; padding follows them.
+    """
+    if answer is None:
+        return dataclasses.replace(prompts, later=read)
+    copies = len(answer) // len(prompts)
+    prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies)) if copies > 1 else prompts
+    real = torch.ones_like(answer, dtype=torch.bool)
+    if ends is not None:
+        ended = torch.isin(answer, torch.as_tensor(ends, device=answer.device))
+        real = ended.cumsum(1) - ended.long() == 0
+    return dataclasses.replace(prompts, later=torch.cat([read.repeat_interleave(copies, 0), real.to(read.device)], 1))
+
+
+def fitted(prompts: CutPrompts, cache: Any) -> CutPrompts:
+    """Return what is known of each row of a cache, which may hold copies of each prompt."""
+    copies = cached_rows(cache) // max(1, len(prompts))
+    return prompts if copies <= 1 else prompts.take(torch.arange(len(prompts)).repeat_interleave(copies))

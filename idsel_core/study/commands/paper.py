@@ -1,0 +1,94 @@
+"""List the tables of papers, say what one would cost, or measure it: each is a grid in config/paper.
+
+The grid's jobs run as those of `idsel sweep` do, here or on a cluster, one GPU a job; rows go to results/sweeps/TABLE.
+--limit 8 is a first look at everything, with rows of its own. What stands behind -- goes to Snakemake.
+
+    idsel paper
+    idsel paper headline --dry-run
+    idsel paper headline --limit 8
+    idsel paper llava15_7b --profile workflow/profiles/slurm
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from idsel_core.study.commands._arguments import add_cores, natural, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("table", nargs="?", metavar="TABLE", help="name of a table; without one, all are listed")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell jobs, GPU hours, downloads, disk and memory; run nothing"
+    )
+    parser.add_argument(
+        "--limit", type=natural, default=0, metavar="N", help="ask so many questions of each data set; 0 asks all"
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        default=Path("workflow/profiles/local"),
+        metavar="FOLDER",
+        help="where jobs run: workflow/profiles/local or workflow/profiles/slurm (default: %(default)s)",
+    )
+    add_cores(parser)
+    guess = parser.add_argument_group("what the estimate takes for granted")
+    guess.add_argument(
+        "--tflops", type=_positive, help="TFLOP/s that the GPU reaches (default: as stored times say, or 100)"
+    )
+    guess.add_argument(
+        "--bandwidth", type=_positive, default=1000.0, help="GB/s of the GPU's memory (default: %(default)g)"
+    )
+    guess.add_argument("--batch", type=positive, help="prompts at a time (default: the grid's, or 8)")
+    guess.add_argument("--answer", type=positive, default=8, help="tokens of an answer (default: %(default)s)")
+    guess.add_argument("--text", type=natural, default=64, help="text tokens of a prompt (default: %(default)s)")
+    guess.add_argument(
+        "--image-size",
+        type=positive,
+        nargs=2,
+        default=[480, 640],
+        metavar="PIXELS",
+        help="height and width of images, where a model does not bring all to one size (default: 480 640)",
+    )
+
+
+def run(given: argparse.Namespace) -> int:
+    """List, estimate or run."""
+    from idsel_core.study.paths import TIMES, project_path
+    from idsel_core.study.run import paper, paper_times
+
+    tables = paper.list_tables()
+    if given.table is None:
+        width = max(map(len, tables), default=0)
+        print("\n".join(f"{name:{width}}  {title}" for name, title in tables.items()) or "no tables in config/paper")
+        return 0
+    path = paper.table_file(given.table)
+    if paper_times.is_timing(path):
+        if given.dry_run:
+            print(f"{tables[given.table]}\n\n{paper_times.describe_timing(path)}")
+        else:
+            paper_times.run_timing(path)
+        return 0
+    axes = paper.read_grid(path, given.limit)
+    if not given.dry_run:
+        from idsel_core.study.run.run_sweep import run_sweep
+
+        return run_sweep(paper.limited(path, axes, given.limit), given.profile, given.cores, False, given.more)
+    rates = paper.measured_rates(project_path(TIMES), tflops=given.tflops, bandwidth=given.bandwidth, batch=given.batch)
+    assumed = {"image_size": tuple(given.image_size), "text_tokens": given.text}
+    shares = paper.estimate(axes, rates, paper.read_tasks(), **assumed)
+    memory = paper.memory_bytes(axes, rates, **assumed)
+    print(f"{tables[given.table]}\n\n{paper.describe(given.table, axes, shares, memory, rates)}")
+    return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value

@@ -1,0 +1,170 @@
+"""The tables of papers: their grids, what they are estimated to cost, and what is refused."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from idsel_core.loading.random_models import read_architecture
+from idsel_core.study.cli import main
+from idsel_core.study.cost import flops_analytic, flops_analytic_step, flops_prefill
+from idsel_core.study.paths import MODEL
+from idsel_core.study.run import paper, paper_times
+from idsel_core.study.run.paper import Rates, estimate, measured_rates, memory_bytes, read_grid, read_tasks, table_file
+from idsel_core.study.run.sweeps import read_sweep
+from idsel_core.study.store.times import Times
+from tests.support.project import PROJECT
+from tests.support.rows import make_times
+
+TASKS = read_tasks()
+GRIDS = [name for name in paper.list_tables() if not paper_times.is_timing(table_file(name))]
+SEVEN = "llava-hf/llava-1.5-7b-hf"
+
+
+def test_each_table_says_what_it_is():
+    tables = paper.list_tables()
+    assert {"headline", "llava15_7b", "llava_next_7b", "qwen25vl_7b", "internvl3_8b", "gamma", "importance"} <= set(
+        tables
+    )
+    assert all(title.endswith(".") and len(title) > 20 for title in tables.values())
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_each_grid_can_be_estimated(name):
+    axes = read_grid(table_file(name))
+    shares = estimate(axes, Rates(), TASKS)
+    assert len(shares) == len(axes["data"]) * len(axes["backbone"])
+    assert all(one.hours > 0 and one.answers >= one.questions for one in shares)
+    text = paper.describe(name, axes, shares, memory_bytes(axes, Rates()), Rates())
+    assert all(word in text for word in ("GPU hours", "Memory", "Downloads", "Disk", "an assumption"))
+
+
+def test_jobs_are_those_of_the_sweep():
+    path = PROJECT / "config/grids/example.yaml"
+    axes = read_grid(path)
+    assert len({setting["job"] for setting in paper._settings(axes)}) == len(read_sweep(path).jobs)
+    budgets = [len(job["budgets"] or [0]) for job in read_sweep(path).jobs.values()]
+    assert len(paper._settings(axes)) == sum(budgets)
+
+
+def test_hours_are_the_sum_of_their_parts():
+    axes = {"backbone": [SEVEN], "data": ["lmms:gqa"], "method": ["full", "idselection"], "budget": [16]}
+    rates = Rates(tflops=50, bandwidth=500, batch=4, answer=6, overhead=0.01)
+    config, parameters = read_architecture("llava-1.5-7b"), 7_063_427_072
+    seconds = 398 * (flops_analytic(config, 0, 0).encode / 50e12 + 0.01)
+    for tokens in (576, 16):
+        step = max(flops_analytic_step(config, tokens, 64).total / 50e12, 2 * parameters / 500e9 / 4)
+        seconds += 12578 * (flops_prefill(config, tokens, 64).total / 50e12 + 5 * step + 0.01)
+    (share,) = estimate(axes, rates, TASKS)
+    assert share.hours == pytest.approx(seconds / 3600)
+    assert (share.jobs, share.questions, share.answers) == (2, 12578, 2 * 12578)
+
+
+def test_what_hours_depend_on():
+    def hours(rates=None, image=(480, 640), **change):
+        axes = {"backbone": [SEVEN], "data": ["lmms:gqa"], "method": ["idselection"], "budget": [64]} | change
+        return sum(one.hours for one in estimate(axes, rates or Rates(), TASKS, image_size=image))
+
+    base = hours()
+    assert hours(budget=[16]) < base < hours(budget=[[64, 16]]) < hours(budget=[[64, 64]])
+    assert hours(budget=[64 / 576]) == base
+    assert hours(Rates(tflops=200)) < base < hours(Rates(bandwidth=500))
+    assert hours(image=(1000, 1000)) == base  # LLaVA-1.5 brings all images to one size
+    wide = {"backbone": ["Qwen/Qwen2.5-VL-7B-Instruct"], "method": ["full"]}
+    assert hours(**wide) < hours(image=(960, 1280), **wide)
+    assert hours(data=["lmms:gqa", "lmms:gqa"]) == pytest.approx(2 * base)
+    assert hours(questions=[8]) < base / 100
+
+
+@pytest.mark.parametrize(
+    ("image", "grid"), [((480, 640), (3, 4)), ((448, 448), (1, 1)), ((1344, 1344), (3, 3)), ((100, 1200), (1, 12))]
+)
+def test_tiles_of_internvl(image, grid):
+    assert paper._tiled(image, (448, 448)) == (grid[0] * 448, grid[1] * 448)
+
+
+def test_the_rate_is_that_of_stored_times_of_a_gpu(tmp_path):
+    assert measured_rates(tmp_path) == Rates()
+    times = Times(tmp_path)
+    rows = make_times().assign(phase="prefill", flops=8e12, median_ms=[40.0], low_ms=39.0, high_ms=41.0)
+    times.write("on_cpu", rows.assign(device="cpu"), {})
+    assert measured_rates(tmp_path) == Rates()
+    times.write("on_gpu", pd.concat([rows, rows.assign(phase="decode", flops=1.0)]).assign(device="A GPU"), {})
+    found = measured_rates(tmp_path, batch=2, tflops=None)
+    assert found.tflops == pytest.approx(200) and found.measured == "A GPU (1 prefills)" and found.batch == 2
+    assert measured_rates(tmp_path, tflops=5.0) == Rates(tflops=5.0)
+
+
+def write(tmp_path, **grid):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        yaml.safe_dump({"backbone": SEVEN, "data": "lmms:gqa", "method": "idselection", "budget": 16} | grid)
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"method": "idselektion"}, "did you mean 'idselection'"),
+        ({"budget": -1}, "budget"),
+        ({"gama": 5.0}, "unknown keys gama; known are .*gamma"),
+        ({"data": "lmms:gqaa"}, "the size of lmms:gqaa is not known; add it to config/paper/tasks.csv, which has gqa"),
+        ({"backbone": "some/model"}, "the sizes of some/model are not known here; known are .*llava-1.5-7b-hf"),
+    ],
+)
+def test_grids_that_are_not_allowed(tmp_path, grid, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(read_grid(write(tmp_path, **grid)), Rates(), TASKS)
+
+
+def test_a_first_look_has_rows_of_its_own(tmp_path):
+    path = write(tmp_path, questions=0)
+    assert paper.limited(path, {}, 0, tmp_path) == path
+    small = paper.limited(path, {}, 8, tmp_path / "x")
+    assert small.stem == "grid-8" and yaml.safe_load(small.read_text())["questions"] == 8
+    assert read_grid(small) == read_grid(path, limit=8)
+
+
+def test_the_command(capsys, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    before = sorted((PROJECT / "results").glob("**/*"))
+    assert main(["paper"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in paper.list_tables())
+    assert main(["paper", "headline", "--dry-run", "--tflops", "40", "--limit", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "16 jobs of one GPU each, 128 answers" in shown and "40 TFLOP/s" in shown
+    assert main(["paper", "efficiency", "--dry-run"]) == 0
+    assert "llava-1.5-7b: 576, 192, 128, 64, 32, 16 visual tokens" in capsys.readouterr().out
+    assert main(["paper", "headlin", "--dry-run"]) == 2
+    assert "no table 'headlin', did you mean 'headline'?" in capsys.readouterr().err
+    assert sorted((PROJECT / "results").glob("**/*")) == before
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"devise": "cpu"}, "unknown key 'devise', did you mean 'device'"),
+        ({"dtype": "float17"}, "'float17' is no torch dtype"),
+        ({"time": [{"model": "llava-1.5-7b"}]}, "each entry of time has model, budgets"),
+        ({"time": [{"model": "llava-15-7b", "budgets": [1]}]}, "no model in llava-15-7b: give a folder"),
+        ({"time": [{"model": "llava-1.5-7b", "budgets": [-1]}]}, "budget"),
+    ],
+)
+def test_tables_of_times_that_are_not_allowed(tmp_path, table, message):
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({"time": []} | table))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        paper_times.read_timing(tmp_path / "t.yaml")
+
+
+def test_times_are_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_times, "project_path", lambda path: tmp_path / path)
+    entry = {"model": str(PROJECT / MODEL), "budgets": [576, 16]}
+    table = {"time": [entry], "device": "cpu", "dtype": "float32", "runs": 1}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(table))
+    paper_times.run_timing(tmp_path / "small.yaml")
+    times = Times(tmp_path / "results/times")
+    rows = times.frame("paper_small_assembled")
+    assert set(rows["backbone"]) == {"assembled"} and set(rows["method"]) == {"full", "idselection"}
+    assert {"encode", "select", "prefill", "decode"} <= set(rows["phase"])
+    assert times.provenance("paper_small_assembled")["parameters"]["budgets"] == [576, 16]
