@@ -49,7 +49,10 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
     [
         ({"method": []}, r"names no method; known are \['full', 'no-image', 'idselection'"),
         ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
-        ({"gama": [1.0]}, r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, data, backbone"),
+        (
+            {"gama": [1.0]},
+            r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, dtype, batch, backbone, data",
+        ),
         ({"gamma": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gamma'\]"),
         ({"budget": [0]}, "budget must be a number of tokens"),
         (
