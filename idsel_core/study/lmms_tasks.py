@@ -80,6 +80,13 @@ class Task:
         return list(found)
 
     @property
+    def split(self) -> str:
+        """Name of the split that the task asks about; the task's own where it names none."""
+        config = self.inner.config
+        named = getattr(config, "test_split", None) or getattr(config, "validation_split", None)
+        return str(named or self.name.rpartition("/")[-1])
+
+    @property
     def new_tokens(self) -> int:
         """Most tokens of an answer."""
         return int((self.inner.config.generation_kwargs or {}).get("max_new_tokens") or _NEW_TOKENS)

@@ -57,7 +57,7 @@ def read_task(name: str, limit: int = 0) -> Split:
         records.append(record | {"answer": Counter(answers).most_common(1)[0][0], "metric": f"lmms:{name}"})
     questions = pd.DataFrame(records)
     frame = pd.DataFrame({"image": pd.Series(images, dtype=object)}).rename_axis("image_id")
-    return Split(name, questions, frame, (), name.rpartition("/")[-1], task.new_tokens, task.version)
+    return Split(task.split, questions, frame, (), name.rpartition("/")[-1], task.new_tokens, task.version)
 
 
 def _name(picture: Image.Image) -> str:
