@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.video_processing_utils import VideoProcessorMixin
 
 
-class NoVideos(VideoProcessorMixin):  # type: ignore[misc]
+class NoVideos(VideoProcessorMixin):
     """Stands in a processor for the part that reads videos, and refuses them."""
 
     def __init__(self, **_: Any) -> None:
@@ -74,11 +74,10 @@ def _without_videos(name: str | Path, source: Mapping[str, Any]) -> Any:
     kind: Any = PROCESSOR_MAPPING[type(config)]
     if "video_processor" not in kind.get_attributes():
         return None
-    parts = {
+    images: Any = AutoImageProcessor.from_pretrained
+    parts: dict[str, Callable[[], Any]] = {
         "tokenizer": lambda: AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source),
-        "image_processor": lambda: AutoImageProcessor.from_pretrained(
-            name, trust_remote_code=False, backend="pil", **source
-        ),
+        "image_processor": lambda: images(name, trust_remote_code=False, backend="pil", **source),
         "video_processor": NoVideos,
     }
     stored, _ = kind.get_processor_dict(name, **source)

@@ -72,7 +72,7 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
             f"{folder} holds a model of type {family!r}, which is not supported; supported: "
             f"{', '.join(sorted(BACKBONES))}"
         )
-    _check_reads_images(folder, family)
+    _check_reads_images(folder, str(family))
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no weights (*.safetensors)")
     return config

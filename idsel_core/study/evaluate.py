@@ -268,7 +268,7 @@ class Study:
         grouped: list[list[Hashable]] = [[] for _ in range(len(questions))]
         for row, pick in zip(inputs.rows.tolist(), picks, strict=True):
             grouped[row].append(pick)
-        kept = [(inputs.grid, *group) for group in grouped]
+        kept: list[Hashable] = [(inputs.grid, tuple(group)) for group in grouped]
         shown = [tuple(ids) for ids in questions["image_ids"]]
         begins_like = list(zip(shown, kept, strict=True))
         short = split_prompts(self.backbone, call.inputs, inputs.rows, begins_like)

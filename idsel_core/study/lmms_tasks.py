@@ -75,9 +75,16 @@ class Task:
             if not isinstance(one, Image.Image):
                 raise ValueError(
                     f"task {self.name!r} shows {type(one).__name__}, and only images can be read here; run it through "
-                    "lmms-eval itself (docs/real_benchmarks.md)"
+                    "lmms-eval itself (docs/benchmarks.md)"
                 )
         return list(found)
+
+    @property
+    def split(self) -> str:
+        """Name of the split that the task asks about; the task's own where it names none."""
+        config = self.inner.config
+        named = getattr(config, "test_split", None) or getattr(config, "validation_split", None)
+        return str(named or self.name.rpartition("/")[-1])
 
     @property
     def new_tokens(self) -> int:
@@ -108,7 +115,7 @@ class Task:
         except NoScore as error:
             raise ValueError(
                 f"task {self.name!r} does not score single answers: {error}; run it through lmms-eval itself "
-                "(docs/real_benchmarks.md)"
+                "(docs/benchmarks.md)"
             ) from error
 
     def kind(self, number: int) -> str:
@@ -176,7 +183,7 @@ def open_task(spec: str) -> Task:
     if _asks_a_judge(inner.config.process_results):
         raise ValueError(
             f"task {name!r} is scored by a judge, a model behind a network; run it through lmms-eval itself "
-            "(docs/real_benchmarks.md)"
+            "(docs/benchmarks.md)"
         )
     return Task(spec, inner)
 
@@ -211,5 +218,5 @@ def check_installed(name: str) -> None:
     if importlib.util.find_spec("lmms_eval") is None:
         raise ImportError(
             f"data lmms:{name} needs lmms-eval, which is not installed: pip install 'idsel_core[eval]', in an "
-            "environment of its own (docs/real_benchmarks.md)"
+            "environment of its own (docs/benchmarks.md)"
         )

@@ -27,7 +27,7 @@ def said(text: str) -> Literal["yes", "no"] | None:
     """
     words = re.findall(r"[a-z]+(?:['\u2019][a-z]+)?", re.split(r"[.!?\n]", text.strip().lower(), maxsplit=1)[0])
     if words and words[0] in ("yes", "no"):
-        return words[0]  # type: ignore[return-value]
+        return "yes" if words[0] == "yes" else "no"
     negated = any(word in _NEGATIONS or word.replace("\u2019", "'").endswith("n't") for word in words)
     if ("yes" in words) == negated:
         return None

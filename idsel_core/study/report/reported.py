@@ -8,6 +8,7 @@ from typing import Final
 
 import pandas as pd
 
+from idsel_core.methods import METHODS
 from idsel_core.study.paths import PROJECT
 from idsel_core.study.report.agreement import f1_scores
 from idsel_core.study.report.bootstrap import mean_scores
@@ -70,11 +71,10 @@ def read_reported(folder: Path = REPORTED) -> pd.DataFrame:
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise FileNotFoundError(f"no reported numbers in {folder}")
-    return check_reported(
-        pd.concat(
-            [pd.read_csv(path, keep_default_na=False).assign(file=path.name) for path in paths], ignore_index=True
-        )
-    ).drop(columns="file")
+    tables = [pd.read_csv(path, keep_default_na=False).assign(file=path.name) for path in paths]
+    table = check_reported(pd.concat(tables, ignore_index=True)).drop(columns="file")
+    # A method may have been added here after its row.
+    return table.assign(method=table["method"].replace({each.label: name for name, each in METHODS.items()}))
 
 
 def check_reported(table: pd.DataFrame) -> pd.DataFrame:
@@ -123,12 +123,14 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     found = []
     if len(rows):
         rows = rows[(rows["positions"] == "compact") & (rows["convention"].fillna("average") != "final")]
-    for (backbone, dataset, _), part in rows.groupby(["backbone", "dataset", "split"]) if len(rows) else ():
+    # Each setting by itself, as some may have been asked fewer questions than others.
+    by = ["method", "budget"]
+    for key, part in rows.groupby(["backbone", "dataset", "split", *by]) if len(rows) else ():
+        backbone, dataset = map(str, key[:2])
         benchmark, metric = _TASKS.get(dataset, (dataset, "accuracy"))
-        scores = {metric: mean_scores(part, ["method", "budget"], resamples=resamples)}
+        scores = {metric: mean_scores(part, by, resamples=resamples)}
         if benchmark == "POPE":
-            table = f1_scores(part, ["method", "budget"], resamples=resamples)
-            scores["F1"] = table.rename(columns={"f1": "mean"})
+            scores["F1"] = f1_scores(part, by, resamples=resamples).rename(columns={"f1": "mean"})
         for variant, table in scores.items():
             table = table.rename(columns={"budget": "tokens", "mean": "measured"})
             table = table.assign(backbone=called(backbone), benchmark=benchmark, metric=variant)

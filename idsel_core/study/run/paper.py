@@ -198,15 +198,16 @@ def measured_rates(folder: Path = TIMES, **given: Any) -> Rates:
         Fields of `Rates` that are set by hand; they win.
     """
     times = Times(folder)
-    given = {name: value for name, value in given.items() if value is not None}
-    if "tflops" in given or not times.jobs():
-        return Rates(**given)
+    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if "tflops" in asked or not times.jobs():
+        return Rates(**asked)
     rows = pd.concat([times.frame(job) for job in times.jobs()], ignore_index=True)
     rows = rows[(rows["phase"] == "prefill") & (rows["device"] != "cpu") & rows["flops"].notna()]
     if rows.empty:
-        return Rates(**given)
+        return Rates(**asked)
     rate = (rows["flops"] / rows["median_ms"] / 1e9).astype(float).median()
-    return Rates(**{"tflops": float(rate), "measured": f"{rows['device'].iloc[0]} ({len(rows)} prefills)"} | given)
+    found: dict[str, Any] = {"tflops": float(rate), "measured": f"{rows['device'].iloc[0]} ({len(rows)} prefills)"}
+    return Rates(**(found | asked))
 
 
 def estimate(

@@ -88,7 +88,8 @@ def read_questions(table: Table, numbers: Sequence[int], name: str, metric: str 
     ValueError
         If a cell is not what it should be; names the row.
     """
-    records, seen = [], {}
+    records: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
     for number in numbers:
         row, where = table.rows[number], f"{table.path}, {table.lines[number]}"
         question = _text(row, "question", where)
@@ -109,7 +110,11 @@ def read_questions(table: Table, numbers: Sequence[int], name: str, metric: str 
             raise ValueError(f"{where}: {error}") from error
         if why:
             raise ValueError(f"{where}: metric {chosen!r} does not fit: {why}")
-        record = {"question_id": key, "question_type": kind, "question": with_options(question, choices)}
+        record: dict[str, Any] = {
+            "question_id": key,
+            "question_type": kind,
+            "question": with_options(question, choices),
+        }
         record |= {"choices": choices, "answers": answers, "answer": Counter(answers).most_common(1)[0][0]}
         records.append(record | {"metric": chosen})
     return records

@@ -47,17 +47,17 @@ def read_task(name: str, limit: int = 0) -> Split:
         if not names or not answers or not any(answers):
             lacking = "no image" if not names else "no right answer, so it can be answered but not scored"
             raise ValueError(f"question {number} of task {name!r} has {lacking}")
-        record = {
+        record: dict[str, Any] = {
             "question_id": str(number),
             "image_id": " ".join(names),
             "image_ids": names,
-            "question_type": name.rpartition("/")[-1],
+            "question_type": task.kind(number),
         }
         record |= {"question": task.prompt(number), "answers": answers, "chance": task.chance(number), "choices": []}
         records.append(record | {"answer": Counter(answers).most_common(1)[0][0], "metric": f"lmms:{name}"})
     questions = pd.DataFrame(records)
     frame = pd.DataFrame({"image": pd.Series(images, dtype=object)}).rename_axis("image_id")
-    return Split(name, questions, frame, (), name.rpartition("/")[-1], task.new_tokens, task.version)
+    return Split(task.split, questions, frame, (), name.rpartition("/")[-1], task.new_tokens, task.version)
 
 
 def _name(picture: Image.Image) -> str:

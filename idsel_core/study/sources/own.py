@@ -85,21 +85,24 @@ def _rows_of(table: Table, split: str) -> tuple[str, list[int]]:
 
 def _images_beside(table: Table, numbers: Sequence[int], check: bool) -> tuple[list[list[str]], dict[str, ImageSource]]:
     """Return the images of each row, called by their path in the table, and their files."""
-    ids, images = [], {}
+    ids: list[list[str]] = []
+    images: dict[str, ImageSource] = {}
     for number in numbers:
         shown = [os.path.normpath(path) for path in image_cell(table, number)]
         for name in shown:
             if name not in images:
-                images[name] = table.path.parent / name
+                path = images[name] = table.path.parent / name
                 if check:
-                    check_picture(images[name], f"{table.path}, {table.lines[number]}")
+                    check_picture(path, f"{table.path}, {table.lines[number]}")
         ids.append(shown)
     return ids, images
 
 
 def _images_inside(table: Table, numbers: Sequence[int], check: bool) -> tuple[list[list[str]], dict[str, ImageSource]]:
     """Return the images of each row of a parquet file, called by a hash of their bytes, and how to fetch them."""
-    wanted, ids, images = set(numbers), {}, {}
+    wanted = set(numbers)
+    ids: dict[int, list[str]] = {}
+    images: dict[str, ImageSource] = {}
     groups = _RowGroups(table.path)
     for number, contents in stored_images(table.path):
         if number not in wanted:

@@ -52,12 +52,12 @@ def read_split(name: str, folder: Path = DATA, limit: int = 0) -> Split:
     questions = first_of_each_type(questions, limit)
     if limit:
         images = images.loc[questions["image_id"].unique()]
-    questions = questions.assign(
-        image_ids=[[one] for one in questions["image_id"]],
-        choices=[list(choices) for choices in questions["choices"]],
-        answers=[[one] for one in questions["answer"]],
-        metric="equal",
-    )
+    lists = {
+        "image_ids": pd.Series([[one] for one in questions["image_id"]], index=questions.index),
+        "choices": pd.Series([list(choices) for choices in questions["choices"]], index=questions.index),
+        "answers": pd.Series([[one] for one in questions["answer"]], index=questions.index),
+    }
+    questions = questions.assign(**lists, metric="equal")
     return Split(name, questions, images, paths, folder.name)
 
 

@@ -72,17 +72,24 @@ def model(tmp_path):
 
 
 @pytest.mark.parametrize("asking", ["evaluate", "encode"])
-def test_a_model_that_cannot_be_evaluated_is_told_why(asking, model, tmp_path, capsys):
-    qwen = refused(capsys, [asking, "--backbone", model(model_type="qwen2_vl")])
-    assert "holds a model of type 'qwen2_vl'; so far only models of type llava can be evaluated" in qwen
+def test_a_model_that_cannot_be_evaluated_is_told_why(asking, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    bert = refused(capsys, [asking, "--backbone", model(model_type="bert")])
+    assert "holds a model of type 'bert', which is not supported; supported: gemma3" in bert
     assert "holds no weights (*.safetensors)" in refused(capsys, [asking, "--backbone", model(model_type="llava")])
-    assert "so far only" in refused(capsys, [asking, "--backbone", model()])
+    assert "of type None" in refused(capsys, [asking, "--backbone", model()])
     (tmp_path / "config.json").write_text("[")
     assert "cannot be read" in refused(capsys, [asking, "--backbone", str(tmp_path)])
     (tmp_path / "config.json").unlink()
     assert "the folder has no config.json" in refused(capsys, [asking, "--backbone", str(tmp_path)])
     hub = refused(capsys, [asking, "--backbone", "llava-hf/llava-1.5-7b-hf"])
-    assert "there is no folder llava-hf/llava-1.5-7b-hf" in hub and "hf download" in hub and "make env" not in hub
+    assert "no model 'llava-hf/llava-1.5-7b-hf'" in hub and "Without a network" in hub and "make env" not in hub
+
+
+def test_encodings_of_a_model_without_a_fixed_grid_are_not_stored(tmp_path, model, capsys):
+    folder = model(model_type="qwen2_vl")
+    (tmp_path / "model.safetensors").touch()
+    assert "the study encodes all other images while it asks" in refused(capsys, ["encode", "--backbone", folder])
 
 
 def test_a_missing_embedded_backbone_names_its_remedy(tmp_path, monkeypatch, capsys):

@@ -175,6 +175,7 @@ class TestInstalled:
         read = read_data(f"lmms:{tmp_path}/tasks/mine")
         assert read.questions["question"].tolist() == [f"{question} Short." for question in asked["question"]]
         assert read.questions["answer"].tolist() == asked["answer"].tolist()
+        assert (read.name, read.dataset) == ("test", "mine")
         assert len(read.images) == asked["image_id"].nunique() and read.new_tokens == 3
         drawn = np.random.default_rng(0)
         predictions = [str(drawn.choice(["Yes", "no ", "Yes.", "perhaps"])) for _ in asked["answer"]]

@@ -145,6 +145,13 @@ def test_budgets_of_another_kind_are_left_out():
     assert measured_scores(rows.assign(positions="keep"), 50).empty
 
 
+def test_settings_may_have_been_asked_different_questions():
+    rows = stored("gqa")
+    fewer = rows[(rows["method"] == "full") | (rows["question_id"] < "q0006")]
+    measured = measured_scores(fewer, 50).set_index("method")
+    assert measured["questions"].to_dict() == {"full": 12, "fastv": 6}
+
+
 def test_an_empty_store_meets_nothing():
     nothing = measured_scores(pd.DataFrame())
     assert nothing.empty

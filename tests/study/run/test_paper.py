@@ -46,6 +46,13 @@ def test_jobs_are_those_of_the_sweep():
     assert len(paper._settings(axes)) == sum(budgets)
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_each_grid_is_one_of_a_sweep(name):
+    axes, sweep = read_grid(table_file(name)), read_sweep(table_file(name))
+    assert len(sweep.jobs) == sum(one.jobs for one in estimate(axes, Rates(), TASKS))
+    assert {job["data"] for job in sweep.jobs.values()} == set(axes["data"])
+
+
 def test_hours_are_the_sum_of_their_parts():
     axes = {"backbone": [SEVEN], "data": ["lmms:gqa"], "method": ["full", "idselection"], "budget": [16]}
     rates = Rates(tflops=50, bandwidth=500, batch=4, answer=6, overhead=0.01)
