@@ -30,8 +30,11 @@ from idsel_core.study.timing.interleaved import in_turns
 from idsel_core.visual_tokens import VisualTokens
 
 BASE = "fastervlm"
-SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 2, "scope": 4, "mmtok": 6, "tome": 0.5}
+SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 4, "scope": 4, "mmtok": 6, "tome": 0.5}
+SQUARES |= {"holov": 3, "prunesid": 8, "adaptive": 4}
 """Tables of N x N float32 that methods hold at once, about, as measured."""
+VIDEO = ("evs", "vidcom2")
+"""Methods that select tokens of videos."""
 TOWER, HEADS, WORDS, DECODER_LAYERS = 1024, 16, 12, 32
 HEAD = 128
 
@@ -114,7 +117,7 @@ def calls(methods: dict[str, Method], tokens: VisualTokens) -> dict[str, Callabl
             # A copy, because attention is computed once and kept.
             found[name] = lambda method=method, counts=counts: method.choose(replace(layer), counts)
         else:
-            found[name] = partial(method.select, video if name == "evs" else tokens)
+            found[name] = partial(method.select, video if name in VIDEO else tokens)
     return found
 
 
@@ -173,7 +176,7 @@ def main() -> None:
                 left_out[name] = f"one drop of {n} tokens leaves {method.least(n)} or more"
                 continue
             try:
-                method.select(as_video(tokens) if name == "evs" else tokens)
+                method.select(as_video(tokens) if name in VIDEO else tokens)
                 methods[name] = method
             except ValueError as error:
                 left_out[name] = str(error)

@@ -2,6 +2,7 @@
 
 On one image, these take turns: id_select as it runs by default and with each backend of the device; DivPrune, CDPruner
 and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-Selection's own rule, the reference.
+"id_select (continue)" goes on with negative scores where the default begins a new sweep.
 Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
@@ -34,15 +35,24 @@ FEATURES = ("random", "clustered", "common")
 SCORES = ("peaked", "uniform", "equal")
 SCALING = [(n, k) for n in (2000, 4000, 8000, 16000) for k in (64, 256, 1024)]
 
+RUN_OUT = torch.finfo(torch.float64).eps ** 0.75
+"""Share of the highest score at and below which scores have run out."""
+NEAR = 1e-6
+"""Share of the highest score below which rounding decides whether scores have run out."""
+
 
 def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
     """ID-Selection with all N x N cosines, a few kernels a step."""
     x = normalize(x.float(), dim=-1)
     distance = torch.nn.functional.threshold(1 - (x @ x.T).double(), 32 * torch.finfo(torch.float32).eps, 0.0)
     weights = torch.exp(-gamma * distance.square())
-    scores, picks = scores.double(), []
+    first, picks = scores.double(), []
+    scores, floor, gone = first, RUN_OUT * first.max(), torch.zeros_like(first, dtype=torch.bool)
     for _ in range(k):
+        if scores.max() <= floor:  # a new sweep
+            scores = first.masked_fill(gone, -torch.inf)
         best = scores.argmax()
+        gone[best] = True
         picks.append(best)
         scores = scores - weights[best] * scores[best].clamp_min(0)
         scores[best] = -torch.inf
@@ -119,13 +129,19 @@ def make_scores(kind: str, *shape: int) -> Tensor:
 
 def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
     """Follow the rule along `order` in float64; return the worst pick's distance from the best token."""
-    x, scores = normalize(x.double(), dim=-1), scores.double()
-    highest, worst = float(scores.max()), 0.0
+    x, first = normalize(x.double(), dim=-1), scores.double()
+    highest, worst, scores, gone = float(first.max()), 0.0, first, torch.zeros_like(first, dtype=torch.bool)
     for start in range(0, len(order), 64):
         block = order[start : start + 64]
         weights = torch.exp(-gamma * (1 - x[block] @ x.T).clamp_min(0).square())
         for pick, row in zip(block.tolist(), weights, strict=True):
-            worst = max(worst, float(scores.max() - scores[pick]))
+            # Scores near 0 may have run out or not, by rounding.
+            again = first.masked_fill(gone, -torch.inf)
+            below = float(scores.max() - scores[pick])
+            if scores.max() <= RUN_OUT * highest or (scores.max() < NEAR * highest and below > 0):
+                scores, below = again, float(again.max() - again[pick])
+            worst = max(worst, below)
+            gone[pick] = True
             scores = scores - row * scores[pick].clamp_min(0)
             scores[pick] = -torch.inf
     return worst / highest
@@ -139,8 +155,8 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
         for kind in given.scores:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
-            for form in ("torch",) if given.device == "cuda" else ("shortlist", "torch"):
-                calls[f"id_select ({form})"] = lambda s=s, x=x, form=form: id_select(x, s, k, backend=form)
+            calls["id_select (continue)"] = lambda s=s, x=x: id_select(x, s, k, exhausted="continue")
+            calls["id_select (torch)"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,8 +20,13 @@
 # remains. The rule is either *subtract* (`S_j - w S_i`) or *multiply* (`S_j (1 - w)`).
 
 # %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+data = "data/scenes"  # folder or table of questions, or lmms:TASK
 split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
 questions = 0  # about how many questions, 0 for all
+device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+batch = 50  # questions at a time
 gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]  # sharpness of the suppression
 updates = ["subtract", "multiply"]  # rules
 budgets = [128, 64, 32, 16]  # visual tokens kept
@@ -34,7 +45,7 @@ from IPython.display import Markdown
 
 from idsel_core import IDSelection, get_method
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_sentences, theme
 from idsel_core.study.report.bootstrap import mean_scores
 from idsel_core.study.store.provenance import provenance
@@ -56,15 +67,29 @@ methods = [
     for gamma in gammas
 ]
 limits = [get_method("topk", budget=budget, importance=importance) for budget in budgets]
-study = open_study(split, limit=questions)
-results = Results(project_path(results_dir))
-rows = study.run([*limits, *methods], resume=results.resume_folder("02_ablation_gamma"))
+study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+results, job = Results(project_path(results_dir)), study.named("02_ablation_gamma")
+rows = study.run([*limits, *methods], batch=batch, resume=results.resume_folder(job))
 
 # %%
-parameters = {name: globals()[name] for name in ("split", "questions", "gammas", "updates", "budgets", "importance")}
-files = [*study.split.files, MODEL / "model.safetensors"]
-results.write("02_ablation_gamma", rows, provenance(parameters, files, started=started))
-rows = results.frame("02_ablation_gamma")
+parameters = {
+    name: globals()[name]
+    for name in (
+        "backbone",
+        "data",
+        "split",
+        "questions",
+        "device",
+        "dtype",
+        "batch",
+        "gammas",
+        "updates",
+        "budgets",
+        "importance",
+    )
+}
+results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
+rows = results.frame(job)
 
 # %% [markdown]
 # ## What it shows
@@ -92,8 +117,8 @@ for budget, axis in zip(budgets, axes[0], strict=True):
 axes[0, 0].set_ylabel("accuracy")
 axes[0, 0].legend(fontsize="small")
 theme.add_note(figure, theme.questions_asked(rows))
-drawn_from = results.origin("02_ablation_gamma", resamples=resamples)
-theme.save(figure, project_path(figures_dir), "02_gamma", drawn_from)
+drawn_from = results.origin(job, resamples=resamples)
+theme.save(figure, project_path(figures_dir), study.named("02_gamma"), drawn_from)
 
 # %% [markdown]
 # ## Conclusion

@@ -22,8 +22,13 @@
 # alike by projector features or by encoder features.
 
 # %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+data = "data/scenes"  # folder or table of questions, or lmms:TASK
 split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
 questions = 0  # about how many questions, 0 for all
+device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+batch = 50  # questions at a time
 importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
 normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
 features = ["projector", "encoder"]  # by which features tokens are alike
@@ -46,7 +51,7 @@ from IPython.display import Markdown
 
 from idsel_core import IDSelection
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_sentences, theme
 from idsel_core.study.report.ablation_figures import named_importance
 from idsel_core.study.report.bootstrap import mean_scores
@@ -74,16 +79,29 @@ methods = dict.fromkeys(
     for budget, importance, normalise, space in product(budgets, importances, normalisations, features)
     for where in (instructions if importance.startswith(("instruction", "unified")) else instructions[:1])
 )
-study = open_study(split, limit=questions)
-results = Results(project_path(results_dir))
-rows = study.run(methods, resume=results.resume_folder("03_ablation_importance"))
+study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+results, job = Results(project_path(results_dir)), study.named("03_ablation_importance")
+rows = study.run(methods, batch=batch, resume=results.resume_folder(job))
 
 # %%
-names = ("split", "questions", "importances", "normalisations", "features", "instructions", "budgets", "gamma")
+names = (
+    "backbone",
+    "data",
+    "split",
+    "questions",
+    "device",
+    "dtype",
+    "batch",
+    "importances",
+    "normalisations",
+    "features",
+    "instructions",
+    "budgets",
+    "gamma",
+)
 parameters = {name: globals()[name] for name in names}
-files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
-results.write("03_ablation_importance", rows, provenance(parameters, files, started=started))
-rows = results.frame("03_ablation_importance")
+results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
+rows = results.frame(job)
 
 # %% [markdown]
 # ## What it shows
@@ -112,8 +130,8 @@ for budget, axis in zip(budgets, axes[0], strict=True):
     theme.percent_axis(axis.xaxis)
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 theme.add_note(figure, theme.questions_asked(rows))
-drawn_from = results.origin("03_ablation_importance", resamples=resamples)
-theme.save(figure, project_path(figures_dir), "03_importance", drawn_from)
+drawn_from = results.origin(job, resamples=resamples)
+theme.save(figure, project_path(figures_dir), study.named("03_importance"), drawn_from)
 
 # %% [markdown]
 # ## Conclusion

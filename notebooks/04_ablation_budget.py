@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,8 +20,13 @@
 # answer the same questions of the test split, on which nothing was chosen.
 
 # %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+data = "data/scenes"  # folder or table of questions, or lmms:TASK
 split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
+device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+batch = 50  # questions at a time
 budgets = [288, 192, 128, 64, 32, 16, 8, 4]  # visual tokens kept
 methods = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # ID-Selection and its controls
 seeds = [0]  # seeds of the random control
@@ -37,8 +48,8 @@ from IPython.display import Markdown
 from idsel_core import get_method
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL, project_path
-from idsel_core.study.report import ablation_figures, ablation_sentences, theme
+from idsel_core.study.paths import project_path
+from idsel_core.study.report import ablation_figures, ablation_sentences, across_backbones, theme
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -48,7 +59,7 @@ theme.use_theme()
 # %% [markdown]
 # ## Ask
 #
-# *All tokens* and *no image* are the ends of the scale.
+# *All tokens* and *no image* are the ends of the scale. What a model cannot run is told.
 
 # %%
 swept = [
@@ -57,25 +68,38 @@ swept = [
     for budget in budgets
     for seed in (seeds if name == "random" else [0])
 ]
-study = open_study(split, limit=questions)
-results = Results(project_path(results_dir))
-resume = results.resume_folder("04_ablation_budget")
-rows = study.run([FULL, BLIND, *swept], resume=resume)
+study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+results, job = Results(project_path(results_dir)), study.named("04_ablation_budget")
+resume = results.resume_folder(job)
+usable, missing = study.applicable(swept)
+rows = study.run([FULL, BLIND, *usable], batch=batch, resume=resume)
+Markdown("\n".join(f"- {name} cannot run: {why}" for name, why in missing.items()) or "All methods run here.")
 
 # %%
-spread = replace(study, positions="keep")
-again = [method for method in swept if method.budget in kept_positions and method.name in ("idselection", "uniform")]
-if again:
-    rows = pd.concat([rows, spread.run(again, resume=resume)], ignore_index=True)
+spread, numbered = replace(study, positions="keep"), study.backbone.positions_of(None)
+again = [method for method in usable if method.budget in kept_positions and method.name in ("idselection", "uniform")]
+if again and numbered == "compact":
+    rows = pd.concat([rows, spread.run(again, batch=batch, resume=resume)], ignore_index=True)
 
 # %%
-names = ("split", "questions", "budgets", "methods", "seeds", "kept_positions")
+names = (
+    "backbone",
+    "data",
+    "split",
+    "questions",
+    "device",
+    "dtype",
+    "batch",
+    "budgets",
+    "methods",
+    "seeds",
+    "kept_positions",
+)
 parameters = {name: globals()[name] for name in names}
-files = [*study.split.files, MODEL / "model.safetensors"]
-results.write("04_ablation_budget", rows, provenance(parameters, files, started=started))
-rows = results.frame("04_ablation_budget")
-compact = rows[rows["positions"] == "compact"]
-drawn_from = results.origin("04_ablation_budget", resamples=resamples)
+results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
+rows = results.frame(job)
+compact = rows[rows["positions"] == numbered]
+drawn_from = results.origin(job, resamples=resamples)
 
 # %% [markdown]
 # ## What it shows
@@ -87,7 +111,7 @@ drawn_from = results.origin("04_ablation_budget", resamples=resamples)
 # %%
 shares = share_of_full(compact, ["method", "budget"], resamples=resamples)
 figure, axis = plt.subplots(figsize=(1.5 * theme.COLUMN, 3.4), layout="constrained")
-for method, style in theme.styles(methods).items():
+for method, style in theme.styles(list(dict.fromkeys(method.name for method in usable))).items():
     theme.plot_band(axis, shares[shares["method"] == method], "budget", "share", theme.label(method), **style)
 for end in (FULL, BLIND):
     level = shares.loc[shares["method"] == end, "share"].item()
@@ -97,24 +121,36 @@ theme.percent_axis(axis.yaxis)
 axis.set_ylabel("share of full performance")
 axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 theme.add_note(figure, theme.questions_asked(compact))
-theme.save(figure, project_path(figures_dir), "04_budget", drawn_from)
+theme.save(figure, project_path(figures_dir), study.named("04_budget"), drawn_from)
 
 # %% [markdown]
 # ## By question type, and where the kept tokens lie
 
 # %%
 by_type = ablation_figures.question_types_figure(compact, resamples)
-theme.save(by_type, project_path(figures_dir), "04_question_types", drawn_from)
+theme.save(by_type, project_path(figures_dir), study.named("04_question_types"), drawn_from)
 # %%
 on_objects = ablation_figures.objects_figure(compact)
-theme.save(on_objects, project_path(figures_dir), "04_objects", drawn_from)
+theme.save(on_objects, project_path(figures_dir), study.named("04_objects"), drawn_from)
+
+# %% [markdown]
+# ## Across backbones
+#
+# The same for every backbone and data set of which the store holds this ablation.
+
+# %%
+everywhere = across_backbones.read_backbones(results)
+across = across_backbones.backbones_figure(everywhere, resamples)
+theme.save(
+    across, project_path(figures_dir), "04_backbones", results.origin(*everywhere["job"].unique(), resamples=resamples)
+)
 
 # %% [markdown]
 # ## Do the kept tokens need their original positions?
 
 # %%
 here = rows[rows["method"].isin(["idselection", "uniform"])]
-Markdown(ablation_sentences.about_positions(here, resamples))
+Markdown(ablation_sentences.about_positions(here, resamples) or "Positions of this model are kept as they are.")
 
 # %% [markdown]
 # ## Conclusion

@@ -25,8 +25,13 @@
 # stands apart in every ranking.
 
 # %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+data = "data/scenes"  # folder or table of questions, or lmms:TASK
 split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
+device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+batch = 50  # questions at a time
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
 beside = ""  # job that asks the same questions with the controls, which are then not asked here; "" asks all here
@@ -48,7 +53,7 @@ from IPython.display import Markdown
 from idsel_core import InLLM, get_method, list_methods
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import open_study
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, theme
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.store.provenance import provenance
@@ -69,21 +74,36 @@ swept = [get_method(name, budget=budget) for name in chosen for budget in budget
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in shown_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]
 tower_depths = sorted({depth for method in swept for depth in method.tower_depths})
-study = open_study(split, limit=questions, tower_depths=tower_depths)
+study = open_study(
+    split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=tower_depths
+)
 usable, missing = study.applicable(swept)
 Markdown(comparison_tables.missing_table(missing).to_markdown(index=False) if missing else "All methods run here.")
 
 # %%
-results = Results(project_path(results_dir))
+results, job = Results(project_path(results_dir)), study.named("06_comparison")
 ends = [] if beside else [FULL, BLIND]
-rows = study.run([*ends, *usable], resume=results.resume_folder("06_comparison"))
+rows = study.run([*ends, *usable], batch=batch, resume=results.resume_folder(job))
 
 # %%
-names = ("split", "questions", "budgets", "methods", "beside", "controls", "shown_budgets", "missing")
+names = (
+    "backbone",
+    "data",
+    "split",
+    "questions",
+    "device",
+    "dtype",
+    "batch",
+    "budgets",
+    "methods",
+    "beside",
+    "controls",
+    "shown_budgets",
+    "missing",
+)
 parameters = {name: globals()[name] for name in names}
-files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
-results.write("06_comparison", rows, provenance(parameters, files, started=started))
-rows = comparison.by_title(comparison.read_comparison(results, beside=beside))
+results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
+rows = comparison.by_title(comparison.read_comparison(results, job, study.named(beside)))
 drawn_from = results.origin(*rows["job"].unique(), resamples=resamples, shown_budgets=shown_budgets)
 assert FULL in set(rows["method"]), f"the controls are not asked yet: run {beside}, or set beside to ''"
 
@@ -95,7 +115,7 @@ assert FULL in set(rows["method"]), f"the controls are not asked yet: run {besid
 
 # %%
 ranking = comparison_figures.ranking_figure(rows, resamples)
-theme.save(ranking, project_path(figures_dir), "06_ranking", drawn_from)
+theme.save(ranking, project_path(figures_dir), study.named("06_ranking"), drawn_from)
 # %% [markdown]
 # ## At equal cost
 #
@@ -103,7 +123,7 @@ theme.save(ranking, project_path(figures_dir), "06_ranking", drawn_from)
 
 # %%
 cost = comparison_figures.cost_figure(rows, resamples)
-theme.save(cost, project_path(figures_dir), "06_cost", drawn_from)
+theme.save(cost, project_path(figures_dir), study.named("06_cost"), drawn_from)
 # %% [markdown]
 # ## Who wins, ties and loses
 #
@@ -127,14 +147,14 @@ axis.axvline(0, color="0.3", linewidth=0.8)
 comparison_figures.name_places(axis, order)
 axis.set_xlabel(f"points of accuracy of {theme.label(own)} above each method, {budget} tokens")
 theme.add_note(figure, theme.questions_asked(rows), *comparison.ranking_notes(order))
-theme.save(figure, project_path(figures_dir), "06_versus_each", drawn_from)
+theme.save(figure, project_path(figures_dir), study.named("06_versus_each"), drawn_from)
 
 # %% [markdown]
 # ## By question type
 
 # %%
 by_type = comparison_figures.question_types_figure(rows, shown_budgets[-1], resamples)
-theme.save(by_type, project_path(figures_dir), "06_question_types", drawn_from)
+theme.save(by_type, project_path(figures_dir), study.named("06_question_types"), drawn_from)
 # %% [markdown]
 # ## Easy and hard questions
 #
@@ -145,7 +165,7 @@ said = "Without the method `downsample` among those compared, no question is cal
 if "downsample" in set(rows["method"]):
     graded = comparison.by_difficulty(rows)
     difficulty = comparison_figures.difficulty_figure(graded, shown_budgets, resamples)
-    theme.save(difficulty, project_path(figures_dir), "06_difficulty", drawn_from)
+    theme.save(difficulty, project_path(figures_dir), study.named("06_difficulty"), drawn_from)
     said = comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples)
 Markdown(said)
 

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -13,11 +19,13 @@
 # for each combination of a grid such as `config/grids/example.yaml`.
 
 # %% tags=["parameters"]
-backbone = "data/backbone/assembled"  # folder of the model
-data = "data/scenes"  # folder of the data set
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+data = "data/scenes"  # folder or table of questions, or lmms:TASK
 split = "validation"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+batch = 50  # questions at a time
 method = "idselection"  # name of the method; "full" for all tokens, "no-image" for none
 budgets = [64]  # visual tokens kept
 knobs = {}  # other settings of the method, such as gamma
@@ -26,16 +34,15 @@ results_dir = "results/rows"  # folder of the stored rows
 
 # %%
 import time
-from dataclasses import replace
 
 started = time.perf_counter()
 
 from IPython.display import Markdown
 
 from idsel_core.study.dataset import BLIND, FULL
-from idsel_core.study.evaluate import accuracy, open_study
+from idsel_core.study.evaluate import accuracy, open_study, tower_depths
 from idsel_core.study.knobs import build_method
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.run.sweeps import encodings
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -44,27 +51,22 @@ from idsel_core.study.store.results import Results
 methods = (
     [method] if method in (FULL, BLIND) else [build_method(method, {"budget": budget, **knobs}) for budget in budgets]
 )
-tower_depths = (
-    sorted({depth for asked in methods if not isinstance(asked, str) for depth in asked.tower_depths}) or None
-)
-folder, data_folder = project_path(backbone), project_path(data)
 study = open_study(
     split,
     limit=questions,
-    model=folder,
-    data=data_folder,
-    cache=encodings(folder, data_folder),
+    backbone=backbone,
+    data=data,
+    cache=encodings(project_path(backbone), project_path(data)),
     device=device,
-    tower_depths=tower_depths,
+    dtype=dtype,
+    tower_depths=tower_depths(methods) or None,
 )
-study = study if folder == MODEL else replace(study, name=folder.name)
 
 # %%
 results = Results(project_path(results_dir))
-rows = study.run(methods, resume=results.resume_folder(job))
-names = ("backbone", "data", "split", "questions", "device", "method", "budgets", "knobs", "job")
-files = [*study.split.files, *sorted(folder.rglob("*.safetensors"))]
-note = provenance({name: globals()[name] for name in names}, files, device=device, started=started)
+rows = study.run(methods, batch=batch, resume=results.resume_folder(job))
+names = ("backbone", "data", "split", "questions", "device", "dtype", "batch", "method", "budgets", "knobs", "job")
+note = provenance({name: globals()[name] for name in names}, study.files, device=device, started=started)
 results.write(job, rows, note | {"seed": knobs.get("seed", 0)})
 
 # %%

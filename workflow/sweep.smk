@@ -5,12 +5,15 @@ import re
 import shlex
 import sys
 from glob import escape, glob
+from pathlib import Path
 from urllib.parse import unquote
 
 from snakemake.exceptions import WorkflowError
 
-from idsel_core.study.run.sweeps import NOTEBOOK, encodings, read_sweep
+from idsel_core.study.backbone_folders import is_hub_id
+from idsel_core.study.run.sweeps import NOTEBOOK, are_stored, encodings, read_sweep
 from idsel_core.study.run.workflow import code_files, read_workflow
+from idsel_core.study.sources.scenes import has_scenes
 
 # The command has read and checked all this already; here it is read again, by each process of a cluster, too.
 try:
@@ -24,13 +27,32 @@ PYTHON = shlex.quote(sys.executable).replace("{", "{{").replace("}", "}}")
 IDSEL = f"{PYTHON} -m idsel_core.study.cli"
 GPUS = int(SWEEP.device.startswith("cuda"))
 JOB = (f"{IDSEL} lease " if GPUS else "") + f"env OMP_NUM_THREADS=1 {IDSEL}"
+STORED = {pair: are_stored(*pair) for pair in {(job["backbone"], job["data"]) for job in SWEEP.jobs.values()}}
+
+
+def encoding_of(job):
+    return f"{encodings(job['backbone'], job['data'])}/{job['split']}.safetensors"
+
+
+# Only these are made before the jobs; all other images are encoded by the jobs that ask about them.
 ENCODINGS = {
-    f"{encodings(job['backbone'], job['data'])}/{job['split']}.safetensors": job for job in SWEEP.jobs.values()
+    encoding_of(job): job
+    for job in SWEEP.jobs.values()
+    if STORED[job["backbone"], job["data"]] and job["dtype"] == "auto"
 }
 
 
 def weights(backbone):
+    if is_hub_id(backbone):
+        return []
     return sorted(glob(f"{escape(backbone)}/*.safetensors")) or [f"{backbone}/model.safetensors"]
+
+
+def questions(job):
+    """Files of the data set, if it is one of files."""
+    if has_scenes(Path(job["data"])):
+        return [f"{job['data']}/{job['split']}-questions.parquet"]
+    return [job["data"]] if Path(job["data"]).exists() else []
 
 
 def any_of(names):
@@ -39,7 +61,7 @@ def any_of(names):
 
 wildcard_constraints:
     job=any_of(SWEEP.jobs),
-    encoding=any_of(ENCODINGS),
+    encoding=any_of(ENCODINGS) or "(?!)",
 
 
 rule sweep:
@@ -73,11 +95,10 @@ rule job:
     input:
         notebook=str(NOTEBOOK),
         code=CODE["rows"],
-        encoding=lambda wildcards: "{}/{split}.safetensors".format(
-            encodings(SWEEP.jobs[wildcards.job]["backbone"], SWEEP.jobs[wildcards.job]["data"]),
-            **SWEEP.jobs[wildcards.job],
-        ),
-        data=lambda wildcards: "{data}/{split}-questions.parquet".format(**SWEEP.jobs[wildcards.job]),
+        encoding=lambda wildcards: [
+            name for name in [encoding_of(SWEEP.jobs[wildcards.job])] if name in ENCODINGS
+        ],
+        data=lambda wildcards: questions(SWEEP.jobs[wildcards.job]),
         model=lambda wildcards: weights(SWEEP.jobs[wildcards.job]["backbone"]),
     output:
         f"{SWEEP.store.root}/{{job}}.parquet",

@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
-    AutoProcessor,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
 from idsel_core.backbones._shared.chat_template import remember_processor
+from idsel_core.loading.processors import load_processor
 
 Quantisation = Literal["int8", "int4"]
 
@@ -66,7 +66,7 @@ def load(
     attention : str, optional
         Attention implementation, for example "sdpa" or "flash_attention_2"; transformers' choice by default.
     processor : bool
-        Whether to load the processor too; some processors need torchvision.
+        Whether to load the processor too. Without torchvision it prepares images with Pillow and refuses videos.
     revision : str
         Branch, tag or commit of a hub checkpoint.
     local_files_only : bool
@@ -172,9 +172,8 @@ def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, A
 
 
 def _processor(name: str | Path, source: Mapping[str, Any]) -> Any:
-    read: Any = AutoProcessor.from_pretrained
     try:
-        return read(name, trust_remote_code=False, **source)
+        return load_processor(name, source)
     except ImportError as error:
         raise ImportError(
             f"the processor of {name} needs a package that is not installed ({_first_line(error)}); "

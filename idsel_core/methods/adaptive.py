@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,19 +73,14 @@ class AdaptiveBudget(Scored):
             check_share("threshold", self.threshold)
             if self.threshold == 0:
                 raise ValueError(f"threshold must be above 0, not {self.threshold!r}")
-        known = {kind.name: kind for kind in _subclasses(Method) if hasattr(kind, "name")}
-        usable = sorted(
-            name
-            for name, kind in known.items()
-            if not issubclass(kind, InLLM | AdaptiveBudget) and not kind.acts_on_pixels
-        )
+        usable = _choosers()
         if self.chooser not in usable:
             raise ValueError(f"chooser must be one of {', '.join(usable)}, not {self.chooser!r}")
 
     @property
     def inner(self) -> Method:
         """The method that chooses the tokens, at this method's budget."""
-        kind = next(kind for kind in _subclasses(Method) if getattr(kind, "name", None) == self.chooser)
+        kind = _choosers()[self.chooser]
         shared = {field.name for field in fields(Scored)} & {field.name for field in fields(kind)}
         return kind(**{name: getattr(self, name) for name in shared})
 
@@ -128,16 +123,27 @@ class AdaptiveBudget(Scored):
         """Select tokens of each image."""
         counts = self.counts(tokens)
         inner, parts = self.inner, []
-        for count in counts.unique().tolist():
+        for count in sorted(set(counts.tolist())):
             rows = (counts == count).nonzero()[:, 0]
             parts.append((rows, replace(inner, budget=count).select(image_part(tokens, rows))))
         return _joined(parts, len(counts), self.budget)
 
 
-def _subclasses(kind: type[Method]) -> Iterator[type[Method]]:
+def _choosers() -> dict[str, type[Method]]:
+    """Return the methods, by name, that choose tokens of an image at any budget before the language model."""
+    named = {kind.name: kind for kind in _below(Method) if hasattr(kind, "name")}
+    apart = (InLLM, AdaptiveBudget)
+    return {
+        name: named[name]
+        for name in sorted(named)
+        if not (issubclass(named[name], apart) or named[name].acts_on_pixels)
+    }
+
+
+def _below(kind: Any) -> Iterator[type[Method]]:
     for below in kind.__subclasses__():
+        yield from _below(below)
         yield below
-        yield from _subclasses(below)
 
 
 def _joined(parts: list[tuple[Tensor, Selection]], rows: int, requested: int | float) -> Selection:

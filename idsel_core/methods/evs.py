@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
-from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.checks import check_flag, frames_of_videos
 from idsel_core.methods._shared.published_counts import share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, gather_tokens, truncate, unit_vectors
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
-from idsel_core.visual_tokens import Unavailable, VisualTokens
+from idsel_core.visual_tokens import VisualTokens
 
 NEW = 255.0
 """Score of tokens without a token in the previous frame, above every distance."""
@@ -59,10 +59,7 @@ class EVS(Method):
         Unavailable
             If there is an image, alone or beside videos.
         """
-        mask, frames = tokens.mask, tokens.frames.where(tokens.mask, -1)
-        if bool((still := frames.amax(1) < 0).any()):
-            which = int(still.nonzero()[0])
-            raise Unavailable("frames", f"input {which} is an image, and EVS compares the frames of a video")
+        mask, frames = tokens.mask, frames_of_videos(tokens, self.label)
         counts = resolve_budget(self.budget, tokens.lengths)
         if self.faithful:
             counts = torch.maximum(share_rounded_down(self.budget, tokens.lengths), (frames == 0).sum(1))

@@ -92,9 +92,14 @@ def _components(features: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     working = score_dtype(features.device)
     values = torch.sigmoid(features.to(working).masked_fill(~mask[..., None], 0))  # (B, N, D)
     values = (values - values.mean(2, keepdim=True)).masked_fill(~mask[..., None], 0)
+    most, long = int(groups.max()), values.shape[1] > values.shape[2]
     with full_precision(values.device):
-        gram = values @ values.mT  # (B, N, N)
-    vectors = torch.linalg.eigh(gram).eigenvectors.flip(2)[..., : int(groups.max())].abs()
+        # (B, D, D) if there are more tokens than channels, else (B, N, N).
+        energies, vectors = torch.linalg.eigh(values.mT @ values if long else values @ values.mT)
+        vectors = vectors.flip(2)[..., :most]
+        if long:
+            vectors = values @ vectors / energies.flip(1)[:, None, :most].clamp_min(torch.finfo(working).tiny).sqrt()
+    vectors = vectors.abs()  # (B, N, G)
     beyond = torch.arange(vectors.shape[2], device=mask.device) >= groups[:, None]  # (B, G)
     return vectors.masked_fill(beyond[:, None], -1).max(dim=2).indices.masked_fill(~mask, -1)
 

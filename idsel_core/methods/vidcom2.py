@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
-from idsel_core.methods._shared.checks import check_above_zero, check_share
+from idsel_core.methods._shared.checks import check_above_zero, check_share, frames_of_videos
 from idsel_core.methods._shared.ragged import (
     argsort_by,
     gather_tokens,
@@ -70,10 +70,10 @@ class VidCom2(Method):
         Raises
         ------
         Unavailable
-            If the images are not frames of a video.
+            If there is an image, alone or beside videos.
         """
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
-        frame = tokens.frames.where(mask, -1).clamp_min(0)
+        frame = frames_of_videos(tokens, self.label).clamp_min(0)
         frames, length = int(frame.max()) + 1, tokens.lengths[:, None]
         x = self._quiet(tokens.features.float(), mask)
         whole = x.sum(1, keepdim=True) / length[..., None]  # (B, 1, D')

@@ -22,7 +22,7 @@ from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method, drops_inside
 from idsel_core.methods._shared.checks import check_flag
-from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of
+from idsel_core.pruning.arguments import cached_tokens, check_tensors, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
 from idsel_core.pruning.kept_encodings import KeptEncodings
 from idsel_core.pruning.passed_by import warn_of_unpruned
@@ -90,8 +90,8 @@ class Pruning:
         relevance: Relevance | None,
         budget_scope: Scope,
         processor: Any = None,
-        keep_encodings: int = 0,
         full_logits: bool | None = None,
+        keep_encodings: int = 0,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
@@ -101,7 +101,6 @@ class Pruning:
         self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
-        self.encodings = KeptEncodings(self.backbone, keep_encodings)
         if full_logits is not None:
             check_flag("full_logits", full_logits)
         if full_logits and drops_inside(method):
@@ -110,6 +109,7 @@ class Pruning:
                 "full_logits cannot be had"
             )
         self.full_logits = full_logits
+        self.encodings = KeptEncodings(self.backbone, keep_encodings)
         self.report: list[ImageRecord] = []
         self._calls = 0
         self._reporting = threading.Lock()
@@ -165,6 +165,7 @@ class Pruning:
             return None
         if input_ids is None or inputs.get("inputs_embeds") is not None:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
+        check_tensors(inputs, ("input_ids", "attention_mask", *self.backbone.pixel_inputs))
         if cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
         if isinstance(inputs.get("logits_to_keep"), Tensor):
@@ -295,19 +296,18 @@ def prune(
     relevance: Relevance | None = None,
     budget_scope: Scope = "image",
     processor: Any = None,
-    keep_encodings: int = 0,
     full_logits: bool | None = None,
+    keep_encodings: int = 0,
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
 
     Inside the block, ``model.generate(...)`` and ``model(...)`` with ``pixel_values`` encode the images once, select,
     and run on a shorter prompt: the cache is shorter, and so are hidden states. Methods that drop tokens inside the
     language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short as the last
-    layer. Sequences that ``generate`` returns begin with the prompt
-    as it was given, and logits of ``model(...)`` have its columns, see `full_logits`. Calls without images are not
-    touched. Blocks nest: the innermost of a thread decides; a
-    call in a thread without a block is pruned by the block that was entered last. After the
-    outermost, also when it raises, the model is what it was.
+    layer, or, with labels, as long as the prompt before the drops. Sequences that ``generate`` returns begin with the
+    prompt as it was given, and logits of ``model(...)`` have its columns, see `full_logits`. Calls without images are
+    not touched. Blocks nest: the innermost of a thread decides; a call in a thread without a block is pruned by the
+    block that was entered last. After the outermost, also when it raises, the model is what it was.
 
     ``generate`` may search, sample, take drafts from an assistant or from the prompt, read the prompt in chunks, and
     use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers
@@ -342,16 +342,16 @@ def prune(
         Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
         that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
         all text in front of the answer asks, with a warning.
-    keep_encodings : int
-        Keep the encodings of so many calls until the block ends: a later call with the same images, and without
-        gradients, selects anew for its question, but the vision tower does not run. For conversations that give all
-        images again in each turn.
     full_logits : bool, optional
         Whether the logits of ``model(...)`` have the columns of the prompt as it was given, (B, L, V), and so compare
         with the caller's labels, as metrics and label smoothing of a ``Trainer`` do; the column of a dropped token has
         the logits of the last kept column before it. False leaves them as short as the prompt was read, which saves
         memory. By default True, except of methods that drop tokens inside the language model, and with
         ``logits_to_keep``.
+    keep_encodings : int
+        Keep the encodings of so many calls until the block ends: a later call with the same images, and without
+        gradients, selects anew for its question, but the vision tower does not run. For conversations that give all
+        images again in each turn.
 
     Returns
     -------
@@ -371,4 +371,4 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance, budget_scope, processor, keep_encodings, full_logits)
+    return Pruning(model, method, positions, relevance, budget_scope, processor, full_logits, keep_encodings)

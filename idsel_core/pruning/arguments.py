@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
@@ -20,6 +20,27 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= arguments.pop(parameter.name, {})
     return arguments
+
+
+def without_empty(inputs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments without those of these names that hold nothing, such as pixels (0, 3, H, W) beside text."""
+    empty = {name for name in names if inputs.get(name) is not None and _holds_nothing(inputs[name])}
+    return {name: value for name, value in inputs.items() if name not in empty}
+
+
+def _holds_nothing(value: Any) -> bool:
+    return value.numel() == 0 if isinstance(value, Tensor) else len(value) == 0 if isinstance(value, Sized) else False
+
+
+def check_tensors(inputs: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise ValueError unless the arguments of these names are tensors, where they are given."""
+    for name in names:
+        value = inputs.get(name)
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, not a {type(value).__name__}: give return_tensors='pt' to the processor, or "
+                f"stack it"
+            )
 
 
 def setting_of(model: Any, inputs: dict[str, Any], name: str) -> Any:

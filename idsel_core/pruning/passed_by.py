@@ -68,7 +68,7 @@ def warn_of_unpruned(passed_by: int, calls: int) -> None:
         why = (
             f"prune() was passed by: the language model ran {passed_by} times after images that were encoded by hand, "
             f"with all their tokens. Calls of a model's parts, such as model.get_image_features(...) and "
-            f"model.model.language_model(...), are not pruned; {REMEDY}"
+            f"model.model.language_model(...), and calls with inputs_embeds are not pruned; {REMEDY}"
         )
     elif not calls:
         why = (

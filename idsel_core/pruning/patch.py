@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones._shared.own_calls import calling, is_calling
-from idsel_core.pruning.arguments import bound_arguments, moved_limits
+from idsel_core.pruning.arguments import bound_arguments, moved_limits, without_empty
 from idsel_core.pruning.callbacks import GivenPrompts
 from idsel_core.pruning.full_logits import with_full_logits
 from idsel_core.pruning.passed_by import watch_parts
@@ -154,7 +154,9 @@ class Patch:
             return plain(*args, **kwargs)
         self.calls += 1
         marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
-        inputs = bound_arguments(plain, args, kwargs) | marks
+        inputs = without_empty(bound_arguments(plain, args, kwargs), block.backbone.image_inputs) | marks
+        if inputs.get("inputs_embeds") is not None and block.encoded_apart:
+            block.passed_by += 1
         with self.turn, calling(self.model):
             return (self._generate if entrance.name == "generate" else self._forward)(entrance, block, inputs)
 

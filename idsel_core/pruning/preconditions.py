@@ -20,8 +20,6 @@ def prepared_for_drops(backbone: Backbone, method: InLLM, inputs: dict[str, Any]
         if setting_of(backbone.model, inputs, "prefill_chunk_size") is not None:
             raise ValueError(f"{why}: generate() needs prefill_chunk_size=None")
         return inputs
-    if inputs.get("labels") is not None:
-        raise ValueError(f"{why}, and then the logits are shorter than the labels: take the loss from the logits")
     # Without a mask and a cache, gaps between positions would be read as borders of packed sequences.
     return inputs if inputs.get("attention_mask") is not None else with_full_mask(inputs)
 

@@ -1,4 +1,4 @@
-"""ID-Selection itself: `id_select`, its update rule (`suppression`) and four backends that pick the same tokens."""
+"""ID-Selection itself: `id_select`, its update rule (`suppression`) and three backends that pick the same tokens."""
 
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.greedy import id_select

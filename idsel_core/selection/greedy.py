@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from idsel_core.selection.budget import resolve_budget
-from idsel_core.selection.cpu_shortlist import pick_from_shortlist
+from idsel_core.selection.cpu_lazy import pick_lazily
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
 from idsel_core.selection.scale import automatic_gamma
 from idsel_core.selection.suppression import Exhausted, Suppression, Update, score_dtype
 from idsel_core.selection.torch_rounds import pick_in_rounds
 
-Backend = Literal["auto", "torch", "shortlist", "numba", "triton"]
+Backend = Literal["auto", "torch", "lazy", "triton"]
 
 
 @torch.no_grad()
@@ -65,12 +65,11 @@ def id_select(
         bool, shaped like `scores`; True at tokens, False at padding. Padding may hold any value, NaN included.
     trace : bool
         Whether to record the scores before each pick. A trace is always computed by *torch*.
-    backend : {"auto", "torch", "shortlist", "numba", "triton"}
+    backend : {"auto", "torch", "lazy", "triton"}
         Implementation; all of them pick the same tokens. *torch* runs a few kernels a round for the whole batch, on any
-        device. *shortlist* runs on a CPU with torch alone, on the tokens of highest score. *numba* runs on a CPU with
-        numba and computes only the similarities that a pick depends on; its first call on a machine compiles it, which
-        takes seconds. *triton* runs on a GPU with triton, all rounds in one kernel. *auto* takes triton on a GPU and
-        numba on a CPU, or torch and shortlist where these are not installed.
+        device. *lazy* runs on a CPU, image by image, and computes few more similarities than a pick depends on.
+        *triton* runs on a GPU with triton, all rounds in one kernel. *auto* takes lazy on a CPU, and triton on a GPU
+        where it is installed, else torch.
     exhausted : {"restart", "continue"}
         What follows when no score of the tokens left is above 0, or above the rounding error of the row's highest
         score. *restart* begins a new sweep, so that importance goes on to decide. *continue* leaves the scores as they
@@ -110,10 +109,6 @@ def id_select(
             from idsel_core.selection.gpu_triton import pick_on_gpu
 
             order = pick_on_gpu(x, inverse, s, counts, sharpness, update, restart)
-        elif chosen == "numba":
-            from idsel_core.selection.cpu_numba import pick_compiled
-
-            order = pick_compiled(x.to(wide), inverse, s, dead, counts, sharpness, update, restart)
         else:
             images = Suppression(x.to(wide), inverse, sharpness, update)
             order = _pick_with_torch(images, s, dead, counts, chosen, restart, steps if trace else None)
@@ -125,22 +120,20 @@ def _choose_backend(backend: Backend, device: torch.device, trace: bool) -> Back
     """Return the backend to use; raise ValueError if the one asked for cannot run here."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}")
-    if backend in ("numba", "triton") and find_spec(backend) is None:
-        raise ValueError(f"backend {backend!r} needs the package {backend}, which is not installed; 'torch' does not")
+    if backend == "triton" and find_spec("triton") is None:
+        raise ValueError("backend 'triton' needs the package triton, which is not installed; 'torch' does not")
     # Triton reads this variable itself: it then interprets kernels on a CPU, for tests.
     if backend == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"backend 'triton' needs tensors on a GPU or TRITON_INTERPRET=1, not {device.type} tensors")
-    if backend in ("shortlist", "numba") and device.type != "cpu":
-        raise ValueError(f"backend {backend!r} needs tensors on the CPU, not on {device.type}")
+    if backend == "lazy" and device.type != "cpu":
+        raise ValueError(f"backend 'lazy' needs tensors on the CPU, not on {device.type}")
     if trace:
         return "torch"
     if backend != "auto":
         return backend
     if device.type == "cuda" and find_spec("triton") is not None:
         return "triton"
-    if device.type == "cpu":
-        return "numba" if find_spec("numba") is not None else "shortlist"
-    return "torch"
+    return "lazy" if device.type == "cpu" else "torch"
 
 
 def _pick_with_torch(
@@ -161,8 +154,7 @@ def _pick_with_torch(
     order = torch.full_like(unused, -1, dtype=torch.long)
     for row, count in enumerate(counts.tolist()):
         one = slice(row, row + 1)
-        picked = pick_from_shortlist(images.of(row), scores[one], dead[one], count, restart)
-        order[row, :count] = torch.tensor(picked)
+        order[row, :count] = torch.tensor(pick_lazily(images.of(row), scores[one], dead[one], count, restart))
     return order
 
 

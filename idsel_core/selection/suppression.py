@@ -2,14 +2,13 @@
 
 `Suppression.strengths` turns cosines into weights (Eq. 7 and 8 of arXiv 2604.05601), `Suppression.suppress` lowers the
 scores by them (Eq. 9), and `restarted` begins a new sweep when they have run out. To change the rule, change
-these and call ``id_select(..., backend="torch")``, which runs them as they stand. Three faster backends repeat the rule
+these and call ``id_select(..., backend="torch")``, which runs them as they stand. Two faster backends repeat the rule
 in their inner loops, at the comments "The update rule" and "The exhaustion rule":
 
-* `cpu_shortlist`, the last lines of ``_on_shortlist`` (it takes the weights from here), and ``pick_from_shortlist``;
-* `cpu_numba`, in ``_greedy``;
+* `cpu_lazy`, in ``_lower``, ``_suppress`` and ``pick_lazily`` (it takes the weights from here);
 * `gpu_triton`, in ``_rounds``.
 
-``tests/selection`` fails until all four agree with the slow reference `follow` in ``tests/support/selections.py``.
+``tests/selection`` fails until all three agree with the slow reference `follow` in ``tests/support/selections.py``.
 """
 
 from __future__ import annotations

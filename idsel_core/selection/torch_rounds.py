@@ -1,4 +1,4 @@
-"""Backend "torch": picks round by round on any device, the most readable of the four."""
+"""Backend "torch": picks round by round on any device, the most readable of the three."""
 
 from __future__ import annotations
 

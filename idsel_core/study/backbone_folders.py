@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from idsel_core.study.paths import MODEL
+from idsel_core.study.paths import MODEL, project_path
 
-EVALUABLE = ("llava",)
-"""Model types whose images all have one grid of visual tokens and a prompt that the study can write."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def check_evaluable(folder: str | Path) -> dict[str, Any]:
-    """Return the configuration of a model folder that the study can evaluate.
+def is_hub_id(backbone: str | Path) -> bool:
+    """Tell whether a backbone is named by a hub id, such as ``llava-hf/llava-1.5-7b-hf``, and not by a folder."""
+    if not isinstance(backbone, str) or not _HUB_ID.fullmatch(backbone):
+        return False
+    return not (Path(backbone).exists() or project_path(backbone).exists())
+
+
+def backbone_name(backbone: str | Path) -> str:
+    """Return what results call a backbone: ``embedded``, its hub id, or the name of its folder."""
+    if is_hub_id(backbone):
+        return str(backbone)
+    folder = Path(backbone).resolve()
+    return "embedded" if folder == MODEL.resolve() else folder.name
+
+
+def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, Any]:
+    """Return the configuration of a model that the study can evaluate, without its weights.
 
     Parameters
     ----------
-    folder : str or Path
-        Laid out like a hub checkpoint.
+    backbone : str or Path
+        Hub id, or a folder laid out like a hub checkpoint.
+    revision : str
+        Branch, tag or commit of a hub checkpoint.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder, or it lacks its configuration or its weights.
+        If there is no such folder or checkpoint, or it lacks its configuration or its weights.
     ValueError
-        If its configuration cannot be read or is of another model type.
+        If its configuration cannot be read, or it is of a family that is not supported.
     """
-    folder = Path(folder)
+    if is_hub_id(backbone):
+        from idsel_core.loading.hub import read_family_config
+
+        read: dict[str, Any] = read_family_config(backbone, revision=revision).to_dict()
+        _check_reads_images(backbone, str(read.get("model_type")))
+        return read
+    folder = Path(backbone)
     if not (folder / "config.json").is_file():
         if folder == MODEL:
             raise FileNotFoundError(f"no model in {folder}: run `make env` to assemble the embedded backbone")
         if folder.is_dir():
             raise FileNotFoundError(f"no model in {folder}: the folder has no config.json")
         raise FileNotFoundError(
-            f"there is no folder {folder}: a backbone to evaluate is a folder laid out like a LLaVA checkpoint; the "
-            "name of a hub checkpoint is not enough, download it first (hf download NAME --local-dir FOLDER)"
+            f"there is no folder {folder}: a backbone is a hub id such as llava-hf/llava-1.5-7b-hf, or a folder laid "
+            "out like a hub checkpoint"
         )
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         family = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"the config.json of {folder} cannot be read ({error})") from error
-    if family not in EVALUABLE:
+    from idsel_core.backbones import BACKBONES
+
+    if family not in BACKBONES:
         raise ValueError(
-            f"{folder} holds a model of type {family!r}; so far only models of type {', '.join(EVALUABLE)} can be "
-            "evaluated, whose images all have one fixed grid of visual tokens"
+            f"{folder} holds a model of type {family!r}, which is not supported; supported: "
+            f"{', '.join(sorted(BACKBONES))}"
         )
+    _check_reads_images(folder, family)
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no weights (*.safetensors)")
     return config
+
+
+def _check_reads_images(backbone: str | Path, family: str) -> None:
+    if "audio" in family:
+        raise ValueError(
+            f"{backbone} is a model of type {family!r}, which reads sound, and the questions of a data set show "
+            "images; prune() runs it"
+        )

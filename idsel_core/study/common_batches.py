@@ -113,8 +113,9 @@ def join_prompts(backbone: Backbone, prompts: Sequence[ShortPrompt]) -> dict[str
         outputs[kind] = make(**{name: _joined([image[name] for image in images]) for name in images[0]})
     if outputs:
         inputs["mm_encoder_outputs"] = outputs
-    if prompts[0].rope_delta is not None:
-        backbone.core.rope_deltas = torch.stack([_delta(prompt) for prompt in prompts])
+    if hasattr(backbone.core, "rope_deltas"):
+        deltas = [prompt.rope_delta for prompt in prompts if prompt.rope_delta is not None]
+        backbone.core.rope_deltas = torch.stack(deltas) if deltas else None
     return inputs
 
 
@@ -125,25 +126,27 @@ class CommonBatches:
     ----------
     backbone : Backbone
         The model.
-    columns : int
-        Columns of a batch, padding included.
+    prompts : int
+        Full prompts of a batch; of shortened ones it holds as many as have their columns.
     options : Mapping[str, Any]
         Of ``generate``.
     """
 
-    def __init__(self, backbone: Backbone, columns: int, options: Mapping[str, Any]) -> None:
-        self.backbone, self.columns, self.options = backbone, columns, options
+    def __init__(self, backbone: Backbone, prompts: int, options: Mapping[str, Any]) -> None:
+        self.backbone, self.prompts, self.options = backbone, prompts, options
+        self.columns, self.part = 0, 1.0
 
     @torch.no_grad()
-    def answer(self, prompts: Sequence[ShortPrompt]) -> list[Tensor]:
-        """Return the new tokens of each prompt, int64 (T,)."""
+    def answer(self, prompts: Sequence[ShortPrompt], width: int) -> list[Tensor]:
+        """Return the new tokens of each prompt, int64 (T,), where a full one has about `width` columns."""
+        self.columns = max(int(self.part * self.prompts * width), 1)
         answers: list[Tensor | None] = [None] * len(prompts)
         waiting = list(self._batches(prompts))[::-1]
         while waiting:
             batch, shares = waiting.pop()
             output = self._try([prompts[row] for row in batch], shares)
             if output is None:
-                self.columns = max(self.columns // 2, 1)
+                self.part /= 2
                 half = len(batch) // 2
                 waiting += [(batch[half:], shares), (batch[:half], shares)]
                 continue
@@ -166,18 +169,21 @@ class CommonBatches:
 
     def _batches(self, prompts: Sequence[ShortPrompt]) -> Iterator[tuple[list[int], bool]]:
         """Yield rows that are answered together, and whether those that begin alike share their beginning."""
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, frozenset[str]], list[int]] = {}
         for row, prompt in enumerate(prompts):
-            groups.setdefault(prompt.beginning if can_share(self.backbone.model) else 0, []).append(row)
-        apart: list[int] = []
-        for beginning, rows in groups.items():
+            beginning = prompt.beginning if can_share(self.backbone.model) else 0
+            # Prompts without an image have other arguments.
+            groups.setdefault((beginning, frozenset([*prompt.columns, *prompt.images])), []).append(row)
+        apart: dict[frozenset[str], list[int]] = {}
+        for (beginning, kind), rows in groups.items():
             kinds = len({prompts[row].begins_like for row in rows})
             whole = sum(len(prompts[row]) for row in rows)
             if beginning and whole - (len(rows) - kinds) * beginning < _PAYS * whole:
                 yield from ((batch, True) for batch in self._together(prompts, rows, beginning))
             else:
-                apart += rows
-        yield from ((batch, False) for batch in self._alike(prompts, apart))
+                apart.setdefault(kind, []).extend(rows)
+        for rows in apart.values():
+            yield from ((batch, False) for batch in self._alike(prompts, rows))
 
     def _together(self, prompts: Sequence[ShortPrompt], rows: Sequence[int], beginning: int) -> Iterator[list[int]]:
         """Yield batches of prompts of which several begin alike, those that do one behind the other."""
@@ -187,7 +193,7 @@ class CommonBatches:
         begun: set[int] = set()
         for row in sorted(rows, key=lambda row: (number[row], len(prompts[row]))):
             read = len(begun | {number[row]}) * beginning + (len(batch) + 1) * (most - beginning)
-            if batch and (read > self._columns or (len(batch) + 1) * most > self.columns):
+            if batch and (read > self._columns or (len(batch) + 1) * (most + self._new) > self.columns):
                 yield batch
                 batch, begun = [], set()
             batch.append(row)
@@ -202,13 +208,18 @@ class CommonBatches:
         for row in sorted(rows, key=lambda row: len(prompts[row])):
             length = len(prompts[row])
             width = (len(batch) + 1) * length
-            if batch and (width > self._columns or width > _PADDING * (real + length)):
+            too_many = (len(batch) + 1) * (length + self._new) > self._columns
+            if batch and (too_many or width > _PADDING * (real + length)):
                 yield batch
                 batch, real = [], 0
             batch.append(row)
             real += length
         if batch:
             yield batch
+
+    @property
+    def _new(self) -> int:
+        return int(self.options.get("max_new_tokens", 0))
 
     @property
     def _columns(self) -> int:
@@ -247,11 +258,6 @@ def _of_image(value: Any, image: int) -> Any:
 
 def _joined(values: list[Any]) -> list[Any]:
     return [list(plane) for plane in zip(*values, strict=True)] if isinstance(values[0], list) else values
-
-
-def _delta(prompt: ShortPrompt) -> Tensor:
-    assert prompt.rope_delta is not None
-    return prompt.rope_delta
 
 
 def _numbers(values: Sequence[Hashable]) -> list[int]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,32 +20,39 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
+from idsel_core.loading.hub import Quantisation
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.pruning.pipeline import read_tokens, shorten_call
 from idsel_core.selection.result import Selection
+from idsel_core.study.backbone_folders import backbone_name, is_hub_id
 from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
 from idsel_core.study.cost import flops_prefill
-from idsel_core.study.dataset import BLIND, FULL, Split, read_split
+from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
+from idsel_core.study.full_prompts import PromptWriter, short_hash
 from idsel_core.study.knobs import knob_columns
+from idsel_core.study.metrics import chance, score_each
 from idsel_core.study.nested_budgets import NestedSelections
 from idsel_core.study.open_backbone import open_backbone, weights_hash
-from idsel_core.study.paths import CACHE, DATA, MODEL
+from idsel_core.study.paths import CACHE, DATA, MODEL, project_path
 from idsel_core.study.store.provenance import installed, sha256
 from idsel_core.study.store.resume import ResumableRows
 from idsel_core.visual_tokens import VisualTokens
 
+_MOST_STORED = 2 * 2**30
+"""Bytes of the encodings of a split that are kept in memory and on disk."""
 _WAITING = 4
 """Batches whose prompts are shortened before they are sorted by length and answered."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A model, a split of a data set and its images, encoded once and shared by all methods and budgets.
+    """A model and a split of a data set; each image is encoded once for all methods and budgets.
 
     Attributes
     ----------
@@ -53,20 +62,44 @@ class Study:
         Its processor.
     split : Split
         Questions and images.
-    encoded : Encoded
-        One row an image, in the order of ``split.images``.
+    encoded : Encoded, optional
+        One row an image, in the order of ``split.images``, of a model with a fixed grid. Without it, images are encoded
+        as their questions are asked.
     name : str
         What the results call the model.
-    positions : {"compact", "keep"}
+    positions : {"compact", "keep"}, optional
         As for `prune`.
+    revision : str
+        Which version of the model: a commit of the hub, or "".
+    settings : str
+        What else the model was loaded with, such as its quantisation.
+    new_tokens : int, optional
+        Most tokens of an answer; as many as the data set says by default.
+    weights : tuple[Path, ...]
+        Files of the model's weights.
     """
 
     backbone: Backbone
     processor: Any
     split: Split
-    encoded: Encoded
+    encoded: Encoded | None = None
     name: str = "embedded"
-    positions: str = "compact"
+    positions: str | None = None
+    revision: str = ""
+    settings: str = ""
+    new_tokens: int | None = None
+    weights: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the rows depend on: those of the data set, and the weights where they are files here."""
+        return [*self.split.files, *self.weights]
+
+    def named(self, name: str) -> str:
+        """Return the name of a job or a figure: as it is of the embedded model and data, else with theirs behind it."""
+        if (self.name, self.split.dataset) == ("embedded", DATA.name):
+            return name
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{self.name}-{self.split.dataset}-{self.split.name}")
 
     def run(self, methods: Iterable[Method | str], batch: int = 50, resume: Path | None = None) -> pd.DataFrame:
         """Ask all questions with each method, with a progress bar.
@@ -96,7 +129,7 @@ class Study:
         methods = _checked(methods)
         questions = self.split.questions
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
-        asking = CommonBatches(self.backbone, batch * self._full_columns, self._options)
+        asking = CommonBatches(self.backbone, batch, self._options)
         with tqdm(total=len(methods) * len(questions), desc=f"ask {self.split.name}", mininterval=5) as bar:
             for number, start in enumerate(range(0, len(questions), batch)):
                 asked = questions.iloc[start : start + batch]
@@ -113,11 +146,16 @@ class Study:
         return {
             "methods": [repr(method) for method in methods],
             "batch": batch,
-            "backbone": self.name,
+            "backbone": [self.name, self.revision, self.settings, self.writer.template_hash],
             "positions": self.positions,
+            "options": self._options,
             "questions": hashlib.sha256(self.split.questions.to_json().encode()).hexdigest(),
             "images": self.split.images_hash,
-            "weights": [weights_hash(each) for each in (model, getattr(self.backbone.relevance, "dual_encoder", None))],
+            "weights": [
+                # A commit of the hub names its weights, and to hash those of a large model takes minutes.
+                self.revision or weights_hash(model),
+                weights_hash(getattr(self.backbone.relevance, "dual_encoder", None)),
+            ],
             "device": f"{model.device} {model.dtype}",
             "code": {str(path.relative_to(code)): sha256(path) for path in sorted(code.rglob("*.py"))},
             "packages": installed(),
@@ -141,8 +179,10 @@ class Study:
         usable: list[Method] = []
         refused: dict[Method, str] = {}
         asked = self.split.questions.head(1)
-        whole = self._inputs(asked)
-        asking = CommonBatches(self.backbone, self._full_columns, self._options)
+        asking = CommonBatches(self.backbone, 1, self._options)
+        methods = list(methods)
+        depths = tower_depths(methods)
+        whole = self._inputs(asked, depths)
         for method in methods:
             try:
                 list(self._ask([method], asked, asking, whole=whole))
@@ -172,7 +212,9 @@ class Study:
         if done == len(methods):
             return
         try:
-            for rows in self._ask_together(methods, questions, asking, done, whole or self._inputs(questions)):
+            for rows in self._ask_together(
+                methods, questions, asking, done, whole or self._inputs(questions, tower_depths(methods))
+            ):
                 yield rows
                 done += 1
             return
@@ -199,8 +241,8 @@ class Study:
         for place, method in enumerate(methods[done:], done + 1):
             waiting.append(self._shorten(method, questions, whole, select))
             columns = sum(len(prompt) for asked in waiting for prompt in asked.prompts)
-            if columns >= _WAITING * asking.columns or place == len(methods):
-                answers = self._answers(waiting, asking)
+            if columns >= _WAITING * asking.prompts * whole.prompts["input_ids"].shape[1] or place == len(methods):
+                answers = self._answers(waiting, asking, whole.prompts["input_ids"].shape[1])
                 for asked in waiting:
                     yield self._rows(asked, questions, answers)
                 waiting = []
@@ -210,56 +252,81 @@ class Study:
     ) -> _Asked:
         """Return the shortened prompts of a method; those of one that drops tokens inside are answered at once."""
         if method == BLIND:
-            prompts = self._prompts(questions, [0] * len(questions))
-            keys = [(BLIND, row) for row in range(len(questions))]
-            layers = np.zeros((len(questions), self.backbone.decoder_layers), int)
-            rows = torch.arange(0)
-            return _Asked(
-                method, keys, split_prompts(self.backbone, prompts, rows, keys), layers, _words(prompts, self)
-            )
+            return self._without_images(questions)
         acting = UniformGrid(1.0) if isinstance(method, str) else method
-        grid = acting.target_grid(*self.grid)
-        inputs = whole if grid == self.grid else self._inputs(questions, grid)
-        inside = drops_inside(acting)
-        selection = select(acting, inputs.tokens, grid)
+        inputs = self._resized(acting, questions, whole)
+        selection = select(acting, inputs.tokens, inputs.grid)
         call = shorten_call(self.backbone, acting, inputs.tokens, selection, inputs.prompts, self.positions)
-        words = _words(call.inputs, self)
-        if inside:
+        words = self._words(call.inputs)
+        if drops_inside(acting):
             with call.running() as passage:
                 output = self.backbone.model.generate(**call.inputs, **self._options)
-            new = output[:, call.inputs["input_ids"].shape[1] :]
-            return _Asked(
-                method, [], [], passage.layers.cpu().numpy(), words, self._places(passage.left, grid), list(new)
-            )
+            new = list(output[:, call.inputs["input_ids"].shape[1] :])
+            layers = inputs.by_question(passage.layers)
+            return _Asked(method, [], [], layers, words, inputs.before, self._shares(inputs, passage.left), new)
         picks = _picks(selection)
-        images = questions["image_id"].tolist()
-        keys = [(row, grid, pick) for row, pick in enumerate(picks)]
-        begins_like = [(image, grid, pick) for image, pick in zip(images, picks, strict=True)]
-        short = split_prompts(self.backbone, call.inputs, torch.arange(len(questions)), begins_like)
-        layers = selection.counts.cpu().numpy()[:, None].repeat(self.backbone.decoder_layers, 1)
-        return _Asked(method, keys, short, layers, words, self._places(selection, grid))
+        grouped: list[list[Hashable]] = [[] for _ in range(len(questions))]
+        for row, pick in zip(inputs.rows.tolist(), picks, strict=True):
+            grouped[row].append(pick)
+        kept = [(inputs.grid, *group) for group in grouped]
+        shown = [tuple(ids) for ids in questions["image_ids"]]
+        begins_like = list(zip(shown, kept, strict=True))
+        short = split_prompts(self.backbone, call.inputs, inputs.rows, begins_like)
+        layers = inputs.by_question(selection.counts[:, None].expand(-1, self.backbone.decoder_layers))
+        return _Asked(
+            method, list(enumerate(kept)), short, layers, words, inputs.before, self._shares(inputs, selection)
+        )
 
-    def _answers(self, waiting: Sequence[_Asked], asking: CommonBatches) -> dict[Hashable, Tensor]:
+    def _without_images(self, questions: pd.DataFrame) -> _Asked:
+        prompts = self.writer.write(questions["question"].tolist(), [[]] * len(questions))
+        if hasattr(self.backbone.core, "rope_deltas"):
+            self.backbone.core.rope_deltas = None
+        keys = [(BLIND, row) for row in range(len(questions))]
+        short = split_prompts(self.backbone, prompts, torch.arange(0), keys)
+        nothing = np.zeros(len(questions), int)
+        layers = np.zeros((len(questions), self.backbone.decoder_layers), int)
+        return _Asked(BLIND, keys, short, layers, self._words(prompts), nothing)
+
+    def _resized(self, method: Method, questions: pd.DataFrame, whole: _Inputs) -> _Inputs:
+        """Return the inputs with images of the size that a method wants."""
+        if not method.acts_on_pixels:
+            return whole
+        if self.encoded is not None:
+            grid: tuple[int, int] | None = method.target_grid(*self.grid)
+        else:
+            grid = self.backbone.target_grid(method, **whole.images)
+        return whole if grid in (None, self.grid) else self._inputs(questions, method.tower_depths, grid)
+
+    def _words(self, prompts: Mapping[str, Tensor]) -> list[int]:
+        """Return the number of columns of each prompt that hold neither padding nor a visual token."""
+        marks = self.backbone.placeholders(prompts["input_ids"])
+        words: list[int] = (prompts["attention_mask"].bool() & ~marks).sum(1).tolist()
+        return words
+
+    def _answers(self, waiting: Sequence[_Asked], asking: CommonBatches, width: int) -> dict[Hashable, Tensor]:
         """Return the answer of each prompt by its key; prompts of one key are answered once."""
         prompts = {key: prompt for asked in waiting for key, prompt in zip(asked.keys, asked.prompts, strict=True)}
-        return dict(zip(prompts, asking.answer(list(prompts.values())), strict=True))
+        return dict(zip(prompts, asking.answer(list(prompts.values()), width), strict=True))
 
     def _rows(self, asked: _Asked, questions: pd.DataFrame, answers: Mapping[Hashable, Tensor]) -> pd.DataFrame:
         method, layers = asked.method, asked.layers
         output = [answers[key] for key in asked.keys] if asked.answers is None else asked.answers
         texts = self.processor.batch_decode([new.tolist() for new in output], skip_special_tokens=True)
         predictions = np.array([text.strip() for text in texts])
-        before = 0 if method == BLIND else self.grid[0] * self.grid[1]
+        before = asked.before
         return pd.DataFrame(
             {
                 "backbone": self.name,
+                "revision": self.revision or None,
+                "dtype": str(self.backbone.model.dtype).removeprefix("torch.") + self.settings,
+                "template": self.writer.template_hash,
                 "dataset": self.split.dataset,
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
                 **knob_columns(method),
-                "positions": self.positions,
-                "budget": float(before if isinstance(method, str) else method.budget),
+                "positions": self.backbone.positions_of(self.positions),
+                "budget": self._budget(method),
                 "tokens_before": before,
                 "tokens_kept": layers[:, -1],
                 "tokens_average": layers.mean(1),
@@ -267,28 +334,25 @@ class Study:
                     self._gflops(tuple(profile), text)
                     for profile, text in zip(layers.tolist(), asked.words, strict=True)
                 ],
-                "on_objects": np.nan
-                if asked.places is None
-                else self._shares_on_objects(questions["image_id"], asked.places),
+                "on_objects": np.nan if asked.on_objects is None else asked.on_objects,
+                "prompt": [short_hash(text) for text in questions["question"]],
+                "metric": questions["metric"].to_numpy(),
                 "prediction": predictions,
                 "answer": questions["answer"].to_numpy(),
-                "correct": predictions == questions["answer"].to_numpy(),
-                "chance": [1 / len(choices) for choices in questions["choices"]],
+                "correct": score_each(list(predictions), questions),
+                "chance": chance(questions),
             }
         )
+
+    def _budget(self, method: Method | str) -> float:
+        """Return what rows say that a method was asked for; all tokens are a share of 1 where images differ."""
+        if method == FULL:
+            return 1.0 if self.grid is None else float(self.grid[0] * self.grid[1])
+        return 0.0 if isinstance(method, str) else float(method.budget)
 
     @functools.cached_property
     def _options(self) -> dict[str, Any]:
         return {"max_new_tokens": self._answer_tokens, "do_sample": False}
-
-    @functools.cached_property
-    def _full_columns(self) -> int:
-        """The columns of the longest full prompt."""
-        counts = self.encoded.placeholders.amax().item()
-        return max(
-            len(ids)
-            for ids in self._prompts(self.split.questions, [int(counts)] * len(self.split.questions))["input_ids"]
-        )
 
     @functools.cached_property
     def _gflops(self) -> Callable[[tuple[int, ...], int], float]:
@@ -306,76 +370,142 @@ class Study:
         return of
 
     @functools.cached_property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the images' tokens."""
+    def writer(self) -> PromptWriter:
+        """What writes the prompts."""
+        return PromptWriter(self.processor, self.backbone.model.device, self.backbone.model.dtype)
+
+    @functools.cached_property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the images' tokens, where all have the same and were encoded before."""
+        if self.encoded is None:
+            return None
         rows, columns = (self.encoded.grid[0].amax(0) + 1).tolist()
         return rows, columns
 
-    def _encoded(self, questions: pd.DataFrame, grid: tuple[int, int] | None = None) -> Encoded:
-        """Return the encodings of the questions' images, a row a question; of resized images anew."""
+    @torch.no_grad()
+    def _inputs(
+        self, questions: pd.DataFrame, depths: Sequence[float] = (), grid: tuple[int, int] | None = None
+    ) -> _Inputs:
+        """Return full prompts and their visual tokens; of images resized to a grid, if one is given."""
+        asked = questions["question"].tolist()
+        images: dict[str, Any] = {}
+        if self.encoded is not None:
+            encoded = self._stored(questions, grid)
+            prompts = self.writer.write_with_placeholders(asked, encoded.placeholders.tolist())
+        else:
+            shown = [tuple(ids) for ids in questions["image_ids"]]
+            pictures = {name: self.split.picture(name) for name in dict.fromkeys(itertools.chain(*shown))}
+            given = [[pictures[name] for name in ids] for ids in shown]
+            if not all(given):
+                raise ValueError(f"question {questions['question_id'].iloc[given.index([])]!r} shows no image")
+            prompts = self.writer.write(asked, given)
+            encoded, images = self._encode(asked, shown, given, prompts, depths, grid)
+        prompts = {name: value for name, value in prompts.items() if name not in self.backbone.pixel_inputs}
+        tokens = read_tokens(self.backbone, encoded, prompts)
+        mask = prompts.get("attention_mask")
+        rows = self.backbone.locate(prompts["input_ids"], encoded.placeholders, encoded.video, mask).rows
+        return _Inputs(prompts, tokens, rows, grid or self.grid, images, self._boxes(questions, tokens, rows))
+
+    def _stored(self, questions: pd.DataFrame, grid: tuple[int, int] | None) -> Encoded:
+        """Return the stored encodings of the questions' images, a row a question; of resized images anew."""
+        assert self.encoded is not None
         names, owner = np.unique(questions["image_id"], return_inverse=True)
         if grid is None:
             rows = self.split.images.index.get_indexer(pd.Index(names))
             encoded = self.encoded.take(torch.from_numpy(rows))
             encoded = replace(encoded, features=self.backbone.project(encoded.encoder_features))
-            return encoded.take(torch.from_numpy(owner))
-        pixels = image_pixels(self.processor, [self.split.picture(name) for name in names], self.backbone.model.device)
-        return self.backbone.encode(pixels, grid=grid).take(torch.from_numpy(owner))
+        else:
+            pictures = [self.split.picture(name) for name in names]
+            pixels = image_pixels(self.processor, pictures, self.backbone.model.device)
+            encoded = self.backbone.encode(pixels, grid=grid)
+        return encoded.take(torch.from_numpy(owner))
 
-    @torch.no_grad()
-    def _inputs(self, questions: pd.DataFrame, grid: tuple[int, int] | None = None) -> _Inputs:
-        """Return full prompts and their visual tokens; of images resized to a grid, if one is given."""
-        encoded = self._encoded(questions, grid)
-        prompts = self._prompts(questions, encoded.placeholders.tolist())
-        return _Inputs(prompts, read_tokens(self.backbone, encoded, prompts))
-
-    def _places(self, selection: Selection, grid: tuple[int, int]) -> list[np.ndarray]:
-        """Return where in the grid of the whole image the middles of kept tokens lie."""
-        rows, columns = self.grid
-        return [
-            (tokens // grid[1] * 2 + 1) * rows // (2 * grid[0]) * columns
-            + (tokens % grid[1] * 2 + 1) * columns // (2 * grid[1])
-            for tokens in (kept.numpy() for kept in selection.rows())
-        ]
-
-    def _prompts(self, questions: pd.DataFrame, placeholders: Sequence[int]) -> dict[str, Tensor]:
-        image = self.processor.image_token
-        texts = []
-        for question, count in zip(questions["question"], placeholders, strict=True):
-            content = [{"type": "image"}] * bool(count) + [{"type": "text", "text": question}]
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
+    def _encode(
+        self,
+        asked: Sequence[str],
+        shown: Sequence[tuple[str, ...]],
+        given: Sequence[Sequence[Image.Image]],
+        prompts: Mapping[str, Any],
+        depths: Sequence[float],
+        grid: tuple[int, int] | None,
+    ) -> tuple[Encoded, dict[str, Any]]:
+        """Run the tower once for each different row of images, and return a row for each image of each prompt."""
+        first = {ids: row for row, ids in reversed(list(enumerate(shown)))}
+        rows = sorted(first.values())
+        apart = (
+            prompts
+            if len(rows) == len(shown)
+            else self.writer.write([asked[r] for r in rows], [given[r] for r in rows])
+        )
+        images = self.backbone.image_arguments(apart)
+        if not images:
+            raise ValueError(
+                f"the processor of {self.name} gave none of {', '.join(self.backbone.image_inputs)}: the model does "
+                "not read images"
             )
-            texts.append(text.replace(image, image * count))
-        inputs = self.processor.tokenizer(texts, padding=True, return_tensors="pt")
-        device = self.backbone.model.device
-        return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+        encoded = self.backbone.encode(grid=grid, tower_depths=depths, **images)
+        if apart is prompts:
+            return encoded, images
+        owner = self.backbone.locate(
+            apart["input_ids"], encoded.placeholders, encoded.video, apart.get("attention_mask")
+        ).rows.tolist()
+        of_prompt = {shown[row]: [place for place, own in enumerate(owner) if own == n] for n, row in enumerate(rows)}
+        return encoded.take(torch.tensor([place for ids in shown for place in of_prompt[ids]])), images
+
+    def _boxes(self, questions: pd.DataFrame, tokens: VisualTokens, rows: Tensor) -> list[np.ndarray] | None:
+        """Return which places of a grid lie on an object, bool (rows, columns) for each image, if that is known."""
+        if not self.split.has_boxes or "crops" in tokens.sources or len(rows) != len(questions):
+            return None
+        if self.encoded is not None:
+            return [self._objects[name] for name in questions["image_id"]]
+        sides = (tokens.grid.amax(1) + 1).tolist()
+        return [self._on_objects(name, *side) for name, side in zip(questions["image_id"], sides, strict=True)]
+
+    def _shares(self, inputs: _Inputs, kept: Selection) -> list[float] | None:
+        """Return the share of the kept tokens of each question whose middles lie on an object."""
+        if inputs.on_objects is None:
+            return None
+        shares = []
+        for places, tokens, inside in zip(inputs.tokens.grid, kept.rows(), inputs.on_objects, strict=True):
+            own = (places.amax(0) + 1).tolist()
+            at = places[tokens.to(places.device)].cpu().numpy()
+            # Where all tokens that are left were merged, none has a place.
+            y, x = ((at[:, axis] * 2 + 1) * inside.shape[axis] // (2 * own[axis]) for axis in (0, 1))
+            shares.append(float(inside[y, x].mean()) if len(at) else float("nan"))
+        return shares
 
     @functools.cached_property
     def _answer_tokens(self) -> int:
-        answers = self.split.questions["answer"].unique().tolist()
+        chosen = self.new_tokens or self.split.new_tokens
+        if chosen:
+            return chosen
+        answers = sorted({answer for several in self.split.questions["answers"] for answer in several})
         return max(map(len, self.processor.tokenizer(answers, add_special_tokens=False)["input_ids"]))
 
     def on_objects(self, image_id: str) -> np.ndarray:
-        """Return which tokens' middles lie in an object's box, bool (N,), for an image in raster order."""
-        rows, columns = self.grid
+        """Return which tokens' middles lie in an object's box, bool (N,), for an image in raster order.
+
+        Raises
+        ------
+        ValueError
+            If images have no fixed grid.
+        """
+        if self.grid is None:
+            raise ValueError("the images of this model have no fixed grid of tokens")
+        return self._on_objects(image_id, *self.grid).reshape(-1)
+
+    def _on_objects(self, image_id: str, rows: int, columns: int) -> np.ndarray:
         width, height = self.split.picture(image_id).size
         x, y = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows)[:, None] + 0.5) * height / rows
         inside = np.zeros((rows, columns), bool)
         for box in cast(list[dict[str, int]], self.split.images.at[image_id, "objects"]):
             inside |= (x >= box["left"]) & (x < box["right"]) & (y >= box["top"]) & (y < box["bottom"])
-        return inside.reshape(-1)
+        return inside
 
     @functools.cached_property
     def _objects(self) -> dict[str, np.ndarray]:
-        return {name: self.on_objects(name) for name in self.split.images.index}
-
-    def _shares_on_objects(self, image_ids: Iterable[str], kept: Iterable[np.ndarray]) -> list[float]:
-        # Where all tokens that are left were merged, none has a place.
-        return [
-            float(self._objects[name][tokens].mean()) if len(tokens) else float("nan")
-            for name, tokens in zip(image_ids, kept, strict=True)
-        ]
+        assert self.grid is not None
+        return {name: self._on_objects(name, *self.grid) for name in self.split.images.index}
 
 
 @dataclass(frozen=True, eq=False)
@@ -394,8 +524,10 @@ class _Asked:
         Visual tokens that each layer reads, int (B, layers).
     words : list[int]
         Columns of each prompt that hold no visual token.
-    places : list[ndarray], optional
-        Where in the grid of the image the kept tokens lie, None without an image.
+    before : ndarray
+        Visual tokens of the images, int (B,).
+    on_objects : list[float], optional
+        Share of the kept tokens that lie on an object, where that is known.
     answers : list[Tensor], optional
         New tokens of each prompt, where it was answered already.
     """
@@ -405,16 +537,49 @@ class _Asked:
     prompts: Sequence[ShortPrompt]
     layers: np.ndarray
     words: list[int]
-    places: list[np.ndarray] | None = None
+    before: np.ndarray
+    on_objects: list[float] | None = None
     answers: list[Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Inputs:
-    """Full prompts and their visual tokens; the views that methods read are computed once for all of them."""
+    """Full prompts and their visual tokens; the views that methods read are computed once for all of them.
+
+    Attributes
+    ----------
+    prompts : dict[str, Tensor]
+        Arguments of the model for B prompts, without pixels.
+    tokens : VisualTokens
+        I rows, one an image.
+    rows : Tensor
+        Prompt of each image, int64 (I,).
+    grid : tuple[int, int], optional
+        Of all images, where they have one.
+    images : dict[str, Any]
+        Arguments of the tower, where it was run.
+    on_objects : list[ndarray], optional
+        Which places of the whole image's grid lie on an object, for each prompt.
+    """
 
     prompts: dict[str, Tensor]
     tokens: VisualTokens
+    rows: Tensor
+    grid: tuple[int, int] | None
+    images: dict[str, Any]
+    on_objects: list[np.ndarray] | None
+
+    def by_question(self, values: Tensor) -> np.ndarray:
+        """Sum values (I, ...) over the images of each prompt, (B, ...)."""
+        total = np.zeros((len(self.prompts["input_ids"]), *values.shape[1:]), int)
+        np.add.at(total, self.rows.cpu().numpy(), values.cpu().numpy())
+        return total
+
+    @functools.cached_property
+    def before(self) -> np.ndarray:
+        """Visual tokens of each prompt's images, int (B,)."""
+        placeholders = self.tokens.placeholders
+        return self.by_question(self.tokens.lengths if placeholders is None else placeholders)
 
 
 def _checked(methods: Iterable[Method | str]) -> list[Method | str]:
@@ -431,15 +596,15 @@ def _checked(methods: Iterable[Method | str]) -> list[Method | str]:
     return asked
 
 
+def tower_depths(methods: Iterable[Method | str]) -> list[float]:
+    """Return all depths of the tower that methods read."""
+    return sorted({depth for method in methods if isinstance(method, Method) for depth in method.tower_depths})
+
+
 def title(method: Method) -> str:
     """Return the name of a method, and what its budget means where that is the tokens left at last."""
     final = drops_inside(method) and method.budget_convention == "final"
     return f"{method.name} (final)" if final else method.name
-
-
-def _words(prompts: Mapping[str, Tensor], study: Study) -> list[int]:
-    """Return the number of columns of each prompt that hold neither padding nor a visual token."""
-    return (prompts["attention_mask"].bool() & ~study.backbone.placeholders(prompts["input_ids"])).sum(1).tolist()
 
 
 def _picks(selection: Selection) -> Sequence[Hashable]:
@@ -453,48 +618,97 @@ def _picks(selection: Selection) -> Sequence[Hashable]:
 
 
 def open_study(
-    split: str,
+    split: str = "",
     *,
     limit: int = 0,
-    model: Path | str = MODEL,
+    backbone: Path | str = MODEL,
     data: Path | str = DATA,
     cache: Path | str = CACHE,
     device: str = "cpu",
+    dtype: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    quantisation: Quantisation | None = None,
+    attention: str | None = None,
+    revision: str = "main",
+    new_tokens: int | None = None,
     tower_depths: Sequence[float] | None = None,
 ) -> Study:
-    """Load the model and a split, and its encoding; encode and store it first where that is not done yet.
+    """Load a model and a split of a data set.
+
+    The embedded data set is encoded once and for all for a model with a fixed grid of tokens, and the encodings are
+    stored; images of other data and models are encoded while their questions are asked.
 
     Parameters
     ----------
     split, limit, data
-        As for `read_split`.
-    model, device
+        As for `read_data`.
+    backbone, device, dtype, device_map, quantisation, attention, revision
         As for `open_backbone`.
     cache : Path or str
         Folder of stored encodings.
+    new_tokens : int, optional
+        Most tokens of an answer; as many as the data set says by default.
     tower_depths : sequence of float, optional
         As for `encode_split`; such encodings are large and are not stored.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As for `read_split` and `open_backbone`.
+    FileNotFoundError, ImportError, ValueError
+        As for `read_data` and `open_backbone`.
     """
-    model, whole = Path(model), read_split(split, Path(data))
-    chosen = read_split(split, Path(data), limit)
-    backbone, processor = open_backbone(model, device)
+    backbone = backbone if is_hub_id(backbone) else _found(backbone)
+    data = data if str(data).startswith("lmms:") else _found(data)
+    chosen = read_data(data, split, limit)
+    opened, processor = open_backbone(
+        backbone,
+        device,
+        dtype=dtype,
+        device_map=device_map,
+        quantisation=quantisation,
+        attention=attention,
+        revision=revision,
+    )
+    loaded = [text for text in (quantisation, attention) if text]
+    study = Study(
+        opened,
+        processor,
+        chosen,
+        name=backbone_name(backbone),
+        revision=(getattr(opened.model.config, "_commit_hash", None) or "") if is_hub_id(backbone) else "",
+        settings="".join(f" {text}" for text in loaded),
+        new_tokens=new_tokens,
+        weights=tuple(sorted(backbone.rglob("*.safetensors"))) if isinstance(backbone, Path) else (),
+    )
+    plain = dtype == "auto" and not loaded and device_map is None
+    if not plain or not isinstance(backbone, Path) or not _is_stored(opened, chosen):
+        return study
     if tower_depths is not None:
-        return Study(backbone, processor, chosen, encode_split(backbone, processor, chosen, tower_depths=tower_depths))
-    made_from, path = fingerprint(whole, model), Path(cache) / f"{split}.safetensors"
+        return replace(study, encoded=encode_split(opened, processor, chosen, tower_depths=tower_depths))
+    whole = read_split(split, Path(data))
+    made_from, path = fingerprint(whole, backbone), Path(cache) / f"{split}.safetensors"
     encoded = read_encoding(path, made_from)
     if encoded is not None:
         rows = whole.images.index.get_indexer(chosen.images.index)
         encoded = encoded if limit == 0 else encoded.take(torch.from_numpy(rows))
     else:
-        encoded = encode_split(backbone, processor, chosen)
+        encoded = encode_split(opened, processor, chosen)
         if limit == 0:
             write_encoding(encoded, path, made_from)
-    return Study(backbone, processor, chosen, encoded)
+    return replace(study, encoded=encoded)
+
+
+def _found(path: str | Path) -> Path:
+    """Return a path from the working folder, or else from the project's."""
+    return Path(path) if Path(path).exists() else project_path(path)
+
+
+def _is_stored(backbone: Backbone, split: Split) -> bool:
+    """Tell whether encodings of a split are stored: of the embedded kind, on a fixed grid, if not too many."""
+    config = backbone.model.config
+    if config.model_type != "llava" or not split.has_boxes:
+        return False
+    values = len(split.images) * config.image_seq_length * config.vision_config.hidden_size
+    return bool(values * 4 <= _MOST_STORED)
 
 
 def accuracy(rows: pd.DataFrame) -> pd.DataFrame:

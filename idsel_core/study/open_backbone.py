@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,32 @@ from safetensors import SafetensorError
 from transformers import VisionTextDualEncoderModel
 
 from idsel_core.backbones import Backbone, Companion, adapter_for
-from idsel_core.loading.hub import load
-from idsel_core.study.backbone_folders import check_evaluable
+from idsel_core.loading.hub import Quantisation, load
+from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.devices import check_device
 from idsel_core.study.paths import MODEL
 
 
-def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, Any]:
-    """Load a LLaVA-like model with its processor, and the companion for relevance where the folder holds one.
+def open_backbone(
+    backbone: str | Path = MODEL,
+    device: str = "cpu",
+    *,
+    dtype: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    quantisation: Quantisation | None = None,
+    attention: str | None = None,
+    revision: str = "main",
+) -> tuple[Backbone, Any]:
+    """Load a model with its processor, and the companion for relevance where its folder holds one.
 
     Parameters
     ----------
-    folder : Path
-        Laid out like a hub checkpoint; weights as safetensors. No code in it is ever run.
+    backbone : str or Path
+        Hub id, or a folder laid out like a hub checkpoint; weights as safetensors. No code in it is ever run.
     device : str
-        As torch names it.
+        As torch names it; where the model is, unless `device_map` says it.
+    dtype, device_map, quantisation, attention, revision
+        As for `idsel_core.load`; by default the dtype of the checkpoint.
 
     Returns
     -------
@@ -35,24 +47,47 @@ def open_backbone(folder: Path = MODEL, device: str = "cpu") -> tuple[Backbone, 
     Raises
     ------
     FileNotFoundError
-        If it holds no model.
+        If there is no such model.
+    ImportError
+        If a package is not installed that an option, or the processor, needs.
     ValueError
-        If its weights are missing, damaged or do not fit, its images have no fixed grid of tokens, or there is no such
-        device.
+        If its weights are missing, damaged or do not fit, its family is not supported, or there is no such device.
     """
     check_device(device)
-    check_evaluable(folder)
-    companion, dual = folder / "companion", None
+    check_evaluable(backbone, revision)
+    hub = is_hub_id(backbone)
+    companion, dual = Path(backbone) / "companion", None
+    if quantisation is not None and device_map is None:
+        device_map = {"": device}
     try:
-        model, processor = load(folder, dtype="auto", local_files_only=True)
+        model, processor = load(
+            backbone,
+            dtype=dtype,
+            device_map=device_map,
+            quantisation=quantisation,
+            attention=attention,
+            revision=revision,
+            local_files_only=not hub,
+        )
         if companion.is_dir():
             read: Any = VisionTextDualEncoderModel.from_pretrained
             dual = read(companion, trust_remote_code=False, use_safetensors=True, local_files_only=True)
-    except (ImportError, OSError, SafetensorError, RuntimeError, ValueError) as error:
-        remedy = f"; `make env` makes the embedded backbone anew once {folder} is gone" if folder == MODEL else ""
-        raise ValueError(f"the model in {folder} cannot be loaded: {error}{remedy}") from error
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        embedded = not hub and Path(backbone) == MODEL
+        remedy = f"; `make env` makes the embedded backbone anew once {backbone} is gone" if embedded else ""
+        raise ValueError(f"the model in {backbone} cannot be loaded: {error}{remedy}") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
-    return adapter_for(model.to(device), relevance), processor
+    _pad_on_the_left(model, processor.tokenizer)
+    return adapter_for(model if device_map is not None else model.to(device), relevance), processor
+
+
+def _pad_on_the_left(model: Any, tokenizer: Any) -> None:
+    """Let batches of prompts be padded on the left, where generating begins, with a token that there is."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 def weights_hash(model: torch.nn.Module | None) -> str:

@@ -114,11 +114,11 @@ def test_the_words_are_the_user_s_alone(family, model):
         [user(size(family), 0, ONE)],
         *([[user(-1, ONE)], [user(ONE, -2)]] if -1 in family.counts else []),
     ):
-        if messages[0] is system and family.name == "gemma3":
-            continue  # its template makes the system's text the beginning of the first user's turn
         sizes = [part["size"] for turn in messages for part in turn["content"] if "size" in part]
         inputs = batch(family, [token_ids(family, messages)], [sizes])
-        assert asked(family, model, inputs) == [plain(ONE)], messages
+        # The template of Gemma 3 makes the system's text the beginning of the first user's turn.
+        merged = plain(system["content"][0]["text"]) if messages[0] is system and family.name == "gemma3" else ""
+        assert asked(family, model, inputs) == [merged + plain(ONE)], messages
         ends = prompts_of(family, model, inputs).ends
         assert ends.nonzero().tolist() == [[0, inputs["input_ids"].shape[1] - 1]]
 
@@ -169,8 +169,7 @@ def test_the_answer_does_not_decide(family, model):
         wanted = picks(model, method, prompt, generating=True, processor=made)
         for inputs in (prompt, one_answer, other):
             assert picks(model, method, inputs, processor=made) == wanted, method
-        if method in WORDS:
-            assert picks(model, method, {**one_answer, "labels": labels}, processor=made) == wanted
+        assert picks(model, method, {**one_answer, "labels": labels}, processor=made) == wanted
     # Without a template, labels alone tell where the answer begins.
     for method in WORDS:
         with warnings.catch_warnings():
@@ -197,6 +196,43 @@ def test_of_several_labelled_turns_the_first_asks(family, model):
     for method in WORDS[: 2 if merged else 3]:
         wanted = picks(model, method, first, processor=made)
         assert picks(model, method, {**inputs, "labels": labels}, processor=made) == wanted
+
+
+@pytest.mark.feature("labels")
+def test_the_loss_inside_is_that_of_the_logits_that_are_left(family, model):
+    if not inside(family):
+        pytest.skip("tokens cannot be dropped inside")
+    made = tokenizer(family.name)
+    rows = [
+        token_ids(family, [user(size(family), question)], answer)
+        for question, answer in zip((ONE, TWO), ANSWERS, strict=True)
+    ]
+    answers = [_tokens(family, answer, [user(size(family), ONE)]) for answer in ANSWERS]
+    for method in inside(family):
+        losses = []
+        for side in ("left", "right"):
+            inputs = batch(family, rows, [[size(family)]] * 2, side)
+            real = inputs["attention_mask"] == 1
+            behind = real.flip(1).long().cumsum(1).flip(1)
+            labels = inputs["input_ids"].masked_fill(~real | (behind > torch.tensor(answers)[:, None]), -100)
+            with prune(model, method, processor=made) as run:
+                output = model(**inputs, labels=labels)
+            assert all(record.after < record.before for record in run.report)
+            losses.append(output.loss)
+        narrow = []
+        for row, ids in enumerate(rows):
+            with prune(model, method, processor=made), torch.no_grad():
+                logits = model(**_alone(family, row, rows)).logits[0]
+            count = answers[row]
+            assert len(logits) < len(ids)
+            answer = torch.tensor(ids[-count:])
+            narrow.append(torch.nn.functional.cross_entropy(logits[-count - 1 : -1], answer, reduction="none"))
+        wanted = torch.cat(narrow).mean()
+        for loss in losses:
+            torch.testing.assert_close(loss, wanted, atol=1e-4, rtol=1e-4)
+        losses[0].backward()
+        assert bool(model.get_input_embeddings().weight.grad.any())
+        model.zero_grad()
 
 
 def _tokens(family, answer, turns):

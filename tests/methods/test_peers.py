@@ -860,7 +860,9 @@ def test_hired_counts_marks_in_double_precision(thumbnail, marked):
     image = cropped(1, 1, 2, side=5)
     image["cls_attention@0"] = torch.linspace(0, 1, 75, dtype=torch.float64)
     method, part = peer("hired", budget=20, thumbnail=thumbnail), torch.arange(75)[None] // 25
-    assert int(method._marks(batch(image), part, torch.tensor([[1, 2]])).sum()) == int(25 * (1 - thumbnail)) == marked
+    assert (
+        int(method._marks(batch(image), part, torch.tensor([[1, 2]]), 3).sum()) == int(25 * (1 - thumbnail)) == marked
+    )
 
 
 @pytest.mark.parametrize("faithful", [False, True])

@@ -19,7 +19,6 @@ OF_THE_STUDY = [
     "matplotlib",
     "mistune",
     "nbformat",
-    "numba",
     "onnx",
     "pandas",
     "papermill",
@@ -31,8 +30,8 @@ OF_THE_STUDY = [
     "snakemake",
     "tabulate",
 ]
-"""Packages that the core does without; `numba` makes its CPU selection faster where it is installed."""
-FASTER = {"idsel_core.selection.cpu_numba", "idsel_core.selection.gpu_triton"}
+"""Packages that the core does without."""
+FASTER = {"idsel_core.selection.gpu_triton"}
 """Modules that are imported where their compiler is installed."""
 
 ALONE = """
@@ -65,7 +64,7 @@ def test_nothing_outside_the_study_imports_it():
 
 def test_the_core_names_no_package_of_the_study():
     found = {name: {one.partition(".")[0] for one in imported(path)} for name, path in CORE.items()}
-    assert {name: names & {*OF_THE_STUDY} for name, names in found.items() if names & {*OF_THE_STUDY} - {"numba"}} == {}
+    assert {name: names & {*OF_THE_STUDY} for name, names in found.items() if names & {*OF_THE_STUDY}} == {}
 
 
 def test_the_core_imports_without_the_packages_of_the_study():
@@ -103,3 +102,28 @@ def test_no_test_imports_a_test():
     tests = {name for name in modules("tests") if name.rpartition(".")[2].startswith("test_")}
     found = {name: imported(path) & tests for name, path in modules("tests").items()}
     assert {name: names for name, names in found.items() if names} == {}
+
+
+def loaded(code: str) -> set[str]:
+    """Return the packages that a new process has imported after running some code."""
+    tell = 'import sys; print(*{name.partition(".")[0] for name in sys.modules})'
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{tell}"], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_selection_imports_torch_and_nothing_more():
+    select = "from idsel_core.selection import id_select\nid_select(torch.eye(5), torch.ones(5), 2)"
+    assert loaded(f"import torch\n{select}") - loaded("import torch, numpy.typing") <= {"idsel_core", "lazy_loader"}
+
+
+def test_pruning_imports_nothing_of_the_study():
+    prune = """
+from idsel_core import IDSelection, prune
+from tests.support import tiny
+model, inputs = tiny.build(), tiny.prompts((1,))
+with prune(model, IDSelection(8)) as run:
+    model(**inputs)
+assert run.report
+"""
+    assert not loaded(prune) & {"pandas", "matplotlib", "seaborn", "pyarrow", "snakemake", "papermill"}

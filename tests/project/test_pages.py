@@ -22,6 +22,7 @@ PAGES = [
     *sorted(PROJECT.glob("docs/*.md")),
     PROJECT / "data/backbone/README.md",
     PROJECT / "data/scenes/README.md",
+    PROJECT / "data/reported/README.md",
     PROJECT / "idsel_core/loading/configs/README.md",
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
@@ -72,6 +73,13 @@ def test_the_readme_prunes_the_embedded_backbone(folder, capsys):
     assert [(record.before, record.after) for record in found["run"].report] == [(576, 64)]
     assert found["picks"].indices.shape == (2, 64)
     assert "ImageRecord" in capsys.readouterr().out
+
+
+def test_questions_of_ones_own_are_read_and_scored(folder, capsys):
+    found = execute("docs/data.md")
+    assert found["split"].questions["metric"].tolist() == ["choice_letter", "yes_no"]
+    assert found["scores"].tolist() == [1]
+    assert capsys.readouterr().out.startswith("What is shown?\nA. a flower\nB. a building\n")
 
 
 def test_a_picture_of_ones_own_is_pruned_and_drawn(folder):

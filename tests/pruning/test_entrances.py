@@ -99,9 +99,9 @@ def test_full_logits_are_left_out_or_refused_where_they_cannot_be_had(family, mo
 def group():
     """A group of one process, for DistributedDataParallel."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -194,6 +194,12 @@ def test_parts_that_are_called_by_hand_are_told_of(family, model):
         decoder(inputs_embeds=embeddings)
         decoder(inputs_embeds=embeddings)
     assert len(told) == 1 and told[0].filename == __file__
+    with (
+        pytest.warns(UserWarning, match=r"ran 1 times .* calls with inputs_embeds are not pruned"),
+        prune(model, METHOD),
+    ):
+        family.features(model, inputs)
+        model(inputs_embeds=embeddings)
     assert same(state(model), plain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

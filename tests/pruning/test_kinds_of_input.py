@@ -9,11 +9,14 @@ import pytest
 
 from idsel_core import prune
 from idsel_core.methods import METHODS
-from tests.support.families import FAMILIES
+from tests.support import tiny
+from tests.support.families import FAMILIES, LLAVA
 from tests.support.family_prompts import GREEDY
 
-REFUSES_IMAGES = {"evs"}
+REFUSES_IMAGES = {"evs", "vidcom2"}
 """Methods of videos alone."""
+SHARES = {"adaptive"}
+"""Methods that share the budget out over a batch, so that neighbours matter."""
 REFUSES_VIDEOS = {"downsample", "visionzip"}
 """Of those that prune images of a family, those that may refuse its videos."""
 
@@ -62,7 +65,7 @@ def in_batch_order(layout, singles):
 
 
 @pytest.mark.feature("kinds beside each other")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - SHARES))
 def test_a_method_serves_each_kind_or_says_so_whatever_stands_beside_it(family, model, name):
     method = method_of(family, name)
     for layout in mixtures(family).values():
@@ -82,9 +85,20 @@ def test_a_method_serves_each_kind_or_says_so_whatever_stands_beside_it(family, 
             assert name in (REFUSES_IMAGES if serves_videos else REFUSES_VIDEOS)
 
 
-def test_evs_names_the_image_beside_a_video(family, model):
+@pytest.mark.feature("kinds beside each other")
+def test_images_of_llava_are_pruned_as_alone():
+    model, layout = tiny.build(layers=5), ((1,), (0,))
+    for name in sorted(set(METHODS) - SHARES - set(LLAVA.refused) - {"cdpruner", "trim"}):
+        method = method_of(LLAVA, name)
+        singles = [outcome(model, method, tiny.TinyLlava().alone(layout, row)) for row in (0, 1)]
+        together = outcome(model, method, tiny.TinyLlava().prompts(layout))
+        assert together == [*singles[0], *singles[1]], name
+
+
+@pytest.mark.parametrize(("name", "label"), [("evs", "EVS"), ("vidcom2", "VidCom2")])
+def test_a_method_of_videos_names_the_image_beside_one(family, model, name, label):
     if -1 not in family.counts:
         pytest.skip("no videos")
     for layout in (((0,), (-1,)), ((-1,), (0,)), ((0, -2),)):
-        said = outcome(model, METHODS["evs"](7), family.prompts(layout))
-        assert said == "frames is not available: input 0 is an image, and EVS compares the frames of a video"
+        said = outcome(model, METHODS[name](7), family.prompts(layout))
+        assert said == f"frames is not available: input 0 is an image, and {label} compares the frames of a video"

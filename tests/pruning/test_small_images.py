@@ -81,6 +81,7 @@ def test_a_small_image_changes_nothing_for_a_large_one_beside_it(family, model):
         assert [first.order, second.order] == [r.order for r in alone]
 
 
+@pytest.mark.feature("small images stay whole")
 @torch.no_grad()
 def test_published_variants_and_merged_features_leave_small_images_alone():
     """LLaVA-1.5 has all views that methods read but those of a companion, which a whole image does not need."""

@@ -51,7 +51,7 @@ def test_auto_is_the_gamma_whose_weight_at_the_mean_distance_is_the_stated_one(p
     gamma = -math.log(WEIGHT) / distance**2
     found = automatic_gamma(x[None], norms_of(x[None]), torch.ones(1, len(x), dtype=torch.bool))
     assert float(found) == pytest.approx(gamma, rel=1e-6) or distance < 1e-12
-    for backend in ("torch", "shortlist", "numba"):
+    for backend in ("torch", "lazy"):
         order = id_select(**problem, backend=backend).order[row, :count]
         assert resembles(order, order, {**problem, "gamma": float(found)}, row)
 
@@ -83,7 +83,7 @@ def test_each_image_of_a_batch_has_a_gamma_of_its_own():
     gammas = automatic_gamma(x, norms_of(x), torch.ones(3, 60, dtype=torch.bool))
     assert gammas[1] > 10 * gammas[0]
     scores = torch.rand(3, 60, generator=torch.Generator().manual_seed(0)).double()
-    for backend in ("torch", "shortlist", "numba"):
+    for backend in ("torch", "lazy"):
         together = id_select(x, scores, 20, gamma="auto", backend=backend).order
         for row in range(3):
             alone = id_select(x[row], scores[row], 20, gamma=float(gammas[row]), backend="torch").order[0]

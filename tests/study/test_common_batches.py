@@ -38,7 +38,7 @@ def shortened(family, model, budgets=(3, 6)):
 @torch.no_grad()
 def test_every_family_answers_as_by_itself(family):
     backbone, pieces, answers = shortened(family, family.build())
-    together = CommonBatches(backbone, 1000, OPTIONS).answer(pieces)
+    together = CommonBatches(backbone, 8, OPTIONS).answer(pieces, 40)
     assert all(map(torch.equal, together, answers))
 
 
@@ -55,14 +55,14 @@ def test_memory_that_runs_out_halves_the_batch_for_good():
         if len(kwargs["inputs_embeds"]) > 1:
             raise torch.OutOfMemoryError("out of memory")
 
-    asking = CommonBatches(backbone, 1000, OPTIONS)
+    asking = CommonBatches(backbone, 8, OPTIONS)
     with torch.no_grad():
         hook = model.model.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
-        assert all(map(torch.equal, asking.answer(pieces), answers))
-        assert asking.columns < 1000
-        before = asking.columns
-        asking.answer(pieces)
-        assert asking.columns <= before
+        assert all(map(torch.equal, asking.answer(pieces, 40), answers))
+        assert asking.part < 1
+        before = asking.part
+        asking.answer(pieces, 40)
+        assert asking.part <= before
         hook.remove()
     assert read[0] > 1
 
@@ -78,7 +78,7 @@ def test_one_prompt_for_which_memory_does_not_last_is_an_error():
 
     model.model.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(torch.OutOfMemoryError):
-        CommonBatches(backbone, 1000, OPTIONS).answer(pieces)
+        CommonBatches(backbone, 8, OPTIONS).answer(pieces, 40)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if vars(method).get("nested")])

@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -213,7 +212,7 @@ def test_a_lost_image_is_named(copied):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("folder", "there is no folder .*model: a backbone to evaluate is a folder"),
+        ("folder", "there is no folder .*model: a backbone is a hub id such as .*, or a folder"),
         ("missing", "holds no weights"),
         ("truncated", "cannot be read"),
     ],
@@ -234,24 +233,23 @@ def test_bad_weights_are_told(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            '{"model_type": "qwen2_5_vl"}',
-            "holds a model of type 'qwen2_5_vl'; so far only models of type llava can be evaluated",
-        ),
+        ('{"model_type": "bert"}', "holds a model of type 'bert', which is not supported; supported: gemma3"),
+        ('{"model_type": "qwen2_audio"}', "reads sound, and the questions of a data set show images"),
         ("{}", "holds a model of type None"),
         ("[]", "config.json of .* cannot be read"),
         ("{", "config.json of .* cannot be read"),
     ],
 )
-def test_models_without_a_fixed_grid_are_refused_before_they_are_loaded(tmp_path, config, message):
+def test_models_that_cannot_be_evaluated_are_refused_before_they_are_loaded(tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match=message):
         open_backbone(tmp_path)
 
 
-def test_a_hub_id_is_answered_in_its_own_words():
-    with pytest.raises(FileNotFoundError, match="the name of a hub checkpoint is not enough"):
-        open_backbone(Path("llava-hf/llava-1.5-7b-hf"))
+def test_a_hub_id_without_a_network_is_answered_in_words(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="there is no such folder, and the hub gave no checkpoint of this name"):
+        open_backbone("nobody/has-this-model")
 
 
 def test_the_fingerprint_tells_weights_apart(study, tmp_path):

@@ -227,13 +227,12 @@ def paper(method: type[Method]) -> str:
 
 
 def method_names() -> str:
-    """List the methods in one line each: label, paper, what it does."""
-    lines = []
-    for method in METHODS.values():
-        link = paper(method)
-        label = f"[{method.label}]{link[link.index('(') :]}" if link else method.label
-        lines.append(f"- {label}: {summary(method)}")
-    return "\n".join(lines)
+    """Say what our methods do in one line each, and list the peers with their papers."""
+    links = {name: paper(method) for name, method in METHODS.items()}
+    ours = [name for name, link in links.items() if not link or name == "idselection"]
+    lines = [f"- {METHODS[name].label}: {summary(METHODS[name])}" for name in ours]
+    peers = [f"[{METHODS[name].label}]{link[link.index('(') :]}" for name, link in links.items() if name not in ours]
+    return "\n".join([*lines, f"- Peers: {', '.join(peers)}."])
 
 
 class _Recorded(VisualTokens):

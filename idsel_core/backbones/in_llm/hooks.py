@@ -75,6 +75,7 @@ def dropping(
         passage=passage,
         words=moved(given.words, given.text, text) if method.reads_words and given is not None else None,
         ends=last_token(real) if given is None else moved_ends(given.ends, given.text, real, text),
+        labelled=prompts.get("labels") is not None,
     )
     with _hooks(backbone.language_model, plan):
         yield passage
@@ -98,6 +99,8 @@ def _hooks(decoder: Any, plan: Plan | None) -> Iterator[None]:
         for index, layer in enumerate(decoder.layers):
             before_layer = in_this_thread(functools.partial(hooks.before_layer, index))
             handles.append(layer.register_forward_pre_hook(before_layer, with_kwargs=True))
+        if plan is not None and plan.labelled:
+            handles.append(decoder.register_forward_hook(in_this_thread(hooks.after_decoder)))
         for handle in handles:
             stack.callback(handle.remove)
         yield
@@ -138,6 +141,14 @@ class _Hooks:
             raise ValueError(
                 f"{self.plan.method.name} drops tokens while the prompt is read once: generate() needs use_cache=True"
             )
+
+    def after_decoder(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.reading is None:
+            return None
+        if isinstance(output, tuple):
+            return self.reading.widened(output[0]), *output[1:]
+        output.last_hidden_state = self.reading.widened(output.last_hidden_state)
+        return output
 
     def before_layer(
         self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -78,3 +78,4 @@ class Plan:
     passage: Passage
     words: Tensor | None  # (B, L): the words that ask, where the method reads them
     ends: Tensor  # (B, L): the last token before the answer
+    labelled: bool = False  # whether the last states need a column for each label

@@ -65,6 +65,8 @@ class PromptPass:
             query_tokens = plan.method.query_tokens(prompt)
         self.text, self.query_tokens = (nn.functional.pad(marks, (0, self.behind)) for marks in (text, query_tokens))
         self.numbers = plan.passage.entering.indices[:, : self.columns.shape[1]].to(device)
+        # (B, L): column of the prompt that each column was.
+        self.origin = torch.arange(embeddings.shape[1], device=device).expand(self.real.shape)
         self.shift = torch.zeros(prompts, 1, dtype=torch.long, device=device)
         self.positions: Tensor | None = None
         self.changes: dict[str, Any] = {}
@@ -175,6 +177,7 @@ class PromptPass:
         stretched = (nn.functional.pad(marks, (0, line.added)) for marks in (self.text, self.query_tokens))
         self.text, query_tokens = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
         self.inside = self._inside(line).gather(1, order) & self.real
+        self.origin = self._origin(line).gather(1, order)
         # A prompt may end in an image, whose last token may go.
         last = last_token(self.inside)[self.rows]
         self.query_tokens = torch.where(query_tokens.any(1, keepdim=True), query_tokens, last)
@@ -187,6 +190,29 @@ class PromptPass:
         own = self.inside[self.rows].gather(1, first).expand_as(line.slots)
         inside = nn.functional.pad(self.inside, (0, line.added))
         return inside.index_put((self.rows[:, None].expand_as(line.slots), line.slots), own)
+
+    def _origin(self, line: ColumnLine) -> Tensor:
+        """Return the column of the prompt that each one was, int64 (B, L + merged); merged tokens end their image."""
+        last = (
+            self.origin[self.rows]
+            .gather(1, self.columns.clamp_min(0))
+            .where(self.columns >= 0, -1)
+            .amax(1, keepdim=True)
+        )
+        origin = nn.functional.pad(self.origin, (0, line.added))
+        return origin.index_put((self.rows[:, None].expand_as(line.slots), line.slots), last.expand_as(line.slots))
+
+    def widened(self, states: Tensor) -> Tensor:
+        """Return the last states (B, W, D) with a column for each of the prompt, (B, L, D).
+
+        A token that was dropped gets the state of the last one before it that is left, which predicts what follows.
+        """
+        # New padding stands in front of all else, or behind it.
+        origin = self.origin.masked_fill(~self.real & (self.real.cumsum(1) == 0), -1)
+        origin = origin.masked_fill(~self.real & (self.real.cumsum(1) > 0), self.width + 1)
+        wanted = torch.arange(self.width, device=origin.device).expand(len(origin), -1)
+        found = torch.searchsorted(origin.contiguous(), wanted.contiguous(), right=True) - 1
+        return gather_tokens(states, found.clamp_min(0))
 
     def _renumber(self, choice: Choice) -> None:
         picks = sort_indices(choice.order, self.numbers.shape[1])

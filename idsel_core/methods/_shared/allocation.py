@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -88,12 +89,10 @@ def allocate(curves: Tensor, least: Tensor, most: Tensor, total: int) -> tuple[T
 def image_part(tokens: VisualTokens, rows: Tensor) -> VisualTokens:
     """Return the tokens of some rows (R,) of a batch; views are computed for the whole batch and shared."""
 
-    def part(name: str) -> object:
+    def part(name: str) -> Callable[..., Tensor]:
         return lambda *arguments: tokens._view(name, *arguments, axes=1)[rows]
 
-    sources = {name: part(name) for name in tokens.sources}
-    if "projector" in tokens.sources:
-        sources["projector"] = tokens.sources["projector"]
+    sources = {name: source if name == "projector" else part(name) for name, source in tokens.sources.items()}
     return replace(
         tokens,
         features=tokens.features[rows],

@@ -19,12 +19,24 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="validation", metavar="NAME", help="split of the data set (default: %(default)s)"
     )
     parser.add_argument(
-        "--backbone", type=Path, default=MODEL, metavar="FOLDER", help="folder of the model (default: %(default)s)"
+        "--backbone",
+        default=str(MODEL),
+        metavar="MODEL",
+        help="hub id, such as llava-hf/llava-1.5-7b-hf, or folder of the model (default: %(default)s)",
     )
     parser.add_argument(
-        "--data", type=Path, default=DATA, metavar="FOLDER", help="folder of the data set (default: %(default)s)"
+        "--data",
+        default=str(DATA),
+        metavar="DATA",
+        help="folder or table of questions, or lmms:TASK (default: %(default)s)",
     )
     add_device(parser)
+    parser.add_argument(
+        "--dtype", default="auto", help="type of the weights, such as bfloat16; auto takes the model's (default: auto)"
+    )
+    parser.add_argument("--quantisation", choices=("int8", "int4"), help="of the language model, by bitsandbytes")
+    parser.add_argument("--attention", metavar="NAME", help="attention implementation, such as sdpa")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a hub id (default: main)")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from idsel_core.study.commands._arguments import add_study_arguments, natural
+from idsel_core.study.commands._arguments import add_study_arguments, natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ask N questions, as many of each question type, rounded up, its first ones; 0 asks all (default: 0)",
     )
+    parser.add_argument(
+        "--batch", type=positive, default=50, metavar="N", help="questions at a time (default: %(default)s)"
+    )
     add_study_arguments(parser)
 
 
@@ -49,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     """Ask the questions and print the accuracy."""
     from idsel_core.methods import METHODS, get_method
     from idsel_core.study.backbone_folders import check_evaluable
-    from idsel_core.study.dataset import BLIND, FULL, read_split
+    from idsel_core.study.dataset import BLIND, FULL, read_data
     from idsel_core.study.devices import check_device
     from idsel_core.study.knobs import parse_knob
 
@@ -66,23 +69,27 @@ def run(given: argparse.Namespace) -> int:
     else:
         raise _unknown(given.method, [*ends, *METHODS])
     check_device(given.device)
-    check_evaluable(given.backbone)
-    read_split(given.split, given.data, given.limit)
+    check_evaluable(given.backbone, given.revision)
+    read_data(given.data, given.split, given.limit)
 
     from idsel_core.study.evaluate import accuracy, open_study
 
     study = open_study(
         given.split,
         limit=given.limit,
-        model=given.backbone,
+        backbone=given.backbone,
         data=given.data,
         device=given.device,
+        dtype=given.dtype,
+        quantisation=given.quantisation,
+        attention=given.attention,
+        revision=given.revision,
         tower_depths=getattr(method, "tower_depths", ()) or None,
     )
-    rows = study.run([method])
+    rows = study.run([method], given.batch)
     asked = study.split.questions["question_type"].value_counts(sort=False)
     taken = f", of {given.limit} wanted: " + ", ".join(f"{count} {kind}" for kind, count in asked.items())
-    print(f"{asked.sum()} questions of split {given.split}{taken if given.limit else ''}")
+    print(f"{asked.sum()} questions of split {study.split.name}{taken if given.limit else ''}")
     if (rows["budget"] > rows["tokens_before"]).any():
         print(f"the budget of {method.budget} is above the tokens of some images, which are left whole")
     print(accuracy(rows).round(3).to_string())

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from idsel_core.study.commands._arguments import natural
 
@@ -100,7 +101,7 @@ def run(given: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
-def _settings(given: argparse.Namespace) -> list[object]:
+def _settings(given: argparse.Namespace) -> list[Any]:
     from idsel_core.methods import METHODS
     from idsel_core.study.dataset import FULL
     from idsel_core.study.harness.setting import setting_from

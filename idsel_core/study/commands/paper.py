@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guess.add_argument(
         "--bandwidth", type=_positive, default=1000.0, help="GB/s of the GPU's memory (default: %(default)g)"
     )
-    guess.add_argument("--batch", type=positive, default=8, help="prompts at a time (default: %(default)s)")
+    guess.add_argument("--batch", type=positive, help="prompts at a time (default: the grid's, or 8)")
     guess.add_argument("--answer", type=positive, default=8, help="tokens of an answer (default: %(default)s)")
     guess.add_argument("--text", type=natural, default=64, help="text tokens of a prompt (default: %(default)s)")
     guess.add_argument(

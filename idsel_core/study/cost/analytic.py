@@ -128,7 +128,7 @@ def flops_analytic(
         of a prefill in both.
     method : Method, optional
         What selects, nothing by default; `visual_tokens` must be what it leaves to each layer, see `profile_by`. The
-        greedy is counted as K rounds over all N tokens, as on a GPU; the shortlist on a CPU needs fewer. Instruction
+        greedy is counted as K rounds over all N tokens, as on a GPU; a CPU needs fewer. Instruction
         attention is counted for the whole prompt, and its mean over the instruction as if all text followed the image.
 
     Raises

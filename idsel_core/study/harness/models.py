@@ -50,7 +50,7 @@ def __getattr__(attribute: str) -> type:
         raise AttributeError(attribute)
     module, _, inner = path.rpartition(".")
     _keep_prompts_of_the_wrapped_models()
-    home = importlib.import_module(module)
+    home: Any = importlib.import_module(module)
     if hasattr(home, "tqdm"):
         # One bar a run is enough; the class would draw one a request.
         home.tqdm = functools.partial(_no_bar, home.tqdm)
@@ -99,7 +99,7 @@ def pruned(base: Any, name: str) -> type:
     """
     known = [parameter for parameter in inspect.signature(base.__init__).parameters if parameter != "self"]
 
-    class Pruned(base):  # type: ignore[misc, valid-type]
+    class Pruned(base):  # type: ignore[misc]
         """A model of the harness under `prune`."""
 
         native_name = name
@@ -342,6 +342,8 @@ def _check_given(base: Any, given: dict[str, Any], name: str) -> None:
         raise ValueError("trust_remote_code must be false: code of a checkpoint is never run")
     if "trust_remote_code" in inspect.signature(base.__init__).parameters:
         given["trust_remote_code"] = False
+    if name == "video_llava" and str(given.get("device", "cuda")) == "cpu":
+        raise ValueError(f"the harness's {name} runs on a GPU alone; {PREFIX}{GENERIC} runs on a CPU too")
     if name != GENERIC and "auto_map" in PreTrainedConfig.get_config_dict(given["pretrained"])[0]:
         raise ValueError(f"{given['pretrained']} names code of its own (auto_map), which is never run")
     if getattr(importlib.import_module(base.__module__), "process_vision_info", ...) is None:

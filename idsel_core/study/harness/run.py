@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 import time
@@ -67,7 +68,12 @@ def find_model(backbone: str, model: str = "") -> Any:
     # The entry point is not seen where a checkout's older metadata comes first on the path.
     for manifest in manifests():
         MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
-    return get_model(PREFIX + name)
+    try:
+        return get_model(PREFIX + name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the harness's {name} needs {error.name}, which is not installed; --model {GENERIC} does without it"
+        ) from error
 
 
 def arguments_of(backbone: str, device: str = "cpu", **arguments: Any) -> dict[str, Any]:
@@ -280,6 +286,12 @@ def _evaluate(
         process_docs_parallel=1,
         cli_args=argparse.Namespace(output_path=str(files), process_with_media=True),
     )
+    if list(task.aggregation()) == ["submission"]:
+        print(
+            f"{setting.title}, {name}: answers for the benchmark's server are in {files}", file=sys.stderr, flush=True
+        )
+        same = {"setting": setting.title, "task": name, "questions": len(model.notes), "tokens": math.nan}
+        return [{**same, "metric": "submission", "value": math.nan, "stored": False}]
     samples = results["samples"][name]
     positions = "compact" if model.run is None else model.run.positions
     split = task.config.test_split or task.config.validation_split

@@ -103,12 +103,18 @@ def _ticks(axes: Axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
 
 
 def questions_asked(rows: pd.DataFrame) -> str:
-    """Say how many questions rows hold, and of which splits."""
-    by = rows["split"] if "split" in rows else pd.Series("", index=rows.index)
-    counts = rows.groupby(by, sort=False)["question_id"].nunique()
-    return ", ".join(
-        f"{count:,} questions" + (f" of split {split}" if split else "") for split, count in counts.items()
-    )
+    """Say how many questions rows hold, of which splits and data sets, and which backbones answered."""
+    whence = [name for name in ("split", "dataset") if name in rows]
+    if not whence:
+        return f"{rows['question_id'].nunique():,} questions"
+    counts = rows.groupby(whence, sort=False)["question_id"].nunique()
+    texts = []
+    for key, count in counts.items():
+        split, *of = key if isinstance(key, tuple) else (key,)
+        texts.append(f"{count:,} questions of split {split}" + "".join(f" of {name}" for name in of))
+    if "backbone" in rows:
+        texts.append("backbone " + " and ".join(rows["backbone"].unique()))
+    return ", ".join(texts)
 
 
 def add_note(figure: Figure, *lines: str) -> Figure:

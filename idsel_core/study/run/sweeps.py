@@ -18,19 +18,34 @@ import torch
 
 from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
 from idsel_core.methods._shared.by_importance import Scored
-from idsel_core.study.backbone_folders import check_evaluable
-from idsel_core.study.dataset import BLIND, FULL, read_split
+from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
+from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
 from idsel_core.study.devices import check_device
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
+from idsel_core.study.sources.scenes import has_scenes
 from idsel_core.study.store.results import Results
 
 NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
 
-_FIXED: Final = {"questions": 0, "device": "cpu", "data": str(DATA)}
-_AXES: Final = {"backbone": [str(MODEL)], "split": ["validation"], "method": [], "budget": [64]}
-_FORMER: Final = {"part": "split", "model": "backbone", "methods": "method", "limit": "questions"}
+_FIXED: Final = {"questions": 0, "device": "cpu", "dtype": "auto", "batch": 50}
+_AXES: Final = {
+    "backbone": [str(MODEL)],
+    "data": [str(DATA)],
+    "split": ["validation"],
+    "method": [],
+    "budget": [64],
+}
+_FORMER: Final = {
+    "part": "split",
+    "task": "data",
+    "model": "backbone",
+    "models": "backbone",
+    "backbones": "backbone",
+    "methods": "method",
+    "limit": "questions",
+}
 """Keys that grids had before or that people try, which no comparison of letters finds."""
 
 _MOST_JOBS: Final = 100_000
@@ -47,6 +62,13 @@ def encodings(backbone: str | Path, data: str | Path = DATA) -> Path:
         return CACHE
     key = hashlib.sha256(f"{backbone} {data}".encode()).hexdigest()[:8]
     return CACHE / f"{re.sub(r'[^A-Za-z0-9._-]', '_', Path(backbone).name)}-{key}"
+
+
+def are_stored(backbone: str, data: str) -> bool:
+    """Tell whether encodings of a data set by a backbone are made once, before the jobs, and stored."""
+    if is_hub_id(backbone) or not has_scenes(Path(data)):
+        return False
+    return check_evaluable(backbone).get("model_type") == "llava"
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,7 @@ class Sweep:
             for method in _methods(job):
                 _check_runs(method, job["backbone"], configs[job["backbone"]])
         for split, data, questions in {(job["split"], job["data"], job["questions"]) for job in self.jobs.values()}:
-            read_split(split, Path(data), questions)
+            read_data(data, split, questions)
 
     def estimate(self, cores: int = 1) -> str:
         """Say how many jobs there are, how long those left may take and how much disk they need.
@@ -108,7 +130,7 @@ class Sweep:
         done = [job for job in self.store.jobs() if job in self.jobs]
         left = [parameters for name, parameters in self.jobs.items() if name not in done]
         splits = {
-            (job["split"], job["data"], job["questions"]): read_split(job["split"], Path(job["data"]), job["questions"])
+            (job["split"], job["data"], job["questions"]): read_data(job["data"], job["split"], job["questions"])
             for job in left
         }
         finished = _finished()
@@ -129,6 +151,7 @@ class Sweep:
         basis = [f"as measured in {len(like)} finished jobs"] if like else []
         basis += [f"a guess for {guessed} jobs, as none with their backbone and device has finished"] if guessed else []
         basis += [f"a guess for encoding {images} images"] if images else []
+        basis += self._above()
         free = shutil.disk_usage(Path.cwd()).free
         minutes = math.ceil(seconds / 60 / min(cores, len(left) or 1))
         duration = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
@@ -138,10 +161,27 @@ class Sweep:
             f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
 
+    def _above(self) -> list[str]:
+        """Say which budgets are above the tokens of an image, as far as the configurations of backbones tell."""
+        budgets: dict[str, set[int]] = {}
+        for job in self.jobs.values():
+            budgets.setdefault(job["backbone"], set()).update(b for b in job["budgets"] if isinstance(b, int))
+        said = []
+        for backbone, asked in budgets.items():
+            config = Path(backbone) / "config.json"
+            whole = json.loads(config.read_text()).get("image_seq_length") if config.is_file() else None
+            above = sorted(budget for budget in asked if whole is not None and budget > whole)
+            if above:
+                numbers = ", ".join(map(str, above))
+                said.append(f"budgets above the {whole} tokens of an image of {backbone} keep all: {numbers}")
+        return said
+
     @staticmethod
     def _wanted(jobs: list[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
         wanted = sorted({(job["backbone"], job["data"], job["split"]) for job in jobs})
-        return [(b, d, p) for b, d, p in wanted if not (encodings(b, d) / f"{p}.safetensors").exists()]
+        return [
+            (b, d, p) for b, d, p in wanted if not (encodings(b, d) / f"{p}.safetensors").exists() and are_stored(b, d)
+        ]
 
 
 @dataclass(frozen=True)
@@ -193,8 +233,9 @@ def read_sweep(path: str | Path) -> Sweep:
     Parameters
     ----------
     path : str or Path
-        A YAML file: `backbone` (folders), `split`, `method` and any knobs of these (`budget`, `gamma`, `importance`,
-        `seed`, ...), each a value or a list of values; and `questions`, `device` and `data`, one value each. A knob is
+        A YAML file: `backbone` (hub ids or folders), `data` (folders, tables or lmms:TASK), `split`, `method` and any
+        knobs of these (`budget`, `gamma`, `importance`, `seed`, ...), each a value or a list of values; and
+        `questions`, `device`, `dtype` and `batch`, one value each. A knob is
         given to those methods that have it. A list of budgets inside the list is one job, as is a list inside the list
         for a knob that is a tuple.
 
@@ -223,15 +264,16 @@ def read_sweep(path: str | Path) -> Sweep:
     axes = {name: value if isinstance(value, list) else [value] for name, value in (_AXES | grid).items()}
     _check_axes(path, axes)
     jobs = {}
-    for backbone, split, method in itertools.product(axes["backbone"], axes["split"], axes["method"]):
+    whole = ("backbone", "data", "split", "method")
+    for backbone, data, split, method in itertools.product(*(axes[name] for name in whole)):
         known = _knobs_of(method)
         own = {name: values for name, values in axes.items() if name not in _AXES and name in known}
         for values in itertools.product(*own.values()):
             settings = dict(zip(own, values, strict=True))
             for budget in axes["budget"] if known else [[]]:
                 budgets = budget if isinstance(budget, list) else [budget]
-                parameters = {"backbone": backbone, "split": split, "method": method, "budgets": budgets}
-                parameters |= {"knobs": settings, **fixed}
+                parameters = {"backbone": backbone, "data": data, "split": split, "method": method}
+                parameters |= {"budgets": budgets, "knobs": settings, **fixed}
                 try:
                     _methods(parameters)
                 except ValueError as error:
@@ -266,7 +308,7 @@ def _check_axes(path: Path, axes: Mapping[str, list[Any]]) -> None:
             raise ValueError(f"{path}: {name} must be a value or a list of values, not {_shortened(values)}")
         if name == "budget" and [] in values:
             raise ValueError(f"{path}: budget holds an empty list, so one job would ask nothing")
-        if name in ("backbone", "split", "method") and not all(isinstance(value, str) for value in values):
+        if name in ("backbone", "data", "split", "method") and not all(isinstance(value, str) for value in values):
             raise ValueError(f"{path}: {name} must be a name or a list of names, not {_shortened(values)}")
     for split in axes["split"]:
         if not _NAME.fullmatch(split):
@@ -282,7 +324,7 @@ def _check_axes(path: Path, axes: Mapping[str, list[Any]]) -> None:
         math.prod(len(values) for name, values in axes.items() if name not in _AXES and name in own)
         * (len(axes["budget"]) if own else 1)
         for own in knobs
-    ) * len(axes["backbone"]) * len(axes["split"])  # fmt: skip
+    ) * len(axes["backbone"]) * len(axes["data"]) * len(axes["split"])  # fmt: skip
     if jobs > _MOST_JOBS:
         raise ValueError(f"{path} stands for {jobs} jobs, more than {_MOST_JOBS}; split it into several grids")
 
@@ -303,7 +345,7 @@ def _check_runs(method: Method, backbone: str, config: Mapping[str, Any]) -> Non
     """Refuse a method that cannot run with a model, as far as its configuration tells."""
     if isinstance(method, EVS):
         raise ValueError(f"{method.name} compares frames of a video, and the data set holds images")
-    text = config.get("text_config", {})
+    text = config.get("text_config") or {}
     # LLaVA's configuration leaves out what is as in Llama's.
     layers = text.get("num_hidden_layers", 32)
     if isinstance(method, Scored) and method.instruction_layer >= layers:

@@ -12,8 +12,8 @@ from idsel_core.study.store.schema import SCHEMAS, conform
 
 SCHEMA: Final = SCHEMAS["rows"]
 CONFIGURATION: Final = (
-    "backbone", "dataset", "split", "method", "importance", "normalise", "features", "update", "instruction", "gamma",
-    "positions", "budget", "convention", "conversation", "seed",
+    "backbone", "revision", "dtype", "template", "dataset", "split", "method", "importance", "normalise", "features",
+    "update", "instruction", "gamma", "positions", "budget", "convention", "conversation", "seed",
 )  # fmt: skip
 """The columns that tell one run of a job from another."""
 

@@ -12,7 +12,10 @@ import pyarrow as pa
 _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
     "rows": {
         "run_id": ("string", "the run: the job's name, a hyphen and a hash of the settings in the columns below"),
-        "backbone": ("string", "the model that answered"),
+        "backbone": ("string", "the model that answered: `embedded`, a hub id, or the name of a folder"),
+        "revision": ("string?", "commit of a hub checkpoint; null for a folder"),
+        "dtype": ("string?", "type of the weights, and the quantisation and attention implementation asked for"),
+        "template": ("string?", "hash of the chat template and of the settings by which images are prepared"),
         "dataset": ("string", "the data set"),
         "split": ("string", "its split, such as `validation` or `test`"),
         "question_id": ("string", "the question, unique within a run"),
@@ -32,7 +35,10 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "how fast suppression falls with distance; -1 if each image sets its own; null if there is no such knob",
         ),
         "positions": ("string", "position ids of kept tokens: `compact` counts anew, `keep` leaves the full prompt's"),
-        "budget": ("double", "what the method was asked for: visual tokens, or below 1 a share of them"),
+        "budget": (
+            "double",
+            "what the method was asked for: visual tokens, or below 1 a share of them; of `full` 1 where images differ",
+        ),
         "convention": (
             "string?",
             "what a budget means for a method that drops tokens inside the language model: their `average` over "
@@ -49,6 +55,8 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "itself, `anew`, with ` alone` where the prompt leaves out the earlier turn; null for a single question",
         ),
         "seed": ("int64", "seed of the method"),
+        "prompt": ("string?", "hash of the text that the model was asked"),
+        "metric": ("string?", "by which the answer was scored"),
         "prediction": ("string", "what the model answered"),
         "answer": ("string", "the right answer"),
         "correct": ("double", "1 if the prediction is right, else 0; a metric between them is allowed"),

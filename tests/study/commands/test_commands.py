@@ -151,4 +151,9 @@ def test_a_knob_reaches_the_method_as_its_type(monkeypatch, capsys):
         assert command("evaluate")(arguments) == 0
         return capsys.readouterr().out
 
-    assert accuracy() == accuracy("--knob", "negated", "False") != accuracy("--knob", "negated", "True")
+    plain = accuracy()
+    assert plain == accuracy("--knob", "negated", "False") != accuracy("--knob", "negated", "True")
+    assert "35 questions of split validation, of 35 wanted: 5 " in plain and "left whole" not in plain
+    assert "the budget of 600 is above the tokens of some images, which are left whole" in accuracy(
+        "--budget", "600", "--limit", "7"
+    )

@@ -3,6 +3,7 @@
 `make test-eval` runs these in the environment that has lmms-eval.
 """
 
+import importlib.util
 import inspect
 import json
 import os
@@ -37,7 +38,7 @@ from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.results import Results
-from tests.support import hub_folders
+from tests.support import harness_folders
 from tests.support.project import PROJECT
 
 QUESTIONS = 12
@@ -165,7 +166,7 @@ def test_the_class_for_other_families_answers_as_the_one_for_llava(harness, task
 )
 def test_a_family_without_a_class_of_its_own_is_asked_as_by_hand(family, text, tasks, manager, tmp_path):
     folder = str(tmp_path / family)
-    getattr(hub_folders, f"write_{family}")(folder)
+    getattr(harness_folders, f"write_{family}")(folder)
     kind, store, one = run.find_model(folder), Results(tmp_path / "rows"), {"scenes_pope": tasks["scenes_pope"]}
     assert kind.native_name == GENERIC
     model, pruned = kind(**run.arguments_of(folder, dtype="float32")), setting_from("idselection", 12)
@@ -189,6 +190,19 @@ def changed(folder, name, text, **config):
     for key, value in config.items():
         whole = re.sub(rf"^{key}: .*$", f"{key}: {value}", whole, flags=re.MULTILINE)
     (folder / f"{text}.yaml").write_text(whole.replace(f"task: {name}", f"task: {text}"))
+
+
+def test_answers_without_a_score_are_a_file_for_the_server(folder, asked, model, tmp_path, capsys):
+    text = (folder / "scenes_textvqa.yaml").read_text().replace("task: scenes_textvqa", "task: scenes_hidden")
+    given = "submission\n  aggregation: !function lmms_eval.tasks.textvqa.utils.textvqa_aggregate_submissions"
+    (folder / "scenes_hidden.yaml").write_text(text.replace("exact_match\n  aggregation: mean", given))
+    manager = run.check_tasks(["scenes_hidden"], [str(folder)], "llava_hf")
+    loaded, store = run.load_tasks(["scenes_hidden"], manager, chat=True), Results(tmp_path)
+    found, refused = run.evaluate(model, "embedded", loaded, SETTINGS[:1], store, manager=manager, limit=2)
+    assert refused == {} and store.jobs() == [] and found["metric"].tolist() == ["submission"]
+    (file,) = tmp_path.glob("files/*/submissions/*.json")
+    assert len(json.loads(file.read_text())) == 2
+    assert "answers for the benchmark's server are in" in capsys.readouterr().err
 
 
 def test_a_question_without_an_image_is_answered(folder, asked, model, tmp_path):
@@ -290,6 +304,12 @@ def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folde
     assert "pope_accuracy" in done.stdout
 
 
+def without(package, words, message):
+    """A wrong call that is one only where a package is missing."""
+    there = importlib.util.find_spec(package) is not None
+    return pytest.param(["--tasks", "scenes_pope", *words], message, marks=pytest.mark.skipif(there, reason=package))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -300,6 +320,9 @@ def test_the_command_of_the_harness_prunes_with_the_knobs_that_it_is_given(folde
         (["--tasks", "scenes_pope", "--model-args", "dtyp=float16"], "has no argument 'dtyp'; allowed are"),
         (["--tasks", "scenes_pope", "--knob", "gama", "3"], "none of the methods full, idselection has a knob 'gama'"),
         (["--tasks", "scenes_pope", "--device", "cuda:7"], "torch sees no GPU"),
+        (["--tasks", "scenes_pope", "--model", "video_llava"], "video_llava runs on a GPU alone"),
+        without("torchvision", ["--model", "qwen2_5_vl"], "needs qwen_vl_utils and torchvision"),
+        without("librosa", ["--model", "qwen2_audio"], "needs librosa, which is not installed"),
     ],
 )
 def test_a_wrong_call_is_told_in_one_sentence(words, message, folder, asked, tmp_path, capsys):

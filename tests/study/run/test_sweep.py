@@ -49,7 +49,10 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
     [
         ({"method": []}, r"names no method; known are \['full', 'no-image', 'idselection'"),
         ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
-        ({"gama": [1.0]}, r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, data, backbone"),
+        (
+            {"gama": [1.0]},
+            r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, dtype, batch, backbone, data",
+        ),
         ({"gamma": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gamma'\]"),
         ({"budget": [0]}, "budget must be a number of tokens"),
         (
@@ -135,6 +138,15 @@ def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkey
 
     guess = "a guess for 2 jobs, as none with their backbone and device has finished"
     assert guess in read_sweep(path).estimate()
+    path.write_text(yaml.safe_dump({**grid, "budget": [64, 1000, 600, 0.5]}))
+    MODEL.parent.mkdir(parents=True)
+    MODEL.symlink_to(PROJECT / MODEL)
+    assert (
+        read_sweep(path)
+        .estimate()
+        .endswith(f", budgets above the 576 tokens of an image of {MODEL} keep all: 600, 1000")
+    )
+    path.write_text(yaml.safe_dump(grid))
     assert guess in finish("sweeps/other/_provenance/1", 70, 4200.0, backbone="another")
     assert guess in finish("sweeps/other/_provenance/2", 70, 4200.0, backbone=str(MODEL), device="cuda")
     # A minute an answer, by two jobs of 7 answers side by side.

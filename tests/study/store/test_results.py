@@ -192,8 +192,16 @@ def test_a_file_with_other_columns_is_refused_and_they_are_named(store):
     [
         (lambda t: t.slice(1), "holds 23 rows that are not the 24 that the store wrote"),
         (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "holds 25 rows that are not the 24 that the store wrote"),
-        (lambda t: t.set_column(25, "correct", [[1.0] * 24]), "holds 24 rows that are not the 24"),
-        (lambda t: t.set_column(14, t.field("positions"), [["keep"] + ["compact"] * 23]), "holds 24 rows that are not"),
+        (
+            lambda t: t.set_column(t.schema.get_field_index("correct"), "correct", [[1.0] * 24]),
+            "holds 24 rows that are not the 24",
+        ),
+        (
+            lambda t: t.set_column(
+                t.schema.get_field_index("positions"), t.field("positions"), [["keep"] + ["compact"] * 23]
+            ),
+            "holds 24 rows that are not",
+        ),
         (lambda t: t.replace_schema_metadata(None), "holds 24 rows that are not the 0 that the store wrote"),
     ],
 )

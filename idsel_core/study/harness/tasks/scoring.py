@@ -23,7 +23,7 @@ def hallusion_target(doc: Mapping[str, Any]) -> str:
 def hallusion_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Score an answer to a question of HallusionBench without a judge: neither yes nor no is wrong."""
     names = ("category", "subcategory", "set_id", "figure_id", "question_id")
-    value = {name: str(doc[name]) for name in names} | {"prediction": yes_or_no(results[0])}
+    value: dict[str, Any] = {name: str(doc[name]) for name in names} | {"prediction": yes_or_no(results[0])}
     value["score"] = float(value["prediction"] == hallusion_target(doc))
     return {metric: value for metric in ("aAcc", "qAcc", "fAcc")}
 

@@ -1,0 +1,257 @@
+"""Backend "lazy": picks on a CPU from few similarities, in blocks that the BLAS library multiplies.
+
+This is the lazy greedy algorithm. Scores never rise within a sweep, so a score that leaves out the latest picks is an
+upper bound. Only tokens whose bound reaches a threshold are brought up to date; while a score is at the threshold or
+above, the next pick is among them. Then the threshold falls. The effect of a pick on these tokens is a row of
+similarities. Rows are computed for the next few candidates together, because a processor multiplies several rows in
+hardly more time than it needs to read the features for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from idsel_core.selection.suppression import Suppression, floors, products
+
+FEWEST_ROWS, MOST_ROWS = 8, 32
+"""Number of candidates whose rows are computed together."""
+SHORT, LONGEST_TABLE = 96, 2048
+"""Number of tokens up to which all similarities are computed at once: of a few, and of an image with a large budget."""
+TABLE_ROWS = 128
+"""Number of rows of such a table that are multiplied together."""
+IN_PLACE = 0.8
+"""Share of the tokens above which all are used, because their features then need no copy."""
+CHUNK = 2**22
+"""Most numbers of the features that are copied at a time."""
+LOOKAHEAD = 16
+"""Fewest picks that a threshold should leave room for."""
+EVERY = -np.finfo(np.float64).max
+"""Threshold that every token reaches."""
+Floats: TypeAlias = npt.NDArray[np.float64]
+Longs: TypeAlias = npt.NDArray[np.int64]
+
+
+def pick_lazily(image: Suppression, scores: Tensor, dead: Tensor, count: int, restart: bool = False) -> list[int]:
+    """Pick the tokens that `pick_in_rounds` picks.
+
+    Parameters
+    ----------
+    image : Suppression
+        One image (B = 1) on the CPU; dead tokens may hold any value.
+    scores : Tensor
+        float64 (1, N), -inf where `dead`.
+    dead : Tensor
+        bool (1, N); tokens that cannot be picked.
+    count : int
+        Number of tokens to pick, at most the number of tokens that are not dead.
+    restart : bool
+        Whether the scores are set back when they have run out.
+
+    Returns
+    -------
+    list of int
+        The picks.
+    """
+    run = _Run(image, scores, dead, count, restart)
+    threshold = run.first_threshold()
+    while run.left:
+        run.refresh(threshold)
+        best = run.scores.max()
+        if best <= run.floor:
+            # The exhaustion rule.
+            if not (restart and run.begin_sweep()):
+                return run.order + run.rest(restart)
+            threshold = EVERY  # a new sweep runs out only when all tokens have been brought up to date
+            continue
+        if best >= threshold:
+            run.pick_from(threshold)
+        threshold = run.next_threshold()
+    return run.order
+
+
+class _Run:
+    """The picks of one image so far, and bounds of the scores of all its tokens."""
+
+    def __init__(self, image: Suppression, scores: Tensor, dead: Tensor, count: int, restart: bool) -> None:
+        self.image = image
+        self.x, self.inverse = image.x[0], image.inverse[0]  # (N, D), (N,)
+        self.scores: Floats = scores[0].clone().numpy()  # (N,); -inf once picked
+        self.original = self.scores.copy()
+        self.known: Longs = np.zeros(len(self.scores), np.int64)  # (N,); number of effective picks accounted for
+        self.tokens: Longs = (~dead[0]).nonzero()[:, 0].numpy()
+        self.floor = float(floors(scores)) if restart else 0.0
+        self.order: list[int] = []
+        self.count = count
+        self.effective = 0  # number of picks that lower other scores
+        self.picks = self.x.new_empty(count, self.x.shape[1])  # unit features of these
+        self.values = np.empty(count)  # their scores when they were picked
+        self.decline = 1.0
+        self.rows: dict[int, Floats] = {}  # strengths (N,) of some tokens, by their places among those not dead
+
+    @property
+    def left(self) -> int:
+        return self.count - len(self.order)
+
+    def first_threshold(self) -> float:
+        """Return the score that a few more tokens reach than are left to pick."""
+        size = min(5 * self.left // 4 + 1, len(self.tokens) - len(self.order))
+        return float(np.partition(self.scores, -size)[-size])
+
+    def next_threshold(self) -> float:
+        """Return a threshold below the best score that is up to date, or else below the highest bound."""
+        fresh = self.scores[self.known == self.effective]
+        best = float(fresh.max()) if len(fresh) else -math.inf
+        if best == -math.inf:
+            best = float(self.scores.max())
+        return max(best * self.decline, self.floor)
+
+    def refresh(self, threshold: float) -> None:
+        """Bring all tokens up to date whose bound reaches a threshold."""
+        stale = np.flatnonzero((self.scores >= threshold) & (self.known < self.effective))
+        if not len(stale):
+            return
+        if len(stale) > IN_PLACE * len(self.tokens):
+            self._lower(self.tokens)
+            return
+        # Tokens that were never up to date in this sweep are most, and need all its picks.
+        oldest = self.known[stale] == self.known[stale].min()
+        for group in (stale[oldest], stale[~oldest]):
+            if len(group):
+                self._lower(group)
+
+    def _lower(self, tokens: Longs) -> None:
+        start = self.known[tokens].min()
+        picks, values = self.picks[start : self.effective], self.values[start : self.effective]
+        steps = np.arange(start, self.effective)[:, None]  # (T, 1)
+        size = max(1, CHUNK // self.x.shape[1])
+        for part in np.split(tokens, range(size, len(tokens), size)):
+            strengths = self._strengths(picks, *self._features(part))  # (T, P)
+            missing, now = steps >= self.known[part], self.scores[part]  # (T, P), (P,)
+            if self.image.update == "subtract":
+                now -= np.einsum("t,tp->p", values, strengths if missing.all() else strengths * missing)
+            else:
+                np.multiply(now, strengths.prod(axis=0, where=missing), out=now, where=now > 0)
+            self.scores[part] = now
+        self.known[tokens] = self.effective
+
+    def _features(self, tokens: Longs) -> tuple[Tensor, Tensor]:
+        """Return the features (P, D) and 1 / |x| (P,) of tokens (P,), without a copy where they are neighbours."""
+        if tokens[-1] - tokens[0] == len(tokens) - 1:
+            place = slice(tokens[0], tokens[-1] + 1)
+            return self.x[place], self.inverse[place]
+        chosen = torch.from_numpy(tokens)
+        return self.x.index_select(0, chosen), self.inverse.index_select(0, chosen)
+
+    def _strengths(self, unit: Tensor, x: Tensor, inverse: Tensor) -> Floats:
+        """Return the strengths (T, P) at which tokens, given by unit features (T, D), suppress others (P, D)."""
+        strengths: Floats = self.image.strengths(products(unit[None], x[None]).mul_(inverse))[0].numpy()
+        return strengths
+
+    def pick_from(self, threshold: float) -> None:
+        """Pick tokens until no score reaches the threshold; all that reach it must be up to date."""
+        tokens = np.flatnonzero(self.scores >= threshold)
+        rows: dict[int, Floats] = {}  # strengths (P,) of some tokens, by their places among the P tokens
+        if len(tokens) > IN_PLACE * (len(self.tokens) - len(self.order)):
+            self.refresh(EVERY)
+            tokens, threshold, rows = self.tokens, EVERY, self.rows
+        scores = self.scores[tokens]  # (P,)
+        features: tuple[Tensor, Tensor] | None = None
+        picked: list[int] = []
+        values: list[float] = []
+        width, hits = FEWEST_ROWS, 0
+        while self.left > len(picked):
+            best = int(scores.argmax())
+            value = float(scores[best])
+            if value < threshold or value <= self.floor:
+                break
+            if best not in rows:
+                if picked:
+                    width = min(max(FEWEST_ROWS, 2 * hits), MOST_ROWS)
+                features = features or self._features(tokens)
+                rows |= self._rows_of_candidates(tokens, scores, rows, width, self.left - len(picked), features)
+                hits = 0
+            hits += 1
+            picked.append(best)
+            values.append(value)
+            self._suppress(scores, best, rows.pop(best))
+        self._keep(tokens, picked, values, scores)
+        if picked:
+            lowest = max(float(scores.max()), threshold)
+            share = max(lowest, self.floor) / values[0]
+            self.decline = max(share, 0.1) ** (max(LOOKAHEAD, len(picked)) / len(picked))
+
+    def _rows_of_candidates(
+        self,
+        tokens: Longs,
+        scores: Floats,
+        known: Container[int],
+        width: int,
+        left: int,
+        features: tuple[Tensor, Tensor],
+    ) -> dict[int, Floats]:
+        """Return the strengths (P,) of likely next picks, by their places among the tokens (P,)."""
+        alive = int(np.count_nonzero(scores > -math.inf))
+        long = len(tokens) == len(self.tokens) and len(tokens) <= min(9 * left, LONGEST_TABLE)
+        if not known and (long or len(tokens) <= SHORT):
+            return dict(enumerate(self._table(*features)))
+        width = min(width, 5 * left // 4 + 1)
+        ranking = np.argsort(-scores, kind="stable")[:alive]
+        if not self.order and len(ranking) > width and scores[ranking[width]] == scores[ranking[0]]:
+            width = 1  # nothing tells yet which of them comes after the first
+        block = [place for place in ranking[: width + len(known)].tolist() if place not in known][:width]
+        unit = self.image.unit(torch.from_numpy(tokens[block])[None])[0]
+        return dict(zip(block, self._strengths(unit, *features), strict=True))
+
+    def _table(self, x: Tensor, inverse: Tensor) -> Floats:
+        """Return the strengths (P, P) at which tokens suppress each other; each pair is multiplied about once."""
+        table = x.new_empty(len(x), len(x))
+        for start in range(0, len(x), TABLE_ROWS):
+            rows = slice(start, start + TABLE_ROWS)
+            block = products(x[None, rows], x[None, start:])[0]  # (R, P - start)
+            table[rows, start:] = block.mul_(inverse[rows, None]).mul_(inverse[start:])
+            table[start:, rows] = block.T
+        strengths: Floats = self.image.strengths(table[None])[0].numpy()
+        return strengths
+
+    def _suppress(self, scores: Floats, pick: int, strengths: Floats) -> None:
+        # The update rule, as in `Suppression.suppress`.
+        if self.image.update == "subtract":
+            scores -= scores[pick] * strengths
+        else:
+            np.multiply(scores, strengths, out=scores, where=scores > 0)
+        scores[pick] = -math.inf
+
+    def _keep(self, tokens: Longs, picked: list[int], values: list[float], scores: Floats) -> None:
+        after = self.effective + len(picked)
+        chosen = tokens[picked]
+        self.order += chosen.tolist()
+        self.picks[self.effective : after] = self.image.unit(torch.from_numpy(chosen)[None])[0]
+        self.values[self.effective : after] = values
+        self.scores[tokens] = scores
+        self.effective = self.known[tokens] = after
+
+    def begin_sweep(self) -> bool:
+        """Set the scores of the tokens that are left back; return False if even these have run out."""
+        alive = self.scores > -math.inf
+        self.scores[alive] = self.original[alive]
+        self.known[alive] = self.effective
+        self.decline = 1.0
+        return bool(self.scores.max() > self.floor)
+
+    def rest(self, restart: bool) -> list[int]:
+        """Return the last picks, none of which lowers a score, or whose effect the next restart undoes."""
+        alive = len(self.tokens) - len(self.order)
+        while not restart:
+            falling = np.sort(self.scores)[::-1]
+            stale = (self.known < self.effective) & (self.scores >= falling[self.left - 1])
+            if not stale.any():
+                break
+            self.refresh(float(falling[min(2 * self.left, alive) - 1]))
+        return np.argsort(-self.scores, kind="stable")[: self.left].tolist()

@@ -1,0 +1,72 @@
+"""The gamma ablation end to end, on a user's photographs, with tiny models of every family saved as on the hub."""
+
+import importlib.util
+import warnings
+
+import pytest
+
+from idsel_core.study.run.notebook_runner import run
+from idsel_core.study.store.results import Results
+from tests.support import hub_folders
+from tests.support.project import PROJECT
+
+NOTEBOOK = PROJECT / "notebooks/02_ablation_gamma.ipynb"
+FAST = ("qwen2_5_vl", "internvl", "llava_next", "smolvlm")
+FAMILIES = [
+    pytest.param(
+        name,
+        marks=[
+            *([] if name in FAST else [pytest.mark.slow]),
+            pytest.mark.skipif(
+                name == "smolvlm" and not importlib.util.find_spec("num2words"), reason="num2words is not installed"
+            ),
+        ],
+    )
+    for name in hub_folders.PROCESSORS
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
+    folder = hub_folders.save(family, tmp_path / family)
+    photos = hub_folders.photographs(tmp_path / "photos", count=2)
+    asked = {"backbone": str(folder), "data": str(photos), "split": "photos", "questions": 0, "batch": 3}
+    asked |= {"gammas": [1.0, 20.0], "budgets": [5], "updates": ["subtract"], "resamples": 50}
+    asked |= {"results_dir": str(tmp_path / "rows"), "figures_dir": str(tmp_path / "figures")}
+    run(NOTEBOOK, tmp_path / "first.ipynb", asked)
+    results, job = Results(tmp_path / "rows"), f"02_ablation_gamma-{family}-photos-photos"
+    assert results.jobs() == [job]
+    rows = results.frame(job)
+    assert len(rows) == 3 * 4 and set(rows["tokens_kept"]) == {5}
+    assert set(rows["backbone"]) == {family} and set(rows["dataset"]) == {"photos"}
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert figures == [f"02_gamma-{family}-photos-photos.{kind}" for kind in ("pdf", "png")]
+
+
+def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
+    """The rows of the first questions are kept, and those of the whole are as of a run that nothing stopped."""
+    from idsel_core.methods import get_method
+    from idsel_core.study.evaluate import Study, open_study
+    from idsel_core.study.store.resume import ResumableRows
+
+    monkeypatch.setattr(ResumableRows.__init__, "__defaults__", (0.0,))
+    photos = hub_folders.photographs(tmp_path / "photos", count=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = open_study("photos", backbone=hub_folders.save("internvl", tmp_path / "internvl"), data=photos)
+    methods = [get_method("idselection", budget=4, gamma=gamma) for gamma in (1.0, 20.0)]
+    whole = study.run(methods, batch=2)
+    plain, asked = Study._inputs, []
+
+    def stops(study, questions, *others):
+        asked.extend(questions["question_id"])
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return plain(study, questions, *others)
+
+    monkeypatch.setattr(Study, "_inputs", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(methods, batch=2, resume=tmp_path / "kept")
+    asked.append("more")
+    assert study.run(methods, batch=2, resume=tmp_path / "kept").equals(whole)
+    assert len(asked) == 6 + 1 + 2
