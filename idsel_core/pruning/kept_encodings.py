@@ -78,4 +78,4 @@ def _content(value: Any) -> Hashable:
     if not isinstance(value, Tensor):
         return repr(value)
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return str(value.device), str(value.dtype), tuple(value.shape), hashlib.sha256(data).hexdigest()
+    return str(value.device), str(value.dtype), tuple(value.shape), hashlib.sha256(data.data).hexdigest()

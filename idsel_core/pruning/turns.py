@@ -209,7 +209,7 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
     call = _Call(backbone, dict(inputs), prompts, cached)
     marks = None if ids is None else backbone.placeholders(ids)
     whole = marks is not None and bool(marks.any())
-    if whole:
+    if whole and ids is not None and marks is not None:
         call.check_conversation(ids, marks)
     elif any(inputs.get(name) is not None for name in backbone.pixel_inputs):
         raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")

@@ -38,7 +38,8 @@ def with_cache(model: Any, cache: Any) -> dict[str, Any]:
 
 def cached_rows(cache: Cache) -> int:
     """Return how many prompts, copies among them, a cache that holds tokens holds."""
-    return len(cache.layers[0].keys)
+    layer: Any = cache.layers[0]
+    return len(layer.keys)
 
 
 class OfRows(Protocol):
@@ -97,7 +98,8 @@ class ShortenedCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take these rows."""
-        super().reorder_cache(beam_idx)
+        rows: Any = beam_idx
+        super().reorder_cache(rows)
         self._take(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -132,9 +134,9 @@ def _each(known: Any, change: Any) -> Any:
 
 
 @functools.cache
-def _shortened(plain: type[Cache]) -> type[ShortenedCache]:
-    shortened: type[ShortenedCache] = type(f"Shortened{plain.__name__}", (ShortenedCache, plain), {"plain": plain})
-    return shortened
+def _shortened(plain: Any) -> Any:
+    """Return the class of caches of a plain class that were filled with shortened prompts."""
+    return type(f"Shortened{plain.__name__}", (ShortenedCache, plain), {"plain": plain})
 
 
 def _rebuilt(plain: type[Cache], state: dict[str, Any]) -> Cache:
@@ -167,7 +169,7 @@ def forget(cache: Cache) -> None:
 @contextmanager
 def handed_out(cache: Cache) -> Iterator[None]:
     """Let a cache that was filled with shortened prompts be read and filled in the block."""
-    shortened = cache.__class__
+    shortened: Any = cache.__class__
     cache.__class__ = getattr(shortened, "plain", shortened)
     try:
         yield

@@ -40,14 +40,14 @@ def two_turns_table(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     lines = []
     for left_out, setting in SETTINGS.items():
         whole = bootstrap_mean(_all_tokens(rows, left_out), resamples=resamples)
-        for (method, budget), part in rows[rows["method"] != FULL].groupby(["method", "budget"], sort=False):
+        for (method, _), part in rows[rows["method"] != FULL].groupby(["method", "budget"], sort=False):
             scores = paired_scores(part, ["conversation"])
             kept, anew = scores[KEPT + left_out], scores[ANEW + left_out]
             lines.append(
                 {
                     "prompt": setting,
                     "method": label(str(method)),
-                    "budget": int(budget),
+                    "budget": int(part["budget"].iloc[0]),
                     "picks of the first question": _percent(bootstrap_mean(kept, resamples=resamples)),
                     "picks of its own": _percent(bootstrap_mean(anew, resamples=resamples)),
                     "all tokens": _percent(whole),
