@@ -30,7 +30,7 @@ IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
 CHUNK = 2**22
 """Most numbers of the features that are copied at a time."""
-LOOKAHEAD = 16
+LOOKAHEAD = 64
 """Fewest picks that a threshold should leave room for."""
 EVERY = -np.finfo(np.float64).max
 """Threshold that every token reaches."""
@@ -106,6 +106,8 @@ class _Run:
 
     def next_threshold(self) -> float:
         """Return a threshold below the best score that is up to date, or else below the highest bound."""
+        if len(self.tokens) <= min(4 * self.left, LONGEST_TABLE):
+            return EVERY
         fresh = self.scores[self.known == self.effective]
         best = float(fresh.max()) if len(fresh) else -math.inf
         if best == -math.inf:
