@@ -10,7 +10,7 @@ hardly more time than it needs to read the features for one.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection
 from typing import TypeAlias
 
 import numpy as np
@@ -193,7 +193,7 @@ class _Run:
         self,
         tokens: Longs,
         scores: Floats,
-        known: Container[int],
+        known: Collection[int],
         width: int,
         left: int,
         features: tuple[Tensor, Tensor],
