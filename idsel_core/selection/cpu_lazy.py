@@ -10,7 +10,7 @@ hardly more time than it needs to read the features for one.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection
 from typing import TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
 CHUNK = 2**22
 """Most numbers of the features that are copied at a time."""
-LOOKAHEAD = 16
+LOOKAHEAD = 64
 """Fewest picks that a threshold should leave room for."""
 EVERY = -np.finfo(np.float64).max
 """Threshold that every token reaches."""
@@ -106,6 +106,8 @@ class _Run:
 
     def next_threshold(self) -> float:
         """Return a threshold below the best score that is up to date, or else below the highest bound."""
+        if len(self.tokens) <= min(4 * self.left, LONGEST_TABLE):
+            return EVERY
         fresh = self.scores[self.known == self.effective]
         best = float(fresh.max()) if len(fresh) else -math.inf
         if best == -math.inf:
@@ -191,7 +193,7 @@ class _Run:
         self,
         tokens: Longs,
         scores: Floats,
-        known: Container[int],
+        known: Collection[int],
         width: int,
         left: int,
         features: tuple[Tensor, Tensor],

@@ -133,14 +133,6 @@ def floors(original: Tensor) -> Tensor:
     return original.amax(dim=1, keepdim=True) * exhausted_share(original.dtype)
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-
-
 def products(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner products (B, T, N) of the rows of (B, T, D) and (B, N, D)."""
-    one_image = len(a) == 1 < a.shape[1]
-    if one_image and a.device.type == "cpu" and a.dtype == torch.float32 and _has_onednn():
-        # On some processors oneDNN takes half the time of the library that torch uses for float32 by default.
-        return torch.nn.functional.linear(a[0].to_mkldnn(), b[0]).to_dense()[None]
     return a @ b.mT

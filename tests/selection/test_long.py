@@ -38,7 +38,7 @@ assert gap <= 1e-5
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uniform", "equal"])
 def test_a_video_is_selected_within_one_gibibyte_beside_its_features(kind):
-    """16,000 tokens of width 3,584, of which a table of all pairs takes one gibibyte in float32, two in float64."""
+    """16,000 tokens of width 3,584: a table of all pairs alone would take a gibibyte in float32, two in float64."""
     command = [sys.executable, "-c", CODE, kind, "16000", "1024", "3584"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

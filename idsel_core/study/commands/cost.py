@@ -7,6 +7,7 @@ flops_counted   what torch's counter sees when the model runs, with --counted
     idsel cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
     idsel cost --model smolvlm2-2.2b --image-size 1152 1536
     idsel cost --model qwen2-audio-7b --image-size 1000
+    idsel cost --model qwen2.5-vl-7b --image-size 448 448 --frames 64 --budgets 1024
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text", type=natural, default=64, help="text tokens of the prompt (default: %(default)s)")
     parser.add_argument("--image-size", type=positive, nargs="+", metavar="PIXELS", help=IMAGE_SIZE_HELP)
+    parser.add_argument("--frames", type=positive, help="frames of a video of that size (default: an image)")
     parser.add_argument(
         "--method", default="idselection", help="method whose selection is counted, or none (default: %(default)s)"
     )
@@ -59,10 +61,14 @@ def run(given: argparse.Namespace) -> int:
     """Count and print a table, one column a budget."""
     from idsel_core.methods import get_method
     from idsel_core.study.cost import cost_table, full_budget, read_config
-    from idsel_core.study.cost.shapes import size_given
+    from idsel_core.study.cost.shapes import pair, size_given
 
     config, own = read_config(given.model)
     size = size_given(given.image_size) or own
+    if given.frames is not None:
+        if size is None:
+            raise ValueError("--frames needs --image-size, height and width of a frame")
+        size = (given.frames, *pair(size))
     whole = full_budget(config, size)
     budgets = given.budgets or [whole, *(tokens for tokens in (192, 128, 64, 32, 16) if tokens < whole)]
     method = None if given.method == "none" else get_method(given.method, budget=1)

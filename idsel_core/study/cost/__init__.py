@@ -4,7 +4,7 @@ flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual to
 flops_analytic  by the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
 flops_counted   what torch's counter sees when the model runs
 
-One prompt with one image, or with one clip of Qwen2-Audio, is counted; videos are not. In sliding windows, all
+One prompt with one image, one video of Qwen-VL or one clip of Qwen2-Audio is counted. In sliding windows, all
 query-key pairs of a prefill count, as eager and masked attention multiply them, and what the cache holds in a step.
 
 Print a table from the command line, for a published model by name, a model folder or a configuration file:
@@ -12,6 +12,7 @@ Print a table from the command line, for a published model by name, a model fold
     idsel cost --model llava-1.5-7b --budgets 576 64 16 576x2,64x30
     idsel cost --model smolvlm2-2.2b --image-size 1152 1536
     idsel cost --model qwen2-audio-7b --image-size 1000
+    idsel cost --model qwen2.5-vl-7b --image-size 448 448 --frames 64 --budgets 1024
 """
 
 from idsel_core.study.cost.analytic import (

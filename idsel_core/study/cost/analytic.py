@@ -31,9 +31,10 @@ def full_budget(config: PreTrainedConfig, image_size: Size | None = None) -> int
     ----------
     config : PreTrainedConfig
         Of a whole model, see `idsel_core.study.cost.MODELS`.
-    image_size : int or tuple[int, int], optional
+    image_size : int or tuple[int, ...], optional
         Height and width of the image, pixels: as the processor gives it, before it is cut into tiles; or mel frames of
-        the clip. By default the tower's own, where images have one size, or the longest clip.
+        the clip; or frames, height and width of a video (Qwen-VL). By default the tower's own, where images have one
+        size, or the longest clip.
     """
     return tower_of(config, image_size).visual
 
@@ -117,7 +118,7 @@ def flops_analytic(
         Visual tokens that the language model reads, in all layers or in each.
     text_tokens : int
         All other tokens of the prompt.
-    image_size : int or tuple[int, int], optional
+    image_size : int or tuple[int, ...], optional
         As for `full_budget`.
     attention : {"full", "causal"}
         "full" counts all query-key pairs, also outside of sliding windows, as eager and masked attention multiply them

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
 from idsel_core.study.cost.shapes import Decoder, Size, Tower, check_type, pair
 from idsel_core.study.cost.towers import FAMILIES
+from idsel_core.study.cost.towers.qwen_vl import qwen_vl
 
 LANGUAGE_MODELS = (
     "gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3",
     "qwen3_vl_text",
 )  # fmt: skip
 MODELS = tuple(FAMILIES)
-"""Model types that are counted: of language models, and of whole models."""
+VIDEO_FAMILIES = tuple(name for name, tower in FAMILIES.items() if tower is qwen_vl)
+"""Model types that are counted: of language models, of whole models, and of those whose videos are counted."""
 
 _ONE_SIZE = ("gemma3", "internvl", "llava", "paligemma", "video_llava")
 _LATER: dict[str, Literal["image", "prompt"]] = {"gemma3": "image", "paligemma": "prompt"}
@@ -51,13 +54,13 @@ def decoder_of(config: Any) -> Decoder:
 
 
 def tower_of(config: Any, image_size: Size | None = None) -> Tower:
-    """Return the sizes of a tower on an image or clip.
+    """Return the sizes of a tower on an image, a video or a clip.
 
     Parameters
     ----------
     config : PreTrainedConfig
         Of a whole model, see `MODELS`.
-    image_size : int or tuple[int, int], optional
+    image_size : int or tuple[int, ...], optional
         As for `idsel_core.study.cost.full_budget`.
 
     Raises
@@ -68,6 +71,10 @@ def tower_of(config: Any, image_size: Size | None = None) -> Tower:
     decoder = decoder_of(config)
     if _tower_config(config) is None:
         raise ValueError(f"a configuration of type {config.model_type!r} has no vision tower; give a whole model's")
+    if isinstance(image_size, Sequence) and len(image_size) == 3:
+        check_type("video of model", config.model_type, VIDEO_FAMILIES)
+        frames, *sides = image_size
+        return qwen_vl(config, decoder.hidden, pair(sides), frames)
     return FAMILIES[config.model_type](config, decoder.hidden, None if image_size is None else pair(image_size))
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-Size = int | tuple[int, int]
+Size = int | tuple[int, int] | tuple[int, int, int]
+"""Mel frames of a clip, height and width of an image, or frames, height and width of a video."""
 
 
 @dataclass(frozen=True)

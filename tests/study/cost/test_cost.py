@@ -383,6 +383,7 @@ def test_the_command_line_prints_a_table(capsys):
         (["qwen2-audio-7b", "--image-size", "500"], "125x32"),
         (["smolvlm2-2.2b", "--image-size", "768", "768"], "405x24"),
         (["gemma-3-4b"], "256x34"),
+        (["qwen2.5-vl-7b", "--image-size", "448", "448", "--frames", "125"], "16128x28"),
     ],
 )
 def test_the_command_line_counts_clips_tiles_and_images_of_fixed_size(arguments, whole, capsys):

@@ -74,6 +74,28 @@ def test_analytic_flops_equal_counted_flops_with_every_family(family, last):
     assert flops_analytic_step(config, 7, text) == flops_counted_step(config, 7, text)
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_flops_of_a_video_equal_what_torch_counts(name):
+    config = FAMILIES[name].config()
+    vision = config.vision_config
+    side = 2 * vision.spatial_merge_size * vision.patch_size
+    for frames, planes in ((1, 1), (2, 1), (5, 3)):
+        shown = (frames, side, 2 * side)
+        whole = full_budget(config, shown)
+        assert whole == planes * full_budget(config, shown[1:])
+        cost = flops_analytic(config, whole - 1, 9, image_size=shown)
+        assert cost == flops_counted(config, whole - 1, 9, image_size=shown)
+        assert cost.tower == planes * flops_analytic(config, 1, 9, image_size=shown[1:]).tower
+    with pytest.raises(ValueError, match="a video must have 1 frame or more, not 0"):
+        full_budget(config, (0, side, side))
+
+
+def test_videos_of_other_families_are_refused():
+    message = "video of model type 'llava_next' is not counted yet; counted are: qwen2_5_vl, qwen2_vl, qwen3_vl"
+    with pytest.raises(ValueError, match=message):
+        full_budget(FAMILIES["llava_next"].config(), (4, 24, 24))
+
+
 def test_every_family_is_counted():
     assert sorted(MODELS) == sorted(BACKBONES)
 
