@@ -291,11 +291,9 @@ class Study:
         """Return the inputs with images of the size that a method wants."""
         if not method.acts_on_pixels:
             return whole
-        if self.encoded is not None:
-            grid: tuple[int, int] | None = method.target_grid(*self.grid)
-        else:
-            grid = self.backbone.target_grid(method, **whole.images)
-        return whole if grid in (None, self.grid) else self._inputs(questions, method.tower_depths, grid)
+        own = self.grid
+        grid = self.backbone.target_grid(method, **whole.images) if own is None else method.target_grid(*own)
+        return whole if grid in (None, own) else self._inputs(questions, method.tower_depths, grid)
 
     def _words(self, prompts: Mapping[str, Tensor]) -> list[int]:
         """Return the number of columns of each prompt that hold neither padding nor a visual token."""

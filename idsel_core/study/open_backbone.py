@@ -78,7 +78,7 @@ def open_backbone(
         raise ValueError(f"the model in {backbone} cannot be loaded: {error}{remedy}") from error
     relevance = None if dual is None else Companion(dual.to(device).eval())
     _pad_on_the_left(model, processor.tokenizer)
-    return adapter_for(model if device_map is not None else model.to(device), relevance), processor
+    return adapter_for(model if device_map is not None else model.to(device), relevance, processor), processor
 
 
 def _pad_on_the_left(model: Any, tokenizer: Any) -> None:

@@ -80,8 +80,11 @@ def ask_second_questions(
     Raises
     ------
     ValueError
-        If a method drops tokens inside the language model, or acts on pixels, or a name is no method.
+        If a method drops tokens inside the language model, or acts on pixels, or a name is no method, or the images
+        were not encoded before.
     """
+    if study.encoded is None:
+        raise ValueError("two turns need images that were encoded before: the embedded data and a LLaVA-like folder")
     methods = list(methods)
     for method in methods:
         if not isinstance(method, Method) and method != FULL:
@@ -159,6 +162,7 @@ def _rows(
     selection: Selection,
     predictions: Sequence[str],
 ) -> pd.DataFrame:
+    assert study.encoded is not None
     before = int(study.encoded.mask[0].sum())
     kept = selection.counts.cpu().numpy()
     objects = {name: study.on_objects(name) for name in pairs["image_id"].unique()}
@@ -174,7 +178,7 @@ def _rows(
                 f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
             ),
             "gamma": getattr(method, "gamma", np.nan),
-            "positions": study.positions,
+            "positions": study.backbone.positions_of(study.positions),
             "budget": float(before if isinstance(method, str) else method.budget),
             "convention": None,
             "conversation": conversation,

@@ -111,7 +111,7 @@ def test_rows_depend_on_template_dtype_and_prompt(folder, photos, tmp_path):
     for file in source.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     path = other / "chat_template.jinja"
-    path.write_text(path.read_text().replace("answer :", "answer ."))
+    path.write_text(path.read_text().replace("assistant :", "assistant ."))
     changed = open_study("photos", backbone=other, data=photos)
     keys = [study._key(METHODS, 5) for study in (plain, half, changed)]
     assert len({json.dumps(key) for key in keys}) == 3

@@ -41,7 +41,7 @@ from idsel_core.loading.processors import NoVideos, assemble
 from tests.support import families, tiny
 from tests.support.families import FAMILIES
 
-WORDS = "what is in the picture ? a an which color how many are there answer with one word yes no red blue green two"
+WORDS = "what is in the picture ? which color how many are there yes no red blue green two user assistant"
 SIDE = {"height": 24, "width": 24}
 PATCHES = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24]]
@@ -74,9 +74,9 @@ def tokenizer(marks: dict[str, int], **named: str) -> PreTrainedTokenizerFast:
 def template(image: str) -> str:
     """Return a chat template that writes `image` for each image."""
     return (
-        "{{ '<s>' }}{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        "{{ '<s>' }}{% for m in messages %} {{ m['role'] }} :{% for c in m['content'] %}{% if c['type'] == 'image' %}"
         + image
-        + "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} answer :"
+        + "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant :"
         "{% endif %}"
     )
 

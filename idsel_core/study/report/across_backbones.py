@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.theme import ENDS, PAGE, add_note, label, percent_axis, plot_band, questions_asked, styles
@@ -64,6 +65,8 @@ def backbones_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         axis.axhline(1, color="0.4", linestyle=":", linewidth=1)
         axis.set_xscale("log")
         axis.set_xlabel("visual tokens kept")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         percent_axis(axis.xaxis)
         percent_axis(axis.yaxis)
         axis.set_title(f"{backbone}\n{dataset}, {split}", fontsize="small")
