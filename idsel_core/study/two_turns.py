@@ -174,7 +174,7 @@ def _rows(
                 f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
             ),
             "gamma": getattr(method, "gamma", np.nan),
-            "positions": study.positions,
+            "positions": study.backbone.positions_of(study.positions),
             "budget": float(before if isinstance(method, str) else method.budget),
             "convention": None,
             "conversation": conversation,
