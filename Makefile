@@ -123,7 +123,7 @@ $(EVAL_INSTALLED): pyproject.toml constraints.txt constraints-eval.txt
 	rm -rf idsel_core.egg-info; \
 	$$pip install --quiet --upgrade pip -c .venv-eval/constraints.txt; \
 	$$pip install --quiet --resume-retries 5 -c .venv-eval/constraints.txt \
-	    --build-constraint .venv-eval/constraints.txt -e '.[cpu,eval]' pytest pytest-timeout; \
+	    --build-constraint .venv-eval/constraints.txt -e '.[eval]' pytest pytest-timeout; \
 	$(EVAL_BIN)/python -c 'import torchvision' 2>/dev/null || $$pip uninstall --quiet --yes torchvision; \
 	echo "Installed in $$SECONDS s."; \
 	echo "$$wanted" > $@.part; \

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from idsel_core.pruning.pipeline import read_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.backbone_folders import backbone_name, is_hub_id
 from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
-from idsel_core.study.cost import flops_prefill
+from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
 from idsel_core.study.full_prompts import PromptWriter, short_hash
@@ -329,8 +329,12 @@ class Study:
                 "tokens_kept": layers[:, -1],
                 "tokens_average": layers.mean(1),
                 "prefill_gflops": [
-                    self._gflops(tuple(profile), text)
+                    self._gflops.prefill(profile, text)
                     for profile, text in zip(layers.tolist(), asked.words, strict=True)
+                ],
+                "scoring_gflops": [
+                    self._gflops.scoring(method, visual, text)
+                    for visual, text in zip(np.broadcast_to(before, len(questions)).tolist(), asked.words, strict=True)
                 ],
                 "on_objects": np.nan if asked.on_objects is None else asked.on_objects,
                 "prompt": [short_hash(text) for text in questions["question"]],
@@ -353,19 +357,8 @@ class Study:
         return {"max_new_tokens": self._answer_tokens, "do_sample": False}
 
     @functools.cached_property
-    def _gflops(self) -> Callable[[tuple[int, ...], int], float]:
-        """The function from the tokens that each layer reads, and the other columns, to a prefill's GFLOPs."""
-        config = self.backbone.model.config
-
-        @functools.cache
-        def of(profile: tuple[int, ...], words: int) -> float:
-            """Return the GFLOPs in the language model, NaN where `cost` does not know it."""
-            try:
-                return flops_prefill(config, profile, words).language_model / 1e9
-            except (TypeError, ValueError):
-                return float("nan")
-
-        return of
+    def _gflops(self) -> Gflops:
+        return Gflops(self.backbone.model.config)
 
     @functools.cached_property
     def writer(self) -> PromptWriter:

@@ -186,6 +186,7 @@ def _rows(
             "tokens_kept": kept,
             "tokens_average": kept.astype(float),
             "prefill_gflops": np.nan,
+            "scoring_gflops": np.nan,
             "on_objects": [
                 float(objects[name][picks.cpu().numpy()].mean())
                 for name, picks in zip(pairs["image_id"], selection.rows(), strict=True)

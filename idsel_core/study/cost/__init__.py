@@ -22,6 +22,7 @@ from idsel_core.study.cost.analytic import (
     flops_analytic_step,
     flops_paper,
     flops_prefill,
+    flops_scoring,
     full_budget,
     kv_cache_bytes,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "flops_counted_step",
     "flops_paper",
     "flops_prefill",
+    "flops_scoring",
     "full_budget",
     "kv_cache_bytes",
     "profile_by",

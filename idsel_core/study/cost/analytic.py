@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from idsel_core.methods import Method
 from idsel_core.study.cost.models import decoder_of, tower_of
-from idsel_core.study.cost.selecting import flops_of_selection
+from idsel_core.study.cost.selecting import flops_of_reading, flops_of_selection
 from idsel_core.study.cost.shapes import Decoder, Flops, Size, add, count, profile_of
 
 Attention = Literal["full", "causal"]
@@ -96,6 +96,26 @@ def _prefill(model: Decoder, profile: Sequence[int], text_tokens: int, attention
     head = model.head(lengths[-1] if logits == "all" or model.every_logit else min(1, lengths[-1]))
     pairs = [model.pairs(layer, tokens, text_tokens, attention) for layer, tokens in enumerate(profile)]
     return add([*map(model.layer, lengths, pairs), head])
+
+
+def flops_scoring(config: PreTrainedConfig, method: Method, visual_tokens: int, text_tokens: int) -> int | None:
+    """Return the FLOPs of the language model that a method's score takes before the prefill, see `flops_of_reading`.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        Of a whole model or of its language model.
+    method : Method
+        What selects.
+    visual_tokens, text_tokens : int
+        Of the whole prompt.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model type is not counted, or it has no layer that the method reads.
+    """
+    return flops_of_reading(method, decoder_of(config), visual_tokens, text_tokens)
 
 
 def flops_analytic(

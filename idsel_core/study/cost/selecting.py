@@ -22,6 +22,7 @@ from idsel_core.methods import (
 )
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.by_suppression import Greedy
+from idsel_core.scores.registry import IMPORTANCE, Combination, instruction, relevance, saliency
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.study.cost.shapes import Decoder, Flops, Tower, add
 
@@ -94,13 +95,54 @@ def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, atte
     scores = 0 if method.importance == "instruction" else 2 * tower.rows * tower.query
     if method.importance == "saliency":
         return scores
-    length, depth = tower.visual + text_tokens, method.instruction_layer
+    return scores + _instruction(method, model, tower.visual, text_tokens, attention)
+
+
+def _instruction(method: Scored, model: Decoder, visual: int, text_tokens: int, attention: str) -> int:
+    """Return the FLOPs of the layers in front of the instruction attention, and of its queries, keys and products."""
+    length, depth = visual + text_tokens, method.instruction_layer
     if depth >= model.layers:
         raise ValueError(f"instruction layer {depth} does not exist; the language model has {model.layers}")
     queries = 1 if method.instruction_tokens == "last" else text_tokens
-    for layer in range(depth):
-        scores += model.layer(length, model.pairs(layer, tower.visual, text_tokens, attention)).total
-    return scores + model.keys_and_queries(length, queries) + 2 * queries * tower.visual * model.query
+    before = sum(
+        model.layer(length, model.pairs(layer, visual, text_tokens, attention)).total for layer in range(depth)
+    )
+    return before + model.keys_and_queries(length, queries) + 2 * queries * visual * model.query
+
+
+def flops_of_reading(
+    method: Method, model: Decoder, visual_tokens: int, text_tokens: int, attention: str = "full"
+) -> int | None:
+    """Return the FLOPs that a method's score takes of the language model, before any token is selected.
+
+    Parameters
+    ----------
+    method : Method
+        Any method; what drops tokens inside the language model reads nothing before it.
+    model : Decoder
+        The language model.
+    visual_tokens, text_tokens : int
+        Of the whole prompt. Words of the instruction are counted as if they were all text.
+    attention : {"full", "causal"}
+        As for `flops_analytic`.
+
+    Returns
+    -------
+    int or None
+        0 if the score does not read the language model; None if it is a score of your own, which may.
+    """
+    if not isinstance(method, Scored):
+        return 0
+    known = _reads_instruction(method.importance)
+    return _instruction(method, model, visual_tokens, text_tokens, attention) if known else None if known is None else 0
+
+
+def _reads_instruction(importance: str) -> bool | None:
+    score = IMPORTANCE[importance]
+    if isinstance(score, Combination):
+        parts = [_reads_instruction(part) for part in (score.first, score.second)]
+        return True if True in parts else None if None in parts else False
+    return {instruction: True, saliency: False, relevance: False}.get(score)
 
 
 def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: int) -> Flops:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from idsel_core.study.cost import flops_prefill
+from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.harness.setting import Setting
 from idsel_core.study.knobs import knob_columns
 
@@ -132,14 +131,7 @@ def rows_of(
     NoScore
         As of `score_of`.
     """
-    metrics, method = list(metrics), setting.method
-
-    @functools.cache
-    def gflops(layers: tuple[int, ...], text: int) -> float:
-        try:
-            return flops_prefill(config, layers, text).language_model / 1e9
-        except (TypeError, ValueError):
-            return float("nan")
+    metrics, method, gflops = list(metrics), setting.method, Gflops(config)
 
     rows = []
     for sample in samples:
@@ -155,7 +147,8 @@ def rows_of(
                 "tokens_before": note["before"],
                 "tokens_kept": layers[-1],
                 "tokens_average": sum(layers) / len(layers),
-                "prefill_gflops": gflops(tuple(layers), note["text_tokens"]),
+                "prefill_gflops": gflops.prefill(layers, note["text_tokens"]),
+                "scoring_gflops": gflops.scoring(method or setting.name, note["before"], note["text_tokens"]),
                 "prediction": note["text"].strip(),
                 "answer": answer,
                 "correct": score_of(sample, metrics)[1],

@@ -71,7 +71,7 @@ def ranking_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
 
 
 def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
-    """Draw the share of full performance of each method against the FLOPs of the language model's prefill.
+    """Draw the share of full performance of each method against the FLOPs of the language model: scores and prefill.
 
     Parameters
     ----------
@@ -82,16 +82,17 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     """
     by = ["method", "budget"]
     shares = share_of_full(rows, by, resamples=resamples)
-    cost = rows.groupby(by, as_index=False)["prefill_gflops"].mean()
+    spent = rows["prefill_gflops"] + rows["scoring_gflops"].fillna(0)
+    cost = rows.assign(gflops=spent).groupby(by, as_index=False)["gflops"].mean()
     shares = shares[~shares["method"].isin(list(ENDS))].merge(cost, on=by)
     figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
     for method, style in styles(list(dict.fromkeys(shares["method"]))).items():
-        chosen = shares[shares["method"] == method].sort_values("prefill_gflops")
+        chosen = shares[shares["method"] == method].sort_values("gflops")
         if method == _OWN:
-            plot_band(axis, chosen, "prefill_gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
+            plot_band(axis, chosen, "gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
         else:
             axis.plot(
-                chosen["prefill_gflops"],
+                chosen["gflops"],
                 chosen["share"],
                 label=label(method),
                 linewidth=0.8,
@@ -100,7 +101,7 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
                 **style,
             )
     axis.set_xscale("log")
-    axis.set_xlabel("prefill of the language model, analytic GFLOPs a question")
+    axis.set_xlabel("language model, analytic GFLOPs a question: layers that a score reads, and prefill")
     axis.set_ylabel("share of full performance")
     percent_axis(axis.yaxis)
     axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))

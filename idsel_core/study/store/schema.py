@@ -48,6 +48,10 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "tokens_kept": ("int32", "visual tokens after the last layer of the language model"),
         "tokens_average": ("double", "visual tokens that a layer of the language model reads, mean over layers"),
         "prefill_gflops": ("double?", "analytic GFLOPs of the language model's prefill; null if they are not known"),
+        "scoring_gflops": (
+            "double?",
+            "analytic GFLOPs of the language model's layers that the score reads before the prefill; null if not known",
+        ),
         "on_objects": ("double?", "share of the kept tokens that lie on an object; null without an image"),
         "conversation": (
             "string?",

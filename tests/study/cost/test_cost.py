@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from transformers import (
 from data.backbone.language import build_config
 from idsel_core import DiversityOnly, IDSelection, Random, TopK, UniformGrid, adapter_for, get_method, id_select, prune
 from idsel_core.loading.random_models import CONFIGS
+from idsel_core.scores.registry import IMPORTANCE
 from idsel_core.study.cost import (
     Flops,
     cost_table,
@@ -36,10 +39,12 @@ from idsel_core.study.cost import (
     flops_counted,
     flops_counted_step,
     flops_paper,
+    flops_scoring,
     full_budget,
     kv_cache_bytes,
     read_config,
 )
+from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.paths import MODEL
 from tests.support import tiny
 from tests.support.commands import command
@@ -419,3 +424,31 @@ def test_the_command_line_names_the_fault(arguments, message, capsys):
 def test_the_command_line_has_help(capsys):
     assert main(["--help"]) == 0
     assert "flops_paper" in capsys.readouterr().out
+
+
+def test_a_score_that_reads_the_instruction_costs_the_layers_before_it():
+    """By hand for the embedded backbone: two whole layers, then one query, the keys, and the products."""
+    config, _ = read_config(MODEL)
+    cost = functools.partial(flops_scoring, config, visual_tokens=576, text_tokens=30)
+    d, m, layers = 192, config.text_config.intermediate_size, config.text_config.num_hidden_layers
+    heads, keys = config.text_config.num_attention_heads, config.text_config.num_key_value_heads
+    share, length = keys / heads, 606
+    layer = 2 * length * (d * d * (2 + 2 * share) + 3 * d * m) + 4 * length**2 * d
+    row = 2 * length * d * d * share + 2 * d * d + 2 * 576 * d
+    assert cost(IDSelection(64, importance="instruction", instruction_layer=2, instruction_tokens="last")) == (
+        pytest.approx(2 * layer + row)
+    )
+    assert cost(IDSelection(64, importance="saliency")) == cost(get_method("cdpruner", budget=64)) == 0
+    assert cost(IDSelection(64, importance="relevance")) == 0
+    words = cost(IDSelection(64, importance="unified", instruction_layer=0, instruction_tokens="words"))
+    assert 0 < words < 0.1 * layer * layers
+    with pytest.raises(ValueError, match=f"layer {layers} does not exist"):
+        cost(IDSelection(64, importance="instruction", instruction_layer=layers))
+
+
+def test_the_cost_of_a_score_of_ones_own_is_not_known(monkeypatch):
+    monkeypatch.setitem(IMPORTANCE, "mine", lambda tokens: tokens.saliency)
+    config, _ = read_config(MODEL)
+    assert flops_scoring(config, IDSelection(64, importance="mine"), 576, 30) is None
+    assert math.isnan(Gflops(config).scoring(IDSelection(64, importance="mine"), 576, 30))
+    assert Gflops(config).scoring("full", 576, 30) == 0
