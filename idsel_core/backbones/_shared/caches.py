@@ -139,7 +139,7 @@ def _shortened(plain: Any) -> Any:
     return type(f"Shortened{plain.__name__}", (ShortenedCache, plain), {"plain": plain})
 
 
-def _rebuilt(plain: type[Cache], state: dict[str, Any]) -> Cache:
+def _rebuilt(plain: Any, state: dict[str, Any]) -> Cache:
     cache: Cache = object.__new__(_shortened(plain))
     vars(cache).update(state)
     return cache
@@ -151,19 +151,21 @@ def prompts_of(cache: Any) -> Any:
     return known if known is not None and cache.get_seq_length() else None
 
 
-def remember(cache: Cache, prompts: OfRows) -> None:
+def remember(cache: Any, prompts: OfRows) -> None:
     """Note at a cache which prompts were shortened before it was filled with them; from now on it refuses to go on."""
     vars(cache)[PROMPTS_ATTRIBUTE] = prompts
     if not isinstance(cache, ShortenedCache):
-        cache.__class__ = _shortened(type(cache))
+        plain: Any = type(cache)
+        cache.__class__ = _shortened(plain)
 
 
-def forget(cache: Cache) -> None:
+def forget(cache: Any) -> None:
     """Make a cache one that knows nothing of shortened prompts."""
     for name in (PROMPTS_ATTRIBUTE, SPANS_ATTRIBUTE):
         vars(cache).pop(name, None)
     if isinstance(cache, ShortenedCache):
-        cache.__class__ = cache.plain
+        plain: Any = cache.plain
+        cache.__class__ = plain
 
 
 @contextmanager

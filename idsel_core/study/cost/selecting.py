@@ -142,7 +142,7 @@ def _reads_instruction(importance: str) -> bool | None:
     if isinstance(score, Combination):
         parts = [_reads_instruction(part) for part in (score.first, score.second)]
         return True if True in parts else None if None in parts else False
-    return {instruction: True, saliency: False, relevance: False}.get(score)
+    return True if score is instruction else False if score in (saliency, relevance) else None
 
 
 def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: int) -> Flops:
