@@ -54,7 +54,8 @@ def _table_of(data: Path, split: str) -> Path:
     if data.is_file():
         return data
     if not data.is_dir():
-        near = sorted(path.name for path in data.parent.glob("*") if path.suffix in KINDS or path.is_dir())
+        beside = [path for path in data.parent.glob("*") if not path.name.startswith(".")]
+        near = sorted(path.name for path in beside if path.suffix in KINDS or path.is_dir())
         raise FileNotFoundError(f"no data {data}; beside it are: {', '.join(near) or 'no tables'}")
     tables = sorted(path for path in data.iterdir() if path.suffix in KINDS)
     if not tables:

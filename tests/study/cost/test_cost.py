@@ -324,7 +324,7 @@ def test_the_table_has_a_row_for_each_budget(small):
         (ValueError, lambda c: flops_counted(c, (7, 8, 8), 9), "layer 1 reads 8 after 7"),
         (ValueError, lambda c: flops_counted(c, 0, 0), "a prompt without tokens"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, image_size=3), "at least a patch, 4 x 4 pixels, not 3 x 3"),
-        (ValueError, lambda c: full_budget(c, (3, 4, 5)), r"one number, or height and width, not \(3, 4, 5\)"),
+        (ValueError, lambda c: full_budget(c, (3, 4, 5, 6)), r"one number, or height and width, not \(3, 4, 5, 6\)"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, attention="half"), "attention must be one of full, causal"),
         (ValueError, lambda c: flops_counted(c, 7, 9, logits="first"), "logits must be one of last, all"),
         (ValueError, lambda c: flops_analytic(c, 7, 9, method=Random(8)), "keeps 8 of 36 tokens, .* says 7"),

@@ -57,7 +57,7 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
         ({"budget": [0]}, "budget must be a number of tokens"),
         (
             {"method": ["idselection", "random"], "gamma": ["high"]},
-            "knob gamma of idselection must be a number, not 'hi",
+            "knob gamma of idselection must be a number or one of auto, not 'hi",
         ),
         ({"part": "hard"}, "unknown key 'part', did you mean 'split'"),
         ({"methods": "full"}, "unknown key 'methods', did you mean 'method'"),
