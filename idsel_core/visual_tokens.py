@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-QueryTokens = Literal["last", "mean"]
-"""Query tokens of the instruction attention: the last token of the prompt, or all text tokens after the image."""
+QueryTokens = Literal["words", "last"]
+"""Query tokens of the instruction attention: the instruction's words, or the last token before the answer."""
+INSTRUCTION: tuple[int, QueryTokens] = (0, "words")
+"""Layer and query tokens of the instruction attention by default."""
+
+
+class Prompts(Protocol):
+    """What is known of B prompts of L tokens."""
+
+    @property
+    def text(self) -> Tensor:
+        """Tokens that are no placeholders of images, bool (B, L)."""
+
+    @property
+    def words(self) -> Tensor:
+        """The words that ask about the images, bool (B, L)."""
+
+    @property
+    def ends(self) -> Tensor:
+        """The last token before the answer, one a prompt, bool (B, L)."""
 
 
 class Unavailable(ValueError):
@@ -60,10 +78,12 @@ class VisualTokens:
     video : Tensor, optional
         bool (B,); True at rows that are videos. By default no row is.
     instruction : tuple[int, str]
-        Layer of the language model and query tokens ("last" or "mean") of ``instruction_attention``; see
+        Layer of the language model and query tokens ("words" or "last") of ``instruction_attention``; see
         `with_instruction`.
     decoder_layers : int, optional
         Number of layers of the language model.
+    prompts : Prompts, optional
+        The prompts that ask about the images.
 
     Raises
     ------
@@ -78,8 +98,9 @@ class VisualTokens:
     reasons: Mapping[str, str] = field(default_factory=dict)
     placeholders: Tensor | None = None
     video: Tensor | None = None
-    instruction: tuple[int, QueryTokens] = (0, "last")
+    instruction: tuple[int, QueryTokens] = INSTRUCTION
     decoder_layers: int | None = None
+    prompts: Prompts | None = None
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -213,7 +234,7 @@ class VisualTokens:
         """A number that depends on the pixels of the image only, int64 (B,)."""
         return self._view("image_key")
 
-    def with_instruction(self, layer: int = 0, which: QueryTokens = "last") -> VisualTokens:
+    def with_instruction(self, layer: int = INSTRUCTION[0], which: QueryTokens = INSTRUCTION[1]) -> VisualTokens:
         """Return the same tokens with `instruction_attention` of another layer or other query tokens.
 
         The two share all views that have been computed.
@@ -222,13 +243,13 @@ class VisualTokens:
         ----------
         layer : int
             Layer of the language model; 0 is the first layer.
-        which : {"last", "mean"}
-            Query tokens: the last token of the prompt, or the mean over all text tokens after the image.
+        which : {"words", "last"}
+            Query tokens: the mean over the instruction's words, or the last token of the prompt before the answer.
 
         Raises
         ------
         ValueError
-            If `layer` is negative or `which` is unknown.
+            If `layer` is negative, `which` is unknown, or the two cannot depend on the question.
         """
         check_instruction(layer, which)
         return replace(self, instruction=(layer, which))
@@ -249,8 +270,13 @@ class VisualTokens:
 
 
 def check_instruction(layer: int, which: str) -> None:
-    """Raise ValueError unless these are a layer and query tokens of ``instruction_attention``."""
+    """Raise ValueError unless this is a layer with query tokens of ``instruction_attention`` that read the question."""
     if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
         raise ValueError(f"instruction layer must be an int, 0 or more, not {layer!r}")
     if which not in get_args(QueryTokens):
         raise ValueError(f"instruction tokens must be one of {', '.join(get_args(QueryTokens))}, not {which!r}")
+    if which == "last" and layer == 0:
+        raise ValueError(
+            "the last token of the prompt has read nothing of the question at layer 0: choose instruction_layer 1 or "
+            "more, or instruction_tokens 'words'"
+        )

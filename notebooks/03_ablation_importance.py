@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -11,9 +17,9 @@
 #
 # *Saliency* is what the vision tower's [CLS] attends to, *instruction* what the instruction attends to in the language
 # model, *relevance* the likeness of a patch and the question in a shared image-text space, *unified* a blend of
-# saliency and instruction. At the language model's input layer the last prompt token carries nothing of the question,
-# so the mean over the tokens of the whole question stands beside it. Each score is min-maxed per image or left raw, and
-# tokens are alike by projector features or by encoder features.
+# saliency and instruction. Who asks are the instruction's words at the language model's input layer, or the last token
+# before the answer in a layer where it has read them. Each score is min-maxed per image or left raw, and tokens are
+# alike by projector features or by encoder features.
 
 # %% tags=["parameters"]
 split = "validation"  # split of the data set; hyper-parameters are chosen on validation alone
@@ -21,7 +27,7 @@ questions = 0  # about how many questions, 0 for all
 importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
 normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
 features = ["projector", "encoder"]  # by which features tokens are alike
-instruction_tokens = ["last", "mean"]  # the query tokens of the scores with instruction attention
+instructions = ["words@0", "last@2"]  # query tokens and layer of the scores with instruction attention
 budgets = [64, 16]  # visual tokens kept
 gamma = 20.0  # sharpness of the suppression
 resamples = 2000  # bootstrap resamples of the intervals
@@ -52,7 +58,7 @@ theme.use_theme()
 # %% [markdown]
 # ## Ask
 #
-# Scores without instruction attention are asked once; the others once for each choice of query tokens.
+# Scores without instruction attention are asked once; the others once for each choice of query tokens and layer.
 
 # %%
 methods = dict.fromkeys(
@@ -62,18 +68,18 @@ methods = dict.fromkeys(
         importance=importance,
         normalise=normalise,
         features=space,
-        instruction_tokens=which if importance.startswith(("instruction", "unified")) else "last",
+        instruction_tokens=where.partition("@")[0],
+        instruction_layer=int(where.partition("@")[2]),
     )
-    for budget, importance, normalise, space, which in product(
-        budgets, importances, normalisations, features, instruction_tokens
-    )
+    for budget, importance, normalise, space in product(budgets, importances, normalisations, features)
+    for where in (instructions if importance.startswith(("instruction", "unified")) else instructions[:1])
 )
 study = open_study(split, limit=questions)
 results = Results(project_path(results_dir))
 rows = study.run(methods, resume=results.resume_folder("03_ablation_importance"))
 
 # %%
-names = ("split", "questions", "importances", "normalisations", "features", "instruction_tokens", "budgets", "gamma")
+names = ("split", "questions", "importances", "normalisations", "features", "instructions", "budgets", "gamma")
 parameters = {name: globals()[name] for name in names}
 files = [*study.split.files, MODEL / "model.safetensors", MODEL / "companion" / "model.safetensors"]
 results.write("03_ablation_importance", rows, provenance(parameters, files, started=started))
@@ -113,11 +119,9 @@ theme.save(figure, project_path(figures_dir), "03_importance", drawn_from)
 # ## Conclusion
 #
 # What a token has to do with the question counts more than what the tower finds salient: relevance from the companion
-# is best, saliency alone is among the last, and blends of both attention scores lie between. Instruction attention at
-# the input layer gains next to nothing from asking with all words of the question instead of the last token, since at
-# that layer neither has read the other. Likeness by projector features, which the language model reads, serves better
-# than by encoder features. Raw or min-max scores differ little, so the default is the one that needs no scale. The
-# numbers of this run:
+# is best, saliency alone is among the last, and blends of both attention scores lie between. Likeness by projector
+# features, which the language model reads, serves better than by encoder features. Raw or min-max scores differ little,
+# so the default is the one that needs no scale. The numbers of this run:
 
 # %%
 Markdown(ablation_sentences.about_importance(rows, resamples=resamples))

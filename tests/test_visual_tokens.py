@@ -23,6 +23,7 @@ from idsel_core.backbones import Encoded
 from idsel_core.backbones._shared.prompts import drop_columns, locate_images
 from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import pixel_key
+from idsel_core.visual_tokens import INSTRUCTION
 from tests.support import tiny
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-4}
@@ -35,8 +36,9 @@ def clip():
 
 def views(model, inputs, **options) -> VisualTokens:
     backbone = adapter_for(model, options.pop("relevance", None))
+    mask = options.pop("question_mask", None)
     encoded = backbone.encode(inputs["pixel_values"], **options)
-    return backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"])
+    return backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"], question_mask=mask)
 
 
 def plain(count: int = 4, **options) -> VisualTokens:
@@ -65,11 +67,11 @@ def test_other_ways_to_read_the_instruction_share_what_was_computed():
             "relevance": lambda: asked.append("relevance") or torch.zeros(1, 4),
         }
     )
-    other = tokens.with_instruction(2, "mean")
-    for each in (tokens, other, tokens.with_instruction(2, "mean")):
+    other = tokens.with_instruction(2, "last")
+    for each in (tokens, other, tokens.with_instruction(2, "last")):
         _ = each.instruction_attention, each.relevance
-    assert asked == [(0, "last"), "relevance", (2, "mean")]
-    assert tokens.instruction == (0, "last")
+    assert asked == [INSTRUCTION, "relevance", (2, "last")]
+    assert tokens.instruction == INSTRUCTION
 
 
 def test_a_view_without_a_source_says_why():
@@ -212,31 +214,35 @@ def eager_rows(inputs, layout, layer):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("which", ["last", "mean"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize(("layer", "which"), [(0, "words"), (1, "words"), (2, "words"), (1, "last"), (2, "last")])
 def test_instruction_attention_is_the_eager_row_among_visual_keys(clip, layer, which, side):
     layout = (2, 1)
     inputs = tiny.prompts(layout, side)
-    got = views(clip, inputs).with_instruction(layer, which).instruction_attention
+    position, images = torch.arange(inputs["input_ids"].shape[1]), inputs["input_ids"] == tiny.IMAGE
+    question = (position > (position * images).amax(1, keepdim=True)) & (inputs["attention_mask"] == 1)
+    got = views(clip, inputs, question_mask=question).with_instruction(layer, which).instruction_attention
     attention, columns, rows = eager_rows(inputs, layout, layer)
     for image, (row, keys) in enumerate(zip(rows, columns, strict=True)):
-        position = torch.arange(inputs["input_ids"].shape[1])
-        query_tokens = (
-            (position > keys[-1]) & (inputs["attention_mask"][row] == 1) & (inputs["input_ids"][row] != tiny.IMAGE)
-        )
-        query_tokens = query_tokens.nonzero()[:, 0] if which == "mean" else query_tokens.nonzero()[-1]
+        query_tokens = question[row].nonzero()[:, 0]
+        query_tokens = query_tokens if which == "words" else query_tokens[-1:]
         among = attention[image][:, query_tokens][..., keys]
         wanted = (among / among.sum(-1, keepdim=True)).mean((0, 1))
         torch.testing.assert_close(got[image], wanted, **CLOSE)
 
 
-def test_instruction_attention_depends_on_the_question_unless_it_is_the_first_layers_last_token(clip):
+@pytest.mark.parametrize("column", [1, -3])
+def test_instruction_attention_depends_on_the_question_in_front_of_the_image_and_behind_it(clip, column):
     inputs = tiny.prompts((1,))
     other = {**inputs, "input_ids": inputs["input_ids"].clone()}
-    other["input_ids"][0, -3] = 3 + (inputs["input_ids"][0, -3] + 7) % 70
-    for layer, which, alike in ((0, "last", True), (0, "mean", False), (1, "last", False)):
+    other["input_ids"][0, column] = 3 + (inputs["input_ids"][0, column] + 7) % 70
+    for layer, which in ((0, "words"), (1, "words"), (1, "last")):
         one, two = (views(clip, x).with_instruction(layer, which).instruction_attention for x in (inputs, other))
-        assert torch.allclose(one, two, atol=1e-6) == alike
+        assert not torch.allclose(one, two, atol=1e-6)
+
+
+def test_the_first_layers_last_token_is_refused(clip):
+    with pytest.raises(ValueError, match="the last token of the prompt has read nothing of the question at layer 0"):
+        views(clip, tiny.prompts((1,))).with_instruction(0, "last")
 
 
 def test_the_language_model_runs_no_further_than_the_watched_layer(clip):
@@ -247,13 +253,13 @@ def test_the_language_model_runs_no_further_than_the_watched_layer(clip):
     ]
     tokens = views(clip, tiny.prompts((1, 1)))
     for _ in range(2):
-        _ = tokens.with_instruction(1, "mean").instruction_attention
+        _ = tokens.with_instruction(1, "words").instruction_attention
     for hook in hooks:
         hook.remove()
     assert ran == [0]
 
 
-@pytest.mark.parametrize(("which", "queries"), [("last", 2), ("mean", 14)])
+@pytest.mark.parametrize(("which", "queries"), [("last", 2), ("words", 19)])
 def test_the_watched_layer_projects_only_what_is_read(clip, which, queries):
     attention = clip.model.language_model.layers[1].self_attn
     parts, projected = [getattr(attention, f"{name}_proj") for name in "qkv"], []
@@ -281,15 +287,13 @@ def test_a_layer_that_does_not_exist_is_refused(clip):
         _ = views(clip, tiny.prompts((1,))).with_instruction(3).instruction_attention
 
 
-def test_relevance_is_the_cosine_with_the_text_after_the_image(clip):
+def test_relevance_is_the_cosine_with_the_words_of_the_prompt(clip):
     dual, inputs = tiny.companion(), tiny.prompts((2, 1))
     got = views(clip, inputs, relevance=Companion(dual)).relevance
     encoded = adapter_for(clip).encode(inputs["pixel_values"]).encoder_features
-    for image, (row, part) in enumerate(((0, 0), (0, 1), (1, 0))):
+    for image, row in enumerate((0, 0, 1)):
         ids = inputs["input_ids"][row]
-        last = (ids == tiny.IMAGE).nonzero()[:, 0].split(tiny.TOKENS)[part][-1]
-        question = ids[last + 1 :]
-        question = question[question != tiny.IMAGE][None]
+        question = ids[~torch.isin(ids, torch.tensor([tiny.IMAGE, tiny.BOS, tiny.PAD]))][None]
         text = dual.get_text_features(question, attention_mask=torch.ones_like(question)).pooler_output
         wanted = torch.cosine_similarity(dual.visual_projection(encoded[image]), text)
         torch.testing.assert_close(got[image], wanted, **CLOSE)
@@ -307,11 +311,19 @@ def test_relevance_needs_a_companion_that_fits(clip):
 
 
 @pytest.mark.parametrize("view", ["instruction_attention", "relevance"])
-def test_an_image_that_ends_the_prompt_is_asked_nothing(clip, view):
+def test_a_prompt_without_words_asks_nothing(clip, view):
+    inputs = tiny.prompts((1,))
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = torch.cat([inputs[name][:, :1], inputs[name][:, 3:-7]], 1)
+    with pytest.raises(Unavailable, match="no words ask about image 0: its prompt has no text of a user"):
+        getattr(views(clip, inputs, relevance=Companion(tiny.companion())), view)
+
+
+def test_the_last_token_of_a_prompt_that_ends_in_an_image_is_refused(clip):
     inputs = tiny.prompts((1,))
     inputs["input_ids"], inputs["attention_mask"] = inputs["input_ids"][:, :-7], inputs["attention_mask"][:, :-7]
-    with pytest.raises(Unavailable, match="no text follows image 0"):
-        getattr(views(clip, inputs, relevance=Companion(tiny.companion())), view)
+    with pytest.raises(Unavailable, match="the prompt of image 0 ends in an image"):
+        _ = views(clip, inputs).with_instruction(1, "last").instruction_attention
 
 
 # ------------------------------------------------------------------------------------------------ stored encodings

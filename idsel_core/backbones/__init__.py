@@ -48,7 +48,7 @@ BACKBONES: Mapping[str, type[Backbone]] = {
 _NEEDED = "5.19"
 
 
-def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
+def adapter_for(model: Any, relevance: Relevance | None = None, processor: Any = None) -> Backbone:
     """Return the `Backbone` of a model.
 
     Parameters
@@ -57,11 +57,14 @@ def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
         A transformers model with ``generate``.
     relevance : Relevance, optional
         Shared image-text space of the view ``relevance``, for example a `Companion`.
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights.
 
     Raises
     ------
     TypeError
-        If `model` is not a transformers model with ``generate``.
+        If `model` is not a transformers model with ``generate``, or `processor` has no tokenizer.
     ValueError
         If its family is not supported, or transformers is too old for it.
     """
@@ -76,4 +79,4 @@ def adapter_for(model: Any, relevance: Relevance | None = None) -> Backbone:
             f"{type(model).__name__} of transformers {transformers.__version__} takes no {needed}; "
             f"install transformers {_NEEDED} or newer"
         )
-    return BACKBONES[family](model, relevance)
+    return BACKBONES[family](model, relevance, processor)

@@ -15,12 +15,14 @@ class PaliGemma(Llava):
     """``PaliGemmaForConditionalGeneration``, PaliGemma and PaliGemma 2.
 
     In the language model the tokens of images and prompt attend to each other in both directions where
-    ``token_type_ids`` are 0; kept tokens still do. ``instruction_attention`` is that of prompts without a suffix.
+    ``token_type_ids`` are 0; kept tokens still do. There is no chat template: all text of a prompt in front of the
+    suffix asks about its images.
     """
 
     image_inputs = ("pixel_values",)
     joined_kinds = ("image",)
     prompt_windows = False
+    has_chat_template = False
 
     def image_arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `encode` in a call of the model.
@@ -45,6 +47,17 @@ class PaliGemma(Llava):
             Whether they are those of ``generate``; those of ``forward`` are larger by 1.
         """
         return super().full_positions(inputs, generating) + (not generating)
+
+    def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Mark the suffix, whose ``token_type_ids`` are 1, and what has labels, bool (B, L).
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        answer, suffix = super().answer_mask(inputs), inputs["token_type_ids"] == 1
+        return suffix if answer is None else suffix | answer
 
     def token_types(self, input_ids: Tensor) -> Tensor:
         """Return zeros: all tokens of a prompt attend to each other."""

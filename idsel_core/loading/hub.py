@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
+from idsel_core.backbones._shared.chat_template import remember_processor
 
 Quantisation = Literal["int8", "int4"]
 
@@ -103,7 +104,10 @@ def load(
     _check_weights(name)
     given = {key: value for key, value in options.items() if value is not None}
     read = _processor(name, source) if processor else None
-    return _weights(name, config, source | given), read
+    model = _weights(name, config, source | given)
+    if read is not None:
+        remember_processor(model, read)
+    return model, read
 
 
 def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:

@@ -32,8 +32,9 @@ PER_CLUSTER = 10
 class SparseVLM(InLLM):
     """Drop tokens in stages by the attention of the words that match the image, and merge the best dropped tokens.
 
-    The query tokens are chosen once: each visual token distributes a softmax over the words after the image, by inner
-    products of input embeddings, and the words that receive more than the mean are the query tokens. Of the tokens that
+    The query tokens are chosen once: each visual token distributes a softmax over the user's words after the image, by
+    inner products of input embeddings, and the words that receive more than the mean are the query tokens. The authors
+    take all text after the image for its words, the chat template's too. Of the tokens that
     a stage drops, the share `recycle` of highest attention, and one more, is clustered by density peaks. The mean of
     each cluster, one for every ten tokens and one more, follows the kept tokens. Every stage multiplies the number of
     tokens, merged ones included, by the same factor, which follows from the budget. Positions are numbered anew at each
@@ -55,6 +56,7 @@ class SparseVLM(InLLM):
     name: ClassVar[str] = "sparsevlm"
     label: ClassVar[str] = "SparseVLM"
     positions: ClassVar[Positions] = "compact"
+    reads_words: ClassVar[bool] = True
 
     _: KW_ONLY
     layers: tuple[int | float, ...] = (2 / 32, 6 / 32, 15 / 32)
@@ -116,12 +118,15 @@ class SparseVLM(InLLM):
         Raises
         ------
         ValueError
-            If no text follows an image.
+            If no word of the question follows an image: words in front of it do not attend to it.
         """
-        words = prompt.text.sum(1)
+        asking = prompt.text if prompt.words is None else prompt.text & prompt.words
+        words = asking.sum(1)
         if bool((words == 0).any()):
-            raise ValueError(f"sparsevlm needs text after the image, but no text follows image {int(words.argmin())}")
-        places = truncate(argsort_by((prompt.text,), torch.ones_like(prompt.text)), words)  # (I, T), columns
+            raise ValueError(
+                f"sparsevlm needs the question after the image, but no word of it follows image {int(words.argmin())}"
+            )
+        places = truncate(argsort_by((asking,), torch.ones_like(asking)), words)  # (I, T), columns
         present = places >= 0
         products = cosines(prompt.visual(prompt.states).float(), gather_tokens(prompt.states, places).float())
         spread = products.masked_fill(~present[:, None], -torch.inf).softmax(-1)

@@ -55,6 +55,7 @@ class Pruning:
         positions: Literal["compact", "keep"] | None,
         relevance: Relevance | None,
         budget_scope: Scope,
+        processor: Any = None,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
@@ -62,7 +63,7 @@ class Pruning:
         self.model = model = unwrapped(model)
         self.method = method
         self.budget_scope = budget_scope
-        self.backbone = adapter_for(model, relevance)
+        self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
         self.report: list[ImageRecord] = []
         self._calls = 0
@@ -119,7 +120,7 @@ class Pruning:
         with stopwatch(pixels.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded = encode_images(self.backbone, self.method, inputs)
         with stopwatch(pixels.device) as select_ms, torch.no_grad():
-            tokens = read_tokens(self.backbone, encoded, inputs)
+            tokens = read_tokens(self.backbone, encoded, inputs, answered=not generating)
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
         return TimedCall(short, encode_ms(), select_ms())
@@ -181,6 +182,7 @@ def prune(
     positions: Literal["compact", "keep"] | None = None,
     relevance: Relevance | None = None,
     budget_scope: Scope = "image",
+    processor: Any = None,
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
 
@@ -196,6 +198,10 @@ def prune(
     use a static cache, compiled or not. The language model may be compiled, and attend in any way that transformers
     knows (SDPA, eager, FlashAttention, one of your own): scores come from queries and keys, and kernels stay what they
     are. Methods that drop tokens inside the language model need a `DynamicCache`, and one compiled in place at most.
+
+    Methods that read text read the user's own words of the last turn before the answer; labels that are not -100, and
+    what the chat template puts between turns, tell where an answer begins. A call may say itself which tokens ask:
+    ``question_mask``, bool or int of the shape of ``input_ids``, among its arguments.
 
     Parameters
     ----------
@@ -213,6 +219,10 @@ def prune(
     budget_scope : {"image", "tile"}
         Where a model cuts an image into tiles, select from all of them together, or the whole budget from each by
         itself.
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
+        all text in front of the answer asks, with a warning.
 
     Returns
     -------
@@ -232,4 +242,4 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance, budget_scope)
+    return Pruning(model, method, positions, relevance, budget_scope, processor)

@@ -122,7 +122,8 @@ class Patch:
         block = self._block()
         if block is None:
             return plain(*args, **kwargs)
-        inputs = bound_arguments(plain, args, kwargs)
+        marks = {name: kwargs.pop(name) for name in ("question_mask",) if name in kwargs}
+        inputs = bound_arguments(plain, args, kwargs) | marks
         with self.turn:
             return (self._generate if name == "generate" else self._forward)(plain, block, inputs)
 
@@ -144,7 +145,7 @@ class Patch:
     def _forward(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         call = block.shorten(inputs, generating=False)
         with self._inside(), block.running(call, cache_in(inputs)):
-            return plain(**(inputs if call is None else call.short.inputs))
+            return plain(**(_without_marks(inputs) if call is None else call.short.inputs))
 
     def _generate(self, plain: Callable[..., Any], block: Pruning, inputs: dict[str, Any]) -> Any:
         """Return sequences that begin with the prompts as they were given: callers cut them off by their length."""
@@ -155,7 +156,7 @@ class Patch:
         call = block.shorten(inputs, generating=True)
         with self._inside(), block.running(call, cache_in(inputs)):
             if call is None:
-                return plain(**inputs)
+                return plain(**_without_marks(inputs))
             given = GivenPrompts(inputs["input_ids"], call.short.inputs["input_ids"].shape[1])
             cut = given.prompts.shape[1] - given.width
             output = plain(
@@ -165,3 +166,8 @@ class Patch:
             return given.restore(output)
         output.sequences = given.restore(output.sequences)
         return output
+
+
+def _without_marks(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call without those that prune alone reads."""
+    return {name: value for name, value in inputs.items() if name != "question_mask"}

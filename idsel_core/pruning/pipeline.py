@@ -78,10 +78,31 @@ def encode_images(backbone: Backbone, method: Method, inputs: Mapping[str, Any])
     return backbone.encode(grid=grid, tower_depths=method.tower_depths, **images)
 
 
-def read_tokens(backbone: Backbone, encoded: Encoded, inputs: Mapping[str, Any]) -> VisualTokens:
-    """Join encoded images with the prompts that ask about them; raises as `Backbone.visual_tokens`."""
+def read_tokens(
+    backbone: Backbone, encoded: Encoded, inputs: Mapping[str, Any], answered: bool = False
+) -> VisualTokens:
+    """Join encoded images with the prompts that ask about them; raises as `Backbone.visual_tokens`.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model.
+    encoded : Encoded
+        The images.
+    inputs : Mapping[str, Any]
+        Arguments of ``generate`` or ``forward`` with the prompts, and ``question_mask`` if the caller marks the words
+        that ask.
+    answered : bool
+        Whether an answer may stand behind the prompts, as in ``forward``.
+    """
     return backbone.visual_tokens(
-        encoded, inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids")
+        encoded,
+        inputs["input_ids"],
+        inputs.get("attention_mask"),
+        inputs.get("position_ids"),
+        inputs.get("question_mask"),
+        backbone.answer_mask(inputs),
+        answered,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -64,12 +62,14 @@ def instruction_row(
     query: Tensor,
     key: Tensor,
     scale: float,
-    question: Tensor,
+    query_tokens: Tensor,
     columns: Tensor,
-    which: Literal["last", "mean"] = "last",
     softcap: float | None = None,
+    chunk: int = 64,
 ) -> Tensor:
-    """Return the attention of the instruction to the visual tokens, with a softmax over these only, mean over heads.
+    """Return the attention of the query tokens to the visual tokens, mean over heads and query tokens.
+
+    The softmax of a query token is over the visual tokens alone, those behind it too.
 
     Parameters
     ----------
@@ -79,14 +79,14 @@ def instruction_row(
         (B, H', L, d). H is a multiple of H' (grouped queries).
     scale : float
         Factor of the inner products before the softmax.
-    question : Tensor
-        bool (B, L); True at the tokens of the instruction.
+    query_tokens : Tensor
+        bool (B, L); True at the query tokens.
     columns : Tensor
         Long (B, N); columns of the visual tokens in the sequence, -1 at padding.
-    which : {"last", "mean"}
-        Query tokens: the last token of the instruction, or all of its tokens, whose attention is averaged.
     softcap : float, optional
         Bound c of the products, c tanh(x / c), if the layer has one.
+    chunk : int
+        Number of query tokens at a time, which bounds the memory to B x H x chunk x N numbers.
 
     Returns
     -------
@@ -96,22 +96,22 @@ def instruction_row(
     Raises
     ------
     ValueError
-        If `which` is unknown, or a row has no instruction or no visual token.
+        If a row has no query token or no visual token.
     """
-    if which not in ("last", "mean"):
-        raise ValueError(f"which must be 'last' or 'mean', not {which!r}")
     visual = columns >= 0
-    for name, present in (("question", question.any(dim=1)), ("columns", visual.any(dim=1))):
+    for name, present in (("query_tokens", query_tokens.any(dim=1)), ("columns", visual.any(dim=1))):
         if not bool(present.all()):
             raise ValueError(f"{name} must name a token in every row; row {int(present.int().argmin())} has none")
-    if which == "last":
-        question = last_token(question)
-    counts = question.sum(dim=1, keepdim=True)
-    places = question.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, T)
-    # (B, T, N): queries of the T question tokens, keys of the N visual tokens.
-    rows = _attend(_take(query, places), _take(key, columns.clamp_min(0)), scale, visual[:, None], softcap)
-    share = question.gather(1, places) / counts  # (B, T), 0 beyond a row's own question tokens
-    return (rows * share[..., None]).sum(dim=1)
+    counts = query_tokens.sum(dim=1, keepdim=True)
+    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, T)
+    share = query_tokens.gather(1, places) / counts  # (B, T), 0 beyond a row's own query tokens
+    seen = _take(key, columns.clamp_min(0))
+    # (B, T, N), some T at a time: queries of T query tokens, keys of the N visual tokens.
+    parts = [
+        (_attend(_take(query, some), seen, scale, visual[:, None], softcap) * weights[..., None]).sum(dim=1)
+        for some, weights in zip(places.split(chunk, 1), share.split(chunk, 1), strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0)
 
 
 def causal_row(query: Tensor, key: Tensor, scale: float, query_tokens: Tensor, real: Tensor, columns: Tensor) -> Tensor:

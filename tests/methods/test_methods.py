@@ -158,8 +158,8 @@ def test_instruction_attention_is_read_at_the_layer_and_query_tokens_of_the_meth
         tokens, sources={**tokens.sources, "instruction_attention": lambda *where: asked.append(where) or source()}
     )
     for method in (TopK, IDSelection):
-        method(budget=2, importance="instruction", instruction_layer=3, instruction_tokens="mean").select(tokens)
-    assert asked == [(3, "mean")]
+        method(budget=2, importance="instruction", instruction_layer=3, instruction_tokens="last").select(tokens)
+    assert asked == [(3, "last")]
 
 
 def test_topk_keeps_the_highest_scores_and_the_lowest_index_of_ties():
@@ -259,7 +259,12 @@ def test_methods_are_hashable_values_with_a_readable_repr():
         ({"features": "pixels"}, "features must be one of projector, encoder, not 'pixels'"),
         ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
         ({"instruction_layer": True}, "instruction layer must be an int, 0 or more, not True"),
-        ({"instruction_tokens": "first"}, "instruction tokens must be one of last, mean, not 'first'"),
+        ({"instruction_tokens": "mean"}, "instruction tokens must be one of words, last, not 'mean'"),
+        ({"instruction_tokens": "last"}, "the last token of the prompt has read nothing of the question at layer 0"),
+        (
+            {"instruction_tokens": "last", "instruction_layer": 0, "importance": "saliency"},
+            "the last token of the prompt has read nothing of the question at layer 0: choose instruction_layer 1",
+        ),
         ({"name": "random", "seed": -1}, "seed must be an int, 0 or more, not -1"),
         ({"name": "random", "seed": 0.5}, "seed must be an int, 0 or more, not 0.5"),
     ],

@@ -251,20 +251,20 @@ def test_cls_row_and_received_attention_are_those_of_torch(heads, groups):
         torch.testing.assert_close(received(query, key, 0.3, chunk), wanted.mean(1).float())
 
 
-@pytest.mark.parametrize("which", ["last", "mean"])
+@pytest.mark.parametrize("chunk", [1, 2, 64])
 @pytest.mark.parametrize(("heads", "groups"), HEADS)
-def test_instruction_row_is_the_attention_of_the_question_to_the_visual_tokens(heads, groups, which):
+def test_instruction_row_is_the_attention_of_the_question_to_the_visual_tokens(heads, groups, chunk):
     query, key = states(heads, groups, 12)
-    places, asked = [[2, 3, 4, 5], [9, 4]], [[7, 8, 11], [6]]
+    # Some words stand in front of visual tokens.
+    places, asked = [[2, 3, 4, 5], [9, 4]], [[1, 8, 11], [6]]
     columns = torch.tensor([[2, 3, 4, 5], [-1, 9, 4, -1]])
     question = torch.zeros(2, 12, dtype=torch.bool)
     for row, at in enumerate(asked):
         question[row, at] = True
-    result = instruction_row(query, key, 0.3, question, columns, which)
+    result = instruction_row(query, key, 0.3, question, columns, chunk=chunk)
     for row in range(2):
-        used = asked[row] if which == "mean" else asked[row][-1:]
         one = slice(row, row + 1)
-        wanted = attention(query[one][:, :, used], key[one][:, :, places[row]], 0.3).mean(1)[0]
+        wanted = attention(query[one][:, :, asked[row]], key[one][:, :, places[row]], 0.3).mean(1)[0]
         torch.testing.assert_close(result[row][columns[row] >= 0], wanted.float())
     assert (result[columns < 0] == 0).all()
 
@@ -289,9 +289,7 @@ def test_attention_of_half_precision_models_is_computed_in_float32():
 def test_attention_refuses_bad_query_tokens_columns_and_heads():
     query, key = states(4, 2, 9)
     question, columns = torch.ones(2, 9, dtype=torch.bool), torch.arange(9).repeat(2, 1)
-    with pytest.raises(ValueError, match="which must be 'last' or 'mean', not 'first'"):
-        instruction_row(query, key, 1.0, question, columns, "first")
-    with pytest.raises(ValueError, match="question must name a token in every row; row 1 has none"):
+    with pytest.raises(ValueError, match="query_tokens must name a token in every row; row 1 has none"):
         instruction_row(query, key, 1.0, question & torch.tensor([[True], [False]]), columns)
     columns[0] = -1
     with pytest.raises(ValueError, match="columns must name a token in every row; row 0 has none"):

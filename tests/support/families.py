@@ -47,7 +47,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-IMAGE, VIDEO, START, END, PAD, VOCABULARY = 90, 91, 92, 93, 0, 100
+IMAGE, VIDEO, START, END, PAD, BOS, VOCABULARY = 90, 91, 92, 93, 0, 1, 100
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -57,7 +57,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "pad_token_id": PAD,
-    "bos_token_id": 1,
+    "bos_token_id": BOS,
     "eos_token_id": None,
 }
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
@@ -153,7 +153,7 @@ class Family:
 
         rows = []
         for row, sizes in enumerate(layout):
-            ids = [1, *words(2 + row)]
+            ids = [BOS, *words(2 + row)]
             for size in sizes:
                 ids += [*self.marks(size), *words(3)]
             rows.append(ids + words(4))

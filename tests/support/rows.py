@@ -21,7 +21,7 @@ def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method
                     "normalise": "minmax",
                     "features": "projector",
                     "update": None,
-                    "instruction": "last@0",
+                    "instruction": "words@0",
                     "gamma": 20.0,
                     "positions": "compact",
                     "budget": budget,

@@ -16,7 +16,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-IMAGE, PAD, VOCABULARY, TOKENS = 90, 0, 100, 36
+IMAGE, PAD, BOS, VOCABULARY, TOKENS = 90, 0, 1, 100, 36
 TOWER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 24, "patch_size": 4}
 TOWERS = {
     "clip": lambda: CLIPVisionConfig(**TOWER, intermediate_size=64),
@@ -37,7 +37,7 @@ def build(tower: str = "clip", attention: str = "sdpa", layers: int = 3, **knobs
         num_key_value_heads=2,
         max_position_embeddings=512,
         pad_token_id=PAD,
-        bos_token_id=1,
+        bos_token_id=BOS,
         eos_token_id=None,
     )
     if tower == "siglip":
@@ -79,7 +79,7 @@ def prompts(layout: tuple[int, ...] = (1, 2), side: str = "left", seed: int = 0)
 
     rows = []
     for row, images in enumerate(layout):
-        ids = [1, *words(2 + row)]
+        ids = [BOS, *words(2 + row)]
         for _ in range(images):
             ids += [IMAGE] * TOKENS + words(3)
         rows.append(ids + words(4))

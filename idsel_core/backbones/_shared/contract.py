@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
+from idsel_core.backbones._shared.instruction import Instruction
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.prompts import (
+    PER_TOKEN,
     Slots,
     drop_columns,
     kept_columns,
     locate_images,
-    text_after,
 )
 from idsel_core.backbones._shared.question_views import QuestionViews
 from idsel_core.backbones.relevance.companion import Relevance
@@ -53,11 +57,14 @@ class Backbone(ABC):
         With ``generate``, of this family.
     relevance : Relevance, optional
         Shared image-text space for the view ``relevance``.
+    processor : ProcessorMixin or PreTrainedTokenizerBase, optional
+        Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
+        that `load` gave, or that lies with the weights.
 
     Raises
     ------
     TypeError
-        If `relevance` lacks ``project`` or ``embed_text``.
+        If `relevance` lacks ``project`` or ``embed_text``, or `processor` has no tokenizer.
     """
 
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -76,12 +83,47 @@ class Backbone(ABC):
     """Why images cannot be resized to another grid."""
     missing_views: ClassVar[Mapping[str, str]] = {}
     """Why this family lacks views, by view, if the reason is not the usual one."""
+    has_chat_template: ClassVar[bool] = True
+    """Whether prompts follow a chat template; all text in front of the answer is the question where they do not."""
 
-    def __init__(self, model: Any, relevance: Relevance | None = None) -> None:
+    def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
             raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
+        if processor is not None and not hasattr(getattr(processor, "tokenizer", processor), "all_special_ids"):
+            raise TypeError(f"processor must be a processor or tokenizer, which {type(processor).__name__} is not")
         self.model = model
         self.relevance = relevance
+        self._processor = processor
+        self._warned: set[str] = set()
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """Processor or tokenizer of the prompts; None where it is not known."""
+        return processor_of(self.model) if self._processor is None else self._processor
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """Chat template of the prompts; None where it is not known, or where prompts follow none."""
+        if not self.has_chat_template or self.processor is None:
+            return None
+        return ChatTemplate.of(self.processor)
+
+    def warn_of_question(self, consequence: str) -> None:
+        """Warn, once, of what follows from not knowing which words of a prompt are the question."""
+        if consequence in self._warned:
+            return
+        self._warned.add(consequence)
+        if self.processor is None:
+            why = "the chat template of this model is not known"
+        elif self.chat_template is None:
+            why = f"{type(self.processor).__name__} has no chat template that marks what a user says"
+        else:
+            why = "a prompt does not follow the chat template of its processor"
+        warnings.warn(
+            f"{why}, so {consequence}: give prune(..., processor=processor), or mark the words that ask by "
+            f"question_mask=mask, of the shape of input_ids, beside them",
+            stacklevel=3,
+        )
 
     @property
     def core(self) -> Any:
@@ -245,6 +287,9 @@ class Backbone(ABC):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        answer: Tensor | None = None,
+        answered: bool = False,
     ) -> VisualTokens:
         """Join encodings with the prompts that ask of them.
 
@@ -256,6 +301,10 @@ class Backbone(ABC):
             Full prompts with all placeholders, (B, L).
         position_ids : Tensor, optional
             Of the full prompts; the model's own by default.
+        question_mask, answer : Tensor, optional
+            True at the words that ask, and at tokens of the answer, (B, L); see `Instruction`.
+        answered : bool
+            Whether an answer may stand behind the prompts, where `answer` does not tell.
 
         Returns
         -------
@@ -270,8 +319,8 @@ class Backbone(ABC):
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
         slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        question = text_after(slots, real & ~self.placeholders(input_ids))
-        asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, question)
+        instruction = Instruction(self, input_ids, real, slots, question_mask, answer, answered)
+        asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, instruction)
         sources: dict[str, Callable[..., Tensor]] = {
             "encoder_features": constant_view(encoded.encoder_features),
             "projector": self.project,
@@ -299,7 +348,19 @@ class Backbone(ABC):
             placeholders=encoded.placeholders,
             video=encoded.video,
             decoder_layers=self.decoder_layers,
+            prompts=instruction,
         )
+
+    def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Mark the tokens of a call of the model that are known to be of an answer, bool (B, L); None if none are.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``.
+        """
+        labels = inputs.get("labels")
+        return None if labels is None else labels != PER_TOKEN["labels"]
 
     def shorten(
         self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection, positions: str | None = None
@@ -334,7 +395,8 @@ class Backbone(ABC):
         inputs = {name: value for name, value in inputs.items() if value is not None}
         if positions == "keep" and inputs.get("position_ids") is None:
             inputs["position_ids"] = self.full_positions(inputs)
-        inputs = {name: value for name, value in inputs.items() if name not in self.image_inputs}
+        left_out = (*self.image_inputs, "question_mask")
+        inputs = {name: value for name, value in inputs.items() if name not in left_out}
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
         slots = self.locate(input_ids, placeholders, tokens.video, mask)

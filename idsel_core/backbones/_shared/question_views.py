@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from idsel_core.backbones._shared.encoded import Encoded
-from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts
+from idsel_core.backbones._shared.instruction import Instruction
+from idsel_core.backbones._shared.prompts import Slots, of_images
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.scores import attention_rows, cosine_rows
@@ -39,8 +40,8 @@ class QuestionViews:
         Full prompts, (B, L).
     position_ids : Tensor, optional
         Of the full prompts; the model's own by default.
-    question : Tensor
-        True at the text that asks about each image, bool (I, L).
+    instruction : Instruction
+        Who asks about the images of each prompt.
     """
 
     backbone: Backbone
@@ -50,31 +51,48 @@ class QuestionViews:
     input_ids: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor | None
-    question: Tensor
+    instruction: Instruction
 
     def instruction_attention(self) -> Callable[[int, QueryTokens], Tensor]:
-        """Return the function that computes instruction attention (I, N) at a layer, of the last or of all words."""
+        """Return the function that computes instruction attention (I, N) at a layer, of the words or of the end.
+
+        Words in front of an image ask like those behind it: the score of a query is a softmax over the image's keys
+        alone, without the causal mask.
+        """
 
         @functools.cache
         @torch.no_grad()
         def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, float, float | None]:
-            seen = self._read_layer(layer, which)
+            seen = self._read_layer(layer, self._query_tokens(which))
             query, key, scale = seen.tensors()
             return of_images(query, self.slots.rows), of_images(key, self.slots.rows), scale, seen.softcap
 
         def view(layer: int, which: QueryTokens) -> Tensor:
-            self._check_that_text_follows("instruction_attention")
+            asking = self._query_tokens(which)
             query, key, scale, softcap = attend(layer, which)
-            self._check_reach(layer)
-            question, columns = self.question.to(query.device), self.slots.columns.to(query.device)
-            row = attention_rows.instruction_row(query, key, scale, question, columns, which, softcap)  # (I, tokens)
+            self._check_reach(layer, asking)
+            asking, columns = asking[self.slots.rows].to(query.device), self.slots.columns.to(query.device)
+            row = attention_rows.instruction_row(query, key, scale, asking, columns, softcap)  # (I, tokens)
             mask = self.encoded.mask
             return nn.functional.pad(row, (0, mask.shape[1] - row.shape[1])).to(mask.device)  # (I, N)
 
         return view
 
-    def _read_layer(self, layer: int, which: QueryTokens) -> CapturedQK:
-        """Run the language model on the full prompts up to a layer, and return that layer's queries and keys."""
+    def _query_tokens(self, which: QueryTokens) -> Tensor:
+        """Return a mask of the query tokens of each prompt, bool (B, L)."""
+        if which == "words":
+            return self._words("instruction_attention")
+        ends = self.instruction.ends
+        closed = (ends & self.backbone.placeholders(self.input_ids)).any(1)[self.slots.rows].nonzero()[:, 0].tolist()
+        if closed:
+            raise Unavailable("instruction_attention", f"the prompt of image {closed[0]} ends in an image")
+        return ends
+
+    def _read_layer(self, layer: int, asking: Tensor) -> CapturedQK:
+        """Run the language model on the full prompts up to a layer, and return that layer's queries and keys.
+
+        Text behind the end of a prompt, such as its answer, is hidden.
+        """
         backbone, slots = self.backbone, self.slots
         layers: list[nn.Module] = attention_modules(backbone.language_model)
         if layer >= len(layers):
@@ -87,28 +105,42 @@ class QuestionViews:
         positions = self.position_ids
         if positions is None:
             positions = backbone.encoded_positions(self.encoded, self.input_ids, self.attention_mask)
-        asked = self.question if which == "mean" else attention_rows.last_token(self.question)  # (I, L)
-        with capture_qk(layers[layer], of_prompts(asked, slots.rows, len(self.input_ids))) as seen:
+        mask, behind = self.attention_mask, self._behind()
+        if bool(behind.any()):
+            mask = (torch.ones_like(behind) if mask is None else mask.bool()) & ~behind
+            mask = mask.to(self.input_ids.dtype)
+        with capture_qk(layers[layer], asking) as seen:
             backbone.language_model(
                 inputs_embeds=embeddings,
-                attention_mask=backbone.decoder_mask(self.input_ids, embeddings, self.attention_mask, positions),
+                attention_mask=backbone.decoder_mask(self.input_ids, embeddings, mask, positions),
                 position_ids=positions,
                 use_cache=False,
                 **backbone.beside_embeddings(self.encoded, self.input_ids, places),
             )
         return seen
 
-    def _check_reach(self, layer: int) -> None:
-        """Refuse a layer whose window is shorter than the way from an image's first token to the last word."""
+    def _behind(self) -> Tensor:
+        """Mark the text behind the end of each prompt, bool (B, L)."""
+        return self.instruction.text & (self.instruction.ends.long().cumsum(1) == 1) & ~self.instruction.ends
+
+    def _check_reach(self, layer: int, asking: Tensor) -> None:
+        """Refuse a layer whose window is shorter than the way between an image and the words that ask."""
         window = self.backbone.window(layer) if self.backbone.prompt_windows else None
-        ends = (self.question * torch.arange(self.question.shape[1], device=self.question.device)).amax(1)
-        reach = ends - self.slots.columns[:, 0]
-        if window is not None and bool((reach >= window).any()):
+        if window is None:
+            return
+        place, asking, columns = (
+            torch.arange(asking.shape[1], device=asking.device),
+            asking[self.slots.rows],
+            self.slots.columns,
+        )
+        last, first = (place * asking).amax(1), place.where(asking, asking.shape[1]).amin(1)
+        reach = (last - columns[:, 0]).maximum(columns.amax(1) - first)
+        if bool((reach >= window).any()):
             image = int((reach >= window).int().argmax())
             raise Unavailable(
                 "instruction_attention",
-                f"layer {layer} attends to {window} columns, and image {image} begins {int(reach[image])} before "
-                f"the last word; choose a layer that attends to all",
+                f"layer {layer} attends to {window} columns, and image {image} and the words that ask are "
+                f"{int(reach[image])} apart; choose a layer that attends to all",
             )
 
     def word_similarity(self) -> Callable[[], Tensor]:
@@ -116,7 +148,7 @@ class QuestionViews:
 
         @torch.no_grad()
         def view() -> Tensor:
-            ids, mask = self._words("word_similarity")
+            ids, mask = self._question("word_similarity")
             words = self.backbone.core.get_input_embeddings()(ids)
             device = self.features.device
             return cosine_rows.word_cosines(self.features, words.to(device), mask.to(device))
@@ -129,7 +161,7 @@ class QuestionViews:
         @functools.cache
         @torch.no_grad()
         def embedded() -> tuple[Tensor, Tensor]:
-            ids, mask = self._words("relevance")
+            ids, mask = self._question("relevance")
             text = space.embed_text(ids * mask, mask.long())
             patches = space.project(self.backbone.patches_for_relevance(self.encoded))
             device = self.encoded.mask.device
@@ -140,14 +172,16 @@ class QuestionViews:
             "relevance_product": lambda: cosine_rows.relevance_product(*embedded()),
         }
 
-    def _words(self, view: str) -> tuple[Tensor, Tensor]:
-        """Return token ids of the text that asks about each image, (I, T), and where they are no padding."""
-        self._check_that_text_follows(view)
-        width = int(self.question.sum(1).max())
-        order = self.question.sort(dim=1, descending=True, stable=True).indices[:, :width]  # (I, T) columns
-        return self.input_ids[self.slots.rows].gather(1, order), self.question.gather(1, order)
+    def _question(self, view: str) -> tuple[Tensor, Tensor]:
+        """Return token ids of the words that ask about each image, (I, T), and where they are no padding."""
+        words = self._words(view)[self.slots.rows]
+        order = words.sort(dim=1, descending=True, stable=True).indices[:, : int(words.sum(1).max())]  # (I, T) columns
+        return self.input_ids[self.slots.rows].gather(1, order), words.gather(1, order)
 
-    def _check_that_text_follows(self, view: str) -> None:
-        silent = (~self.question.any(1)).nonzero()[:, 0].tolist()
+    def _words(self, view: str) -> Tensor:
+        """Return a mask of the words that ask in each prompt, bool (B, L)."""
+        words = self.instruction.words
+        silent = (~words.any(1))[self.slots.rows].nonzero()[:, 0].tolist()
         if silent:
-            raise Unavailable(view, f"no text follows image {silent[0]}")
+            raise Unavailable(view, f"no words ask about image {silent[0]}: its prompt has no text of a user")
+        return words

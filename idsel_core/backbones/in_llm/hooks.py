@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.contract import Backbone
+from idsel_core.backbones._shared.instruction import moved, moved_ends
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
 from idsel_core.backbones.in_llm.decode import SPANS_ATTRIBUTE, DecodeStep, Span
@@ -18,6 +20,7 @@ from idsel_core.backbones.in_llm.passage import Passage, Plan
 from idsel_core.backbones.in_llm.prefill import PromptPass
 from idsel_core.methods import Method
 from idsel_core.methods._shared.in_llm import drops_inside
+from idsel_core.scores.attention_rows import last_token
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -59,13 +62,19 @@ def dropping(
         yield passage
         return
     check_decoder(backbone.language_model)
+    ids, mask = prompts["input_ids"], prompts.get("attention_mask")
+    placeholder = backbone.placeholders(ids)
+    real = torch.ones_like(placeholder) if mask is None else mask.bool()
+    given, text = tokens.prompts, real & ~placeholder
     plan = Plan(
         method=method,
-        slots=backbone.locate(prompts["input_ids"], selection.counts, tokens.video, prompts.get("attention_mask")),
-        placeholder=backbone.placeholders(prompts["input_ids"]),
+        slots=backbone.locate(ids, selection.counts, tokens.video, mask),
+        placeholder=placeholder,
         places=method.drop_layers(passage.depth),
         counts=method.counts(tokens.lengths, selection.counts, passage.depth),
         passage=passage,
+        words=moved(given.words, given.text, text) if method.reads_words and given is not None else None,
+        ends=last_token(real) if given is None else moved_ends(given.ends, given.text, real, text),
     )
     with _hooks(backbone.language_model, plan):
         yield passage

@@ -76,3 +76,5 @@ class Plan:
     places: tuple[int, ...]
     counts: Tensor  # (I, places)
     passage: Passage
+    words: Tensor | None  # (B, L): the words that ask, where the method reads them
+    ends: Tensor  # (B, L): the last token before the answer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from idsel_core.backbones._shared.caches import cache_in
+from idsel_core.backbones._shared.instruction import up_to
 from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts, text_after
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.stopwatch import stopwatch
@@ -47,14 +48,18 @@ class PromptPass:
         if mask is not None:
             self.real = mask[:: self.copies].bool().to(device)
         self.rows, self.columns = plan.slots.rows.to(device), plan.slots.columns.to(device)
-        asked = self.real[:, : self.width]
+        # (B, L): the prompt up to its end, without the answer that may stand behind it.
+        asked = self.real[:, : self.width] & up_to(plan.ends.to(device))
+        self.inside = nn.functional.pad(asked, (0, self.behind))
         text = text_after(Slots(self.rows, self.columns), asked & ~plan.placeholder.to(device))
         prompt = LayerTokens(
             states=embeddings[:: self.copies][self.rows, : self.width],
             columns=self.columns,
-            real=asked[self.rows],
+            real=self.real[self.rows, : self.width],
             text=text,
             query_tokens=torch.zeros_like(text),
+            words=None if plan.words is None else plan.words.to(device)[self.rows],
+            ends=last_token(asked)[self.rows],
         )
         with torch.no_grad():
             query_tokens = plan.method.query_tokens(prompt)
@@ -111,6 +116,7 @@ class PromptPass:
                 real=self.real[self.rows],
                 text=self.text,
                 query_tokens=self.query_tokens,
+                ends=last_token(self.inside)[self.rows],
                 read=functools.partial(self._read, index, hidden, now),
                 norm=self.decoder.norm,
             )
@@ -168,12 +174,19 @@ class PromptPass:
         self.real = line.real
         stretched = (nn.functional.pad(marks, (0, line.added)) for marks in (self.text, self.query_tokens))
         self.text, query_tokens = (marks.gather(1, order[self.rows]) & self.real[self.rows] for marks in stretched)
+        self.inside = self._inside(line).gather(1, order) & self.real
         # A prompt may end in an image, whose last token may go.
-        width = self.real.shape[1]
-        last = nn.functional.pad(last_token(self.real[:, : width - self.behind]), (0, self.behind))
-        self.query_tokens = torch.where(query_tokens.any(1, keepdim=True), query_tokens, last[self.rows])
+        last = last_token(self.inside)[self.rows]
+        self.query_tokens = torch.where(query_tokens.any(1, keepdim=True), query_tokens, last)
         self.columns = line.columns
         return hidden
+
+    def _inside(self, line: ColumnLine) -> Tensor:
+        """Mark columns up to the end of the prompt, bool (B, L + merged); merged tokens are where their image is."""
+        first = self.columns[:, :1].clamp_min(0)  # (I, 1)
+        own = self.inside[self.rows].gather(1, first).expand_as(line.slots)
+        inside = nn.functional.pad(self.inside, (0, line.added))
+        return inside.index_put((self.rows[:, None].expand_as(line.slots), line.slots), own)
 
     def _renumber(self, choice: Choice) -> None:
         picks = sort_indices(choice.order, self.numbers.shape[1])

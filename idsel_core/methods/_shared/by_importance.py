@@ -9,7 +9,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.scores.registry import Normalise, check_importance, importance_scores
-from idsel_core.visual_tokens import QueryTokens, VisualTokens, check_instruction
+from idsel_core.visual_tokens import INSTRUCTION, QueryTokens, VisualTokens, check_instruction
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,16 @@ class Scored(Method):
         Normalisation of each score before it is used or combined.
     instruction_layer : int
         Layer of the language model whose instruction attention is read; 0 is the first layer.
-    instruction_tokens : {"last", "mean"}
-        Query tokens of that attention: the last token of the prompt, or the mean over all text tokens after the image.
+    instruction_tokens : {"words", "last"}
+        Query tokens of that attention: the mean over the instruction's words, which are the user's own words of the
+        last turn before the answer, or the last token of the prompt before the answer, at layer 1 or deeper.
     """
 
     _: KW_ONLY
     importance: str = "unified"
     normalise: Normalise = "minmax"
-    instruction_layer: int = 0
-    instruction_tokens: QueryTokens = "last"
+    instruction_layer: int = INSTRUCTION[0]
+    instruction_tokens: QueryTokens = INSTRUCTION[1]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,7 +44,8 @@ class LayerTokens:
     columns : Tensor
         Columns of the image's tokens in the prompt, rising, int64 (I, N), -1 at padding.
     real, text : Tensor
-        Masks of the columns that are no padding, and of the text after the image, bool (I, L).
+        Masks of the columns that are no padding, and of the text after the image up to the end of the prompt,
+        bool (I, L).
     query_tokens : Tensor
         Mask of the query tokens, bool (I, L), see `InLLM.query_tokens`.
     read : Callable
@@ -53,6 +54,9 @@ class LayerTokens:
         hold any value.
     norm : Callable
         The last norm of the language model.
+    words, ends : Tensor, optional
+        Masks of the words that ask about the image, and of the last token before the answer, bool (I, L); without
+        them, `text` and the last token.
     """
 
     states: Tensor
@@ -62,6 +66,8 @@ class LayerTokens:
     query_tokens: Tensor
     read: Callable[[], tuple[Tensor, Tensor, float]] = _nothing_ran
     norm: Callable[[Tensor], Tensor] = _no_norm
+    words: Tensor | None = None
+    ends: Tensor | None = None
 
     def __len__(self) -> int:
         return self.columns.shape[0]
@@ -127,6 +133,8 @@ class InLLM(Method):
     """Whether positions after a drop are numbered anew ("compact") or kept ("keep"); those of several axes are kept."""
     attention_from: ClassVar[AttentionFrom] = "before"
     """The layer whose queries and keys are read: the last before a drop, or the first after it, on undropped tokens."""
+    reads_words: ClassVar[bool] = False
+    """Whether the method reads which tokens are words of the question."""
 
     _: KW_ONLY
     budget_convention: Convention = "average"
@@ -157,14 +165,14 @@ class InLLM(Method):
         """Choose the `counts` (I,) tokens that are left of each image, merged ones included, no more than it has."""
 
     def query_tokens(self, prompt: LayerTokens) -> Tensor:
-        """Return a mask of the query tokens, bool (I, L): by default the last token of the prompt.
+        """Return a mask of the query tokens, bool (I, L): by default the last token of the prompt before the answer.
 
         Parameters
         ----------
         prompt : LayerTokens
             The prompts before the first layer.
         """
-        return attention_rows.last_token(prompt.real)
+        return attention_rows.last_token(prompt.real) if prompt.ends is None else prompt.ends
 
     def least(self, count: int) -> int:
         """Return the fewest tokens that a drop can leave of `count` tokens."""

@@ -21,6 +21,7 @@ from idsel_core.study.report.theme import (
     questions_asked,
     styles,
 )
+from idsel_core.visual_tokens import INSTRUCTION
 
 BANDS = "bands: 95 % bootstrap intervals over questions"
 BARS = "bars: 95 % bootstrap intervals over questions"
@@ -111,8 +112,9 @@ _NORMALISE = {"minmax": "min-max", "raw": "raw scores"}
 
 def named_importance(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the column `score`: the importance, and where its instruction attention was read if not at the default."""
-    reads = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != "last@0")
-    where = rows["instruction"].fillna("").str.replace("mean@", "whole question, layer ")
+    layer, which = INSTRUCTION
+    reads = rows["importance"].str.contains("instruction|unified") & (rows["instruction"] != f"{which}@{layer}")
+    where = rows["instruction"].fillna("").str.replace("words@", "words of the question, layer ")
     where = where.str.replace("last@", "last token, layer ")
     return rows.assign(score=rows["importance"].where(~reads, rows["importance"] + " (" + where + ")"))
 

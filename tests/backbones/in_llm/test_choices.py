@@ -74,7 +74,7 @@ def test_dart_works_without_text_and_with_few_tokens():
 
 
 def test_sparsevlm_needs_text_and_takes_all_of_it_without_raters():
-    with pytest.raises(ValueError, match="sparsevlm needs text after the image, but no text follows image 1"):
+    with pytest.raises(ValueError, match="needs the question after the image, but no word of it follows image 1"):
         layer_tokens(SparseVLM(1), [scene(0, 10), scene(1, 10, words=0)], True)
     single = layer_tokens(SparseVLM(1), [scene(0, 10, words=1)], True)
     assert torch.equal(single.query_tokens, single.text)

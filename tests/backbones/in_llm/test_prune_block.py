@@ -144,7 +144,7 @@ def test_forward_refuses_unsupported_inputs(model):
     for method, least in ((FastV(5), 8), (PyramidDrop(5), 8), (SparseVLM(5), 9)):
         with prune(model, method), pytest.raises(ValueError, match=f"the least budget for this model is {least}"):
             model(**inputs)
-    with prune(model, SparseVLM(24)), pytest.raises(ValueError, match="no text follows image 0"):
+    with prune(model, SparseVLM(24)), pytest.raises(ValueError, match="no word of it follows image 0"):
         model(**{**inputs, "input_ids": inputs["input_ids"][:, :-7], "attention_mask": None})
 
 

@@ -16,6 +16,7 @@ from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_fu
 from idsel_core.study.store.explain import explain
 from idsel_core.study.store.provenance import provenance, read_origin
 from idsel_core.study.store.results import Results
+from idsel_core.visual_tokens import INSTRUCTION
 from tests.support.commands import command
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
 from tests.support.rows import make_rows
@@ -76,18 +77,19 @@ def test_objects_figure_draws_shares(budget):
 
 
 def test_importance_figure_has_a_row_for_each_score():
+    layer, which = INSTRUCTION
     settings = [
         {"method": "idselection", "budget": 16.0, "importance": i, "instruction": a, "normalise": n, "features": f}
-        for i, a in (("saliency", "last@0"), ("unified", "last@0"), ("unified", "mean@0"))
+        for i, a in (("saliency", f"{which}@{layer}"), ("unified", f"{which}@{layer}"), ("unified", "last@2"))
         for n in ("minmax", "raw")
         for f in ("projector", "encoder")
     ]
     rows = made_up(settings, dict(enumerate(np.linspace(0.4, 0.8, len(settings)))))
     axis = figures.importance_figure(rows, 100).axes[0]
     names = {text.get_text() for text in axis.get_yticklabels()}
-    assert names == {"saliency", "unified", "unified (whole question, layer 0)"}
+    assert names == {"saliency", "unified", "unified (last token, layer 2)"}
     said = words.about_importance(rows, 100)
-    assert "from *unified (whole question, layer 0)*" in said
+    assert "from *unified (last token, layer 2)*" in said
     assert "*raw* is above *minmax*" in said
 
 

@@ -1,0 +1,190 @@
+"""Who asks about the images of a prompt: the instruction's words, and the last token before the answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from idsel_core.backbones._shared.chat_template import Turn, special_ids
+from idsel_core.backbones._shared.prompts import Slots
+from idsel_core.scores.attention_rows import last_token
+
+if TYPE_CHECKING:
+    from idsel_core.backbones._shared.contract import Backbone
+
+
+class Instruction:
+    """The words that ask about the images of B prompts, and the end of each prompt; both are found when first read.
+
+    The words are the user's own words of the turn that asks, in front of the images or behind them: no tokens of the
+    chat template, no placeholders, no padding, no earlier turns and no answer. The turn that asks is the last user's
+    turn before the answer. The end of a prompt is the last token before the answer: of what opens it, if the chat
+    template does.
+
+    In this order, words are those that the caller marked, those of the last user's turn by the chat template, or all
+    text before the answer, with a warning that says so.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Of the model; it knows the chat template.
+    input_ids : Tensor
+        Full prompts, int64 (B, L).
+    real : Tensor
+        False at padding, bool (B, L).
+    slots : Slots
+        Placeholders of the images.
+    question_mask : Tensor, optional
+        True, or not 0, at words that the caller names, (B, L).
+    answer : Tensor, optional
+        True at tokens that are known to be of an answer, bool (B, L). The prompt ends before the first of them.
+    answered : bool
+        Whether an answer may stand behind the prompt, where `answer` does not tell.
+
+    Raises
+    ------
+    ValueError
+        If `question_mask` is not (B, L), marks no token of a prompt, or marks part of the answer.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_ids: Tensor,
+        real: Tensor,
+        slots: Slots,
+        question_mask: Tensor | None = None,
+        answer: Tensor | None = None,
+        answered: bool = False,
+    ) -> None:
+        self._backbone, self._input_ids, self._real = backbone, input_ids, real
+        self._told = answer is not None or not answered
+        self._placeholder = backbone.placeholders(input_ids)
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        # (I, L): columns from the first to the last placeholder of each image, with what stands between its tiles.
+        first = slots.columns.masked_fill(slots.columns < 0, input_ids.shape[1]).amin(1, keepdim=True)
+        within = (place >= first) & (place <= slots.columns.amax(1, keepdim=True))
+        self._of_image = self._placeholder.long().index_add_(0, slots.rows, within.long()) > 0
+        # (B, L): columns before the answer.
+        self._before = real if answer is None else real & ((answer & real).cumsum(1) == 0)
+        self._marked = None if question_mask is None else self._checked(question_mask)
+
+    @property
+    def text(self) -> Tensor:
+        """Tokens of the prompts that are no placeholders, bool (B, L)."""
+        return self._real & ~self._placeholder
+
+    @functools.cached_property
+    def words(self) -> Tensor:
+        """True at the instruction's words, bool (B, L)."""
+        if self._marked is not None:
+            return self._marked
+        words = torch.zeros_like(self._real)
+        plain = self._said()
+        for row, turn in enumerate(self._turns):
+            if turn is None:
+                words[row] = plain[row]
+            else:
+                words[row, self._columns(row)] = torch.tensor(turn.words, dtype=torch.bool, device=words.device)
+        if any(turn is None for turn in self._turns) and self._backbone.has_chat_template:
+            self._backbone.warn_of_question("all text of the prompt asks about its images")
+        return words & ~self._of_image
+
+    @functools.cached_property
+    def ends(self) -> Tensor:
+        """True at the last token before the answer, one a prompt, bool (B, L)."""
+        place = torch.arange(self._real.shape[1], device=self._real.device)
+        last = (place * self._before).amax(1)
+        for row, turn in enumerate(self._turns):
+            if turn is not None and turn.end is not None:
+                last[row] = self._columns(row)[turn.end]
+            elif not self._told and self._backbone.has_chat_template:
+                self._backbone.warn_of_question("the last token asks, of the answer where one stands behind the prompt")
+        return place == last[:, None]
+
+    @functools.cached_property
+    def _turns(self) -> list[Turn | None]:
+        template = self._backbone.chat_template
+        if template is None:
+            return [None] * len(self._input_ids)
+        ids, placeholder = self._input_ids.cpu(), self._placeholder.cpu()
+        return [
+            template.last_turn(ids[row, columns].tolist(), placeholder[row, columns].tolist())
+            for row, columns in ((row, self._columns(row).cpu()) for row in range(len(ids)))
+        ]
+
+    def _columns(self, row: int) -> Tensor:
+        """Return the columns of a prompt before its answer, int64."""
+        return self._before[row].nonzero()[:, 0]
+
+    def _said(self) -> Tensor:
+        """Return a mask of the text that is no special token, as far as those are known, bool (B, L)."""
+        known = torch.tensor(sorted(self._special()), device=self._input_ids.device)
+        return self._before & ~self._of_image & ~torch.isin(self._input_ids, known)
+
+    def _special(self) -> set[int]:
+        backbone = self._backbone
+        named = [backbone.model.config.to_dict(), backbone.model.generation_config.to_dict()]
+        known = set() if backbone.processor is None else special_ids(backbone.processor)
+        return known.union(*map(_ids_in, named))
+
+    def _checked(self, mask: Tensor) -> Tensor:
+        if mask.shape != self._input_ids.shape:
+            raise ValueError(
+                f"question_mask must be {tuple(self._input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
+            )
+        mask = mask.to(self._input_ids.device).bool() & self._real & ~self._placeholder
+        beyond = mask & ~self._before
+        if bool(beyond.any()):
+            raise ValueError(f"question_mask marks tokens of the answer of prompt {int(beyond.any(1).int().argmax())}")
+        return mask
+
+
+def _ids_in(config: Any) -> Iterator[int]:
+    """Yield the token ids that a configuration names, those of its parts too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _ids_in(value)
+        elif str(name).endswith(("_token_id", "_token_index")):
+            yield from (number for number in (value if isinstance(value, list) else [value]) if number is not None)
+
+
+def up_to(ends: Tensor) -> Tensor:
+    """Mark the columns up to the end of each prompt, bool (B, L), given the ends, bool (B, L)."""
+    return ends.flip(1).long().cumsum(1).flip(1) > 0
+
+
+def moved(marks: Tensor, text: Tensor, short_text: Tensor) -> Tensor:
+    """Return marks of text tokens as those of the same prompts with fewer placeholders, bool (B, W).
+
+    Parameters
+    ----------
+    marks, text : Tensor
+        Of the full prompts, bool (B, L); `text` is True at tokens that are no placeholders.
+    short_text : Tensor
+        The same of the shortened prompts, bool (B, W): as many True a prompt, in their order.
+    """
+    short = torch.zeros_like(short_text)
+    short[short_text] = marks[text].to(short.device)
+    return short
+
+
+def moved_ends(ends: Tensor, text: Tensor, real: Tensor, short_text: Tensor) -> Tensor:
+    """Return the ends of prompts as those of the same prompts with fewer placeholders, bool (B, W).
+
+    Where a prompt ends in an image, it goes on to end there, or before it if nothing of the image is left.
+
+    Parameters
+    ----------
+    ends, text : Tensor
+        Of the full prompts, bool (B, L); `text` is True at tokens that are no placeholders.
+    real, short_text : Tensor
+        Of the shortened prompts, bool (B, W): False at padding, and as `text`.
+    """
+    short = moved(ends & text, text, short_text)
+    count = (text & up_to(ends)).sum(1, keepdim=True).to(short.device)
+    return torch.where(short.any(1, keepdim=True), short, last_token(real & (short_text.cumsum(1) <= count)))
