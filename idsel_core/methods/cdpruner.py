@@ -14,17 +14,23 @@ from idsel_core.methods._shared.ragged import cosines, drop_repeats, truncate, u
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
+from idsel_core.selection.suppression import score_dtype
 from idsel_core.visual_tokens import VisualTokens
 
-SPENT = 1e-4
-"""Share of its first variance below which a token counts as explained by the picks, in float32."""
+SPENT = 0.75
+"""Exponent of the machine epsilon that gives the share of its first variance below which a token counts as explained.
+
+In float64 the share is 2e-12: tokens that differ from what the picks explain by the rounding of float32 features.
+"""
 
 
 @dataclass(frozen=True)
 class CDPruner(Method):
     """Pick tokens greedily to maximise the determinant of their similarity, weighted by relevance to the question.
 
-    Tokens that the picks explain completely, such as duplicates, come after all others, by falling relevance.
+    Variances are computed in float64 (float32 on MPS), so that they tell apart tokens of a tight cluster. Tokens that
+    the picks explain up to rounding, such as duplicates, come after all others, by falling relevance. Ties go to the
+    lowest index. If all tokens are equally relevant, relevance plays no part.
 
     Source: CDPruner, arXiv 2506.10967.
 
@@ -34,8 +40,8 @@ class CDPruner(Method):
         Count the least similar tokens as the most relevant, as the authors do: the similarity of CLIP's patches, which
         were not trained to match text, has the wrong sign. A companion tuned on patches does not need it.
     faithful : bool
-        Continue when no variance is left, as the authors' code does: the root of a negative number then makes it pick
-        tokens again, and fewer tokens are kept.
+        As the authors' code does, compute in float32 and continue when no variance is left: the root of a negative
+        number then makes it pick tokens again, and fewer tokens are kept.
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -61,7 +67,8 @@ class CDPruner(Method):
         )
         relevance = torch.where(high > low, (relevance - low + 1e-6) / (high - low), 1.0)
         relevance = relevance.masked_fill(~tokens.mask, -torch.inf)
-        x = unit_vectors(tokens.features, tokens.mask)
+        working = torch.float32 if self.faithful else score_dtype(relevance.device)
+        x = unit_vectors(tokens.features.to(working), tokens.mask)
         order = truncate(_largest_volume(cosines(x, x), relevance, int(counts.max()), not self.faithful), counts)
         return Selection.from_order(drop_repeats(order) if self.faithful else order, relevance, self.budget)
 
@@ -82,11 +89,11 @@ def _largest_volume(similarity: Tensor, relevance: Tensor, rounds: int, guarded:
     """
     rows = torch.arange(len(relevance), device=relevance.device)
     padding = relevance < 0
-    weight = relevance.square().masked_fill(padding, 0)
+    weight = relevance.to(similarity.dtype).square().masked_fill(padding, 0)
     variance = similarity.diagonal(dim1=1, dim2=2).clone()
-    spent = SPENT * variance
+    spent = torch.finfo(variance.dtype).eps ** SPENT * variance
     # Below every gain, and rising with relevance: (B, N) in -1 to 0.
-    last_resort = -1 / (1 + relevance.relu())
+    last_resort = -1 / (1 + relevance.to(similarity.dtype).relu())
     factor = similarity.new_zeros(len(rows), rounds, similarity.shape[2])  # one row of the Cholesky factor a round
     gone = padding.clone()
     picks: list[Tensor] = []

@@ -11,7 +11,9 @@ from torch import Tensor
 from idsel_core.methods._shared.checks import check_count, check_flag
 from idsel_core.methods._shared.drop_plan import check_layer, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
+from idsel_core.methods._shared.published_counts import is_share, share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, to_mask, truncate, unit_vectors
+from idsel_core.selection.budget import is_above
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class DART(InLLM):
         Number of pivots of each kind; fewer if there are fewer tokens.
     faithful : bool
         As the authors' code does, give each pivot the budget divided by the number of pivots, rounded down, and keep
-        the image's pivots in addition: 132 tokens for a budget of 128. Pivots then take turns in the order of a Python
-        set of their positions.
+        the image's pivots in addition: 132 tokens for a budget of 128, and 124 for 0.222 of 576 tokens, because the
+        share is not rounded before it is divided. Pivots then take turns in the order of a Python set of their
+        positions. The authors' budget is the number of tokens after the drop: ``budget_convention="final"``.
     """
 
     name: ClassVar[str] = "dart"
@@ -64,8 +67,11 @@ class DART(InLLM):
         if not self.faithful:
             return counts
         pivots = self.image_pivots + self.text_pivots
+        if is_share(self.budget) and self.budget_convention == "final":
+            counts = share_rounded_down(self.budget, full)[:, None]
         room = (entering[:, None] - self.image_pivots).clamp_min(0)
-        return (counts.minimum(room) // pivots * pivots + self.image_pivots).minimum(entering[:, None])
+        published = (counts.minimum(room) // pivots * pivots + self.image_pivots).minimum(entering[:, None])
+        return published.where(~is_above(self.budget, full)[:, None], entering[:, None])
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Keep pivots and the tokens least similar to them; the scores are the L1 norms of the keys."""
@@ -84,6 +90,7 @@ class DART(InLLM):
         x = unit_vectors(tokens.norm(tokens.states), torch.ones_like(tokens.real))
         alike = cosines(gather_tokens(x, pivots), tokens.visual(x))  # (I, P, N)
         quota = (counts - self.image_pivots).clamp_min(0) // (self.image_pivots + self.text_pivots)
+        quota = counts.where(is_above(self.budget, tokens.lengths), quota)
         pool, left, order = mask & ~to_mask(image, mask.shape[1]), counts - own, [image]
         turns = (pivots >= 0).sum(1)
         for turn in range(pivots.shape[1]):

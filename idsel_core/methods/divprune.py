@@ -10,6 +10,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.published_counts import share_rounded_to_even
 from idsel_core.methods._shared.ragged import cosines, drop_repeats, truncate, unit_vectors
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
@@ -27,8 +28,9 @@ class DivPrune(Method):
     Parameters
     ----------
     faithful : bool
-        As the authors' code does, compute distances in the dtype of the features and let picks be picked again: among
-        duplicates that happens, and fewer tokens are kept.
+        As the authors' code does, round a share half to even, compute distances in the dtype of the features and let
+        picks be picked again, which happens among duplicates. The authors' model then reads such a token twice; here it
+        reads the token once, so fewer tokens are kept.
     """
 
     name: ClassVar[str] = "divprune"
@@ -45,6 +47,8 @@ class DivPrune(Method):
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""
         counts = resolve_budget(self.budget, tokens.lengths)
+        if self.faithful:
+            counts = share_rounded_to_even(self.budget, tokens.lengths).clamp_min(1)
         x = unit_vectors(tokens.features, tokens.mask)
         if self.faithful:
             x = x.to(tokens.features.dtype)

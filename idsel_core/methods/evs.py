@@ -10,10 +10,11 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.published_counts import share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, gather_tokens, truncate, unit_vectors
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
-from idsel_core.visual_tokens import VisualTokens
+from idsel_core.visual_tokens import Unavailable, VisualTokens
 
 NEW = 255.0
 """Score of tokens without a token in the previous frame, above every distance."""
@@ -35,7 +36,8 @@ class EVS(Method):
     Parameters
     ----------
     faithful : bool
-        As the authors' code does, keep the whole first frame even if the budget is less, and round shares down.
+        As the authors' code does, keep the whole first frame even if the budget is less, and round shares down. The
+        authors' rate is the share that is dropped, so the budget is one minus their rate.
     """
 
     name: ClassVar[str] = "evs"
@@ -55,14 +57,15 @@ class EVS(Method):
         Raises
         ------
         Unavailable
-            If the images are not frames of a video.
+            If there is an image, alone or beside videos.
         """
         mask, frames = tokens.mask, tokens.frames.where(tokens.mask, -1)
+        if bool((still := frames.amax(1) < 0).any()):
+            which = int(still.nonzero()[0])
+            raise Unavailable("frames", f"input {which} is an image, and EVS compares the frames of a video")
         counts = resolve_budget(self.budget, tokens.lengths)
         if self.faithful:
-            if isinstance(self.budget, float):
-                counts = (tokens.lengths.double() * self.budget).floor().long()
-            counts = torch.maximum(counts, (frames == 0).sum(1))
+            counts = torch.maximum(share_rounded_down(self.budget, tokens.lengths), (frames == 0).sum(1))
         before = _before(frames, tokens.grid)
         width = max(1, CHUNK // (len(mask) * tokens.features.shape[2]))
         parts = zip(*(torch.split(x, width, dim=1) for x in (tokens.features, mask, before)), strict=True)

@@ -28,12 +28,13 @@ class HiPrune(Method):
     Parameters
     ----------
     anchors : float
-        Share of the budget for anchors and their neighbours.
+        Share of the budget for anchors and their neighbours: a fifth of it, rounded half to even, are anchors.
     depth : float
         Depth of the shallow layer, as a share of the tower's layers; the default is layer 9 of 24 in CLIP ViT-L.
     faithful : bool
         As the authors' code does, find neighbours by index: the left neighbour in the first column is the end of the
-        row above, and neighbours outside the image are its first and last token.
+        row above, and neighbours outside the image are its first and last token. Refuse budgets below the number of
+        anchors and neighbours, on which their code fails; by default the least attended of them are left out.
     """
 
     name: ClassVar[str] = "hiprune"
@@ -57,14 +58,25 @@ class HiPrune(Method):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Select tokens of each image."""
+        """Select tokens of each image.
+
+        Raises
+        ------
+        ValueError
+            If `faithful` and there are more anchors and neighbours than the budget.
+        """
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
         shallow = tokens.at_depth("received_attention", self.depth).float()
         deep = tokens.received_attention.float().masked_fill(~mask, -torch.inf)
-        wanted = torch.round(counts * self.anchors / 5).long()
+        wanted = (counts.double() * self.anchors / 5).round().long()
         anchors = to_mask(truncate(argsort_by((shallow,), mask), wanted), mask.shape[1])
         near = _by_index(anchors, tokens) if self.faithful else _on_grid(anchors, tokens.grid)
         tier = 2 * anchors.byte() + (near & ~anchors).byte()
+        if self.faithful and bool(((taken := (tier > 0).sum(1)) > counts).any()):
+            raise ValueError(
+                f"HiPrune's code fails if anchors and their neighbours are more than the budget; "
+                f"got {taken.tolist()} of {counts.tolist()} tokens"
+            )
         order = argsort_by((tier, deep.where(~anchors, shallow)), mask)
         return Selection.from_order(truncate(order, counts), deep, self.budget)
 

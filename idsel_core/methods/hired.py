@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.published_counts import share_rounded_down
 from idsel_core.methods._shared.ragged import argsort_by, rank_in_group, to_mask, truncate
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
@@ -35,7 +36,7 @@ class HiRED(Attended):
         Depth of the tower layer whose attention distributes the budget; 0 is the first layer.
     faithful : bool
         As the authors' code does, assign the thumbnail's tokens to crops by runs in reading order instead of by place,
-        and round every part of the budget down, so that fewer tokens are kept.
+        and round a share and every part of the budget down, so that fewer tokens are kept, but at least one.
     """
 
     name: ClassVar[str] = "hired"
@@ -62,25 +63,26 @@ class HiRED(Attended):
         """Select tokens of each image."""
         mask, scores = tokens.mask, self.row(tokens)
         counts = resolve_budget(self.budget, tokens.lengths)
-        if self.faithful and isinstance(self.budget, float):
-            counts = (tokens.lengths.double() * self.budget).floor().long().clamp_min(1)
+        if self.faithful:
+            counts = share_rounded_down(self.budget, tokens.lengths).clamp_min(1)
         if "crops" not in tokens.sources:
             return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
         crops = torch.where(mask[..., None], tokens.crops, -1)
         layout = crops.amax(1).clamp_min(0) + 1
         # (B, N): number of the crop in reading order, from 1; 0 is the thumbnail.
         part = torch.where(crops[..., 0] < 0, 0, crops[..., 0] * layout[:, 1:] + crops[..., 1] + 1)
-        marks, sizes = self._marks(tokens, part, layout), _tally(part, mask, int(part.max()) + 1)
+        parts = max(int(part.max()), 1) + 1
+        marks, sizes = self._marks(tokens, part, layout, parts), _tally(part, mask, parts)
         quotas = [self._quotas(*row) for row in zip(counts.tolist(), sizes.tolist(), marks.tolist(), strict=True)]
         quota = torch.tensor(quotas, device=mask.device)
         keep = mask & (rank_in_group(part, scores, mask) < quota.gather(1, part))
         return Selection.from_order(truncate(argsort_by((keep, scores), mask), keep.sum(1)), scores, self.budget)
 
-    def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor) -> Tensor:
-        """Return the number of the thumbnail's most attended tokens in each crop, (B, P); 0 for the thumbnail."""
+    def _marks(self, tokens: VisualTokens, part: Tensor, layout: Tensor, parts: int) -> Tensor:
+        """Return the number of the thumbnail's most attended tokens in each crop, (B, parts); 0 for the thumbnail."""
         base = tokens.mask & (part == 0)
         size = base.sum(1, keepdim=True)
-        wanted = (size * (1 - self.thumbnail)).floor().long()[:, 0]
+        wanted = (size.double() * (1 - self.thumbnail)).floor().long()[:, 0]
         marked = to_mask(truncate(argsort_by((self.row(tokens, self.depth),), base), wanted), part.shape[1])
         rows, columns = layout[:, :1], layout[:, 1:]
         if self.faithful:
@@ -88,10 +90,12 @@ class HiRED(Attended):
         else:
             high, wide = (tokens.grid[..., i].where(base, 0).amax(1, keepdim=True) + 1 for i in (0, 1))
             cell = tokens.grid[..., 0] * rows // high * columns + tokens.grid[..., 1] * columns // wide
-        return _tally(cell.clamp_min(0) + 1, marked, int(part.max()) + 1)
+        return _tally(cell.clamp_min(0) + 1, marked, parts)
 
     def _quotas(self, count: int, sizes: list[int], marks: list[int]) -> list[int]:
         """Distribute `count` tokens over the thumbnail and the crops, which have `sizes` tokens."""
+        if not any(sizes[1:]):
+            return [count] + [0] * (len(sizes) - 1)
         base = min(math.floor(count * self.thumbnail), sizes[0])
         if not any(marks):
             marks = [0] + [1 if size else 0 for size in sizes[1:]]

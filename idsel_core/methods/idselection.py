@@ -23,6 +23,7 @@ class IDSelection(Greedy, Scored):
 
     name: ClassVar[str] = "idselection"
     label: ClassVar[str] = "ID-Selection"
+    nested: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""

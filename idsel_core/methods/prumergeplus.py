@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_count, check_flag
+from idsel_core.methods._shared.published_counts import is_share
 from idsel_core.methods._shared.ragged import (
     argsort_by,
     cosines,
@@ -46,9 +46,12 @@ class PruMergePlus(Method):
     neighbours : int
         Number of tokens that are added to each kept token; all others if there are fewer.
     faithful : bool
-        As the authors' code does, keep as many attended tokens as the budget, as many tokens evenly spaced over the
-        whole image, and the sum: twice the budget and one. A spaced token that is attended too is then read twice, in
-        the place of one of the most attended tokens that are not kept.
+        As the authors' code does, keep as many attended tokens as the budget, as many tokens at an even step over the
+        image without its last token, and the sum: twice the budget and one. A share is rounded down, and so is the
+        step. A spaced token that is attended too is then read twice, the second time in the place of one of the most
+        attended tokens that are not kept. It is also twice among the candidates for a merge, where it is its own
+        neighbour; and as many of the first tokens, in raster order, that are not kept are left out of every merge and
+        of the sum.
     """
 
     name: ClassVar[str] = "prumergeplus"
@@ -84,14 +87,21 @@ class PruMergePlus(Method):
         centres = self._as_published(ranking, tokens.lengths) if self.faithful else self._centres(ranking, mask)
         counts = (centres >= 0).sum(1) + 1
         others = mask & ~to_mask(centres, size)
+        place = torch.arange(size, device=mask.device)
+        candidates = place.expand(mask.shape).masked_fill(~mask, -1)
+        left, itself = others, centres[..., None] == place
+        if self.faithful:
+            candidates = _with_repeats(centres, others)
+            left = (candidates >= 0) & (place >= counts[:, None] - 1)
+            itself = place == torch.arange(centres.shape[1], device=mask.device)[:, None]
         unnamed = truncate(argsort_by((others, scores), mask), others.sum(1))
         order = truncate(move_padding_last(torch.cat([drop_repeats(centres), unnamed], 1)), counts)
         keys = unit_vectors(tokens.at_depth("keys", LAST_LAYER).flatten(2), mask)
-        likeness = cosines(gather_tokens(keys, centres), keys).masked_fill_(~mask[:, None], -torch.inf)
-        likeness.scatter_(2, centres.clamp_min(0)[..., None], -torch.inf)
-        near = torch.cat([_highest(likeness, min(self.neighbours, size)), others[:, None]], 1)
+        likeness = cosines(gather_tokens(keys, centres), gather_tokens(keys, candidates))  # (B, C, N)
+        likeness = likeness.masked_fill_((candidates < 0)[:, None] | itself, -torch.inf)
+        near = torch.cat([_highest(likeness, min(self.neighbours, size)), left[:, None]], 1)
         states = tokens.encoder_features.float()
-        sums = _weighted_sums(states, weights, near)
+        sums = _weighted_sums(states, weights, near, candidates)
         merged = torch.nn.functional.pad(gather_tokens(states, centres), (0, 0, 0, 1)) + sums
         merged[torch.arange(len(mask), device=mask.device), counts - 1] = sums[:, -1]
         return with_merged_features(Selection.from_order(order, scores, self.budget), tokens, merged)
@@ -112,10 +122,10 @@ class PruMergePlus(Method):
         counts = resolve_budget(self.budget, lengths)
         spaced = []
         for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
-            share = self.budget if isinstance(self.budget, float) else count / length
-            # 1e-9, because a product that should be a whole number may be rounded below it.
-            attended, step = math.floor(length * share + 1e-9), math.floor(1 / share + 1e-9)
-            spaced.append(torch.arange(step // 2, length, step, device=ranking.device))
+            attended, step = count, length // count
+            if is_share(self.budget):
+                attended, step = int(length * float(self.budget)), int(1 / float(self.budget))
+            spaced.append(torch.arange(step // 2, max(length - 1, step // 2), step, device=ranking.device))
             if len(spaced[-1]) != attended or 2 * attended + 1 > length:
                 raise ValueError(
                     f"PruMerge+'s code needs as many evenly spaced tokens as attended ones, and room for their sum; "
@@ -133,9 +143,26 @@ def _highest(scores: Tensor, count: int) -> Tensor:
     return (above | level & (level.cumsum(2) <= spare)) & (scores > -torch.inf)
 
 
-def _weighted_sums(values: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-    """Return sums (B, M, D) of values (B, N, D) times weights (B, N) over the chosen tokens, bool (B, M, N)."""
-    image, _, token = chosen.nonzero(as_tuple=True)
+def _with_repeats(centres: Tensor, others: Tensor) -> Tensor:
+    """Return the authors' list of candidates (B, N): `centres` with repeats, then the other tokens in raster order.
+
+    A repeat costs the list its first other token, so that it has as many entries as the image has tokens.
+    """
+    size = others.shape[1]
+    again = (centres >= 0).sum(1) - to_mask(centres, size).sum(1)
+    stays = others & (others.cumsum(1) > again[:, None])
+    rest = truncate(argsort_by((stays,), torch.ones_like(stays)), stays.sum(1))
+    listed = move_padding_last(torch.cat([centres, rest], 1))
+    return torch.nn.functional.pad(listed, (0, max(0, size - listed.shape[1])), value=-1)[:, :size]
+
+
+def _weighted_sums(values: Tensor, weights: Tensor, chosen: Tensor, candidates: Tensor) -> Tensor:
+    """Return sums (B, M, D) of values (B, N, D) times weights (B, N) over the chosen of N candidates.
+
+    `chosen` is bool (B, M, N); `candidates` (B, N) holds their token indices.
+    """
+    image, _, entry = chosen.nonzero(as_tuple=True)
+    token = candidates[image, entry]
     numbers = chosen.sum(2).flatten()
     sums = torch.nn.functional.embedding_bag(
         image * chosen.shape[2] + token,

@@ -14,7 +14,7 @@ from idsel_core.methods._shared.checks import check_flag, check_share
 from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
 from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, sort_indices, to_mask, truncate
-from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.budget import is_above, resolve_budget
 
 AUTHORS_COUNTS: Mapping[int, tuple[int, ...]] = {
     192: (300, 200, 110),
@@ -97,20 +97,21 @@ class SparseVLM(InLLM):
         if not self.faithful:
             return super().counts(full, entering, depth)
         budgets, drops = resolve_budget(self.budget, full), len(self.drop_layers(depth))
-        given = torch.stack([budgets, full, entering], 1).tolist()
-        if drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given):
+        whole = is_above(self.budget, full)
+        given = torch.stack([budgets, full, entering], 1)[~whole].tolist()
+        if given and (drops != 3 or any(b not in AUTHORS_COUNTS or n != 576 or k != 576 for b, n, k in given)):
             raise ValueError(
                 f"SparseVLM's authors drop tokens three times and give numbers for "
                 f"{', '.join(map(str, AUTHORS_COUNTS))} of 576 tokens; got {drops} drops and {budgets.tolist()} of "
                 f"{entering.tolist()}"
             )
-        rows = []
-        for budget in budgets.tolist():
+        counts = entering[:, None].repeat(1, drops)
+        for row in (~whole).nonzero()[:, 0].tolist():
             left = [576]
-            for kept in AUTHORS_COUNTS[budget]:
+            for kept in AUTHORS_COUNTS[int(budgets[row])]:
                 left.append(kept + self.clusters(left[-1] - kept))
-            rows.append(left[1:])
-        return torch.tensor(rows, device=entering.device)
+            counts[row] = counts.new_tensor(left[1:])
+        return counts
 
     def query_tokens(self, prompt: LayerTokens) -> Tensor:
         """Return a mask of the words that match the image, bool (I, L).

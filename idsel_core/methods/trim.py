@@ -9,6 +9,7 @@ import torch
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_flag
+from idsel_core.methods._shared.published_counts import share_rounded_down
 from idsel_core.methods._shared.ragged import (
     argsort_by,
     gather_tokens,
@@ -58,9 +59,7 @@ class TRIM(Method):
         """Select tokens of each image."""
         mask, counts = tokens.mask, resolve_budget(self.budget, tokens.lengths)
         if self.faithful:
-            if isinstance(self.budget, float):
-                counts = (tokens.lengths.double() * self.budget).floor().long()
-            counts = (counts + 1).minimum(tokens.lengths)
+            counts = (share_rounded_down(self.budget, tokens.lengths) + 1).minimum(tokens.lengths)
         scores = (tokens.relevance_product if self.faithful else tokens.relevance).float()
         scores = (-scores if self.negated else scores).masked_fill(~mask, -torch.inf)
         order = truncate(argsort_by((scores,), mask), counts)

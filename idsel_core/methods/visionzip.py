@@ -44,7 +44,8 @@ class VisionZip(Attended):
         Share of the budget for [CLS] and the attended tokens, rounded half up; the rest are merged tokens.
     faithful : bool
         As the authors' code does, add the mean of the merged tokens to the spaced token instead of taking the mean of
-        all, which makes merged tokens up to twice as long.
+        all, which makes merged tokens up to twice as long, and refuse budgets without a merged token, on which their
+        code fails.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -61,11 +62,21 @@ class VisionZip(Attended):
 
     @torch.no_grad()
     def select(self, tokens: VisualTokens) -> Selection:
-        """Select tokens of each image."""
+        """Select tokens of each image.
+
+        Raises
+        ------
+        ValueError
+            If `faithful` and the budget leaves no merged token.
+        """
         mask, scores = tokens.mask, self.row(tokens)
         counts = resolve_budget(self.budget, tokens.lengths)
         dominant = (counts.double() * self.dominant + 0.5).floor().long()
         merged = counts - dominant
+        if self.faithful and bool((merged == 0).any()):
+            raise ValueError(
+                f"VisionZip's code divides by the number of merged tokens; got {merged.tolist()} of {counts.tolist()}"
+            )
         with_cls = (dominant > 0) & (self.attention == "cls")
         kept = to_mask(truncate(argsort_by((scores,), mask), dominant - with_cls.long()), mask.shape[1])
         rest = mask & ~kept

@@ -19,9 +19,11 @@ from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method, drops_inside
+from idsel_core.methods._shared.checks import check_flag
 from idsel_core.pruning.arguments import cached_tokens, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
-from idsel_core.pruning.patch import close_block, open_block
+from idsel_core.pruning.passed_by import warn_of_unpruned
+from idsel_core.pruning.patch import calls_of, close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
@@ -56,6 +58,7 @@ class Pruning:
         relevance: Relevance | None,
         budget_scope: Scope,
         processor: Any = None,
+        full_logits: bool | None = None,
     ) -> None:
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method, for example IDSelection(budget=64), not {method!r}")
@@ -65,20 +68,45 @@ class Pruning:
         self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
+        if full_logits is not None:
+            check_flag("full_logits", full_logits)
+        if full_logits and drops_inside(method):
+            raise ValueError(
+                f"{method.name} drops tokens inside the language model, and then the logits have no columns for them: "
+                "full_logits cannot be had"
+            )
+        self.full_logits = full_logits
         self.report: list[ImageRecord] = []
         self._calls = 0
         self._reporting = threading.Lock()
+        self.encoded_apart, self.passed_by = False, 0
+        self._came: list[int] = []
 
     def __enter__(self) -> Self:
         """Begin to prune."""
         open_block(self)
+        self.encoded_apart, self.passed_by = False, 0
+        self._came.append(calls_of(self.model))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the model as it was."""
+        """Leave the model as it was; warn if images passed by, or no call of the model came."""
+        calls = calls_of(self.model) - self._came.pop()
         close_block(self)
+        if error is None:
+            warn_of_unpruned(self.passed_by, calls)
+
+    def fills_logits(self, inputs: dict[str, Any]) -> bool:
+        """Tell whether the logits of a call get the columns of the prompts as given; ValueError where they cannot."""
+        if self.full_logits is False or drops_inside(self.method):
+            return False
+        if not inputs.get("logits_to_keep"):
+            return True
+        if self.full_logits:
+            raise ValueError("full_logits=True needs all logits: leave out logits_to_keep")
+        return False
 
     def shorten(self, inputs: dict[str, Any], generating: bool) -> TimedCall | None:
         """Return a shorter call than one with these arguments, or None where there is no image to prune.
@@ -183,14 +211,16 @@ def prune(
     relevance: Relevance | None = None,
     budget_scope: Scope = "image",
     processor: Any = None,
+    full_logits: bool | None = None,
 ) -> Pruning:
     """Let a model read only the visual tokens that a method selects.
 
     Inside the block, ``model.generate(...)`` and ``model(...)`` with ``pixel_values`` encode the images once, select,
-    and run on a shorter prompt: the cache is shorter, and so are the logits of ``model(...)``. Methods that drop tokens
-    inside the language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short
-    as the last layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with
-    the prompt as it was given. Calls without images are not touched. Blocks nest: the innermost of a thread decides; a
+    and run on a shorter prompt: the cache is shorter, and so are hidden states. Methods that drop tokens inside the
+    language model (`InLLM`) make the cache of the layers behind each drop shorter, and the logits as short as the last
+    layer; a cache of theirs goes on inside the block alone. Sequences that ``generate`` returns begin with the prompt
+    as it was given, and logits of ``model(...)`` have its columns, see `full_logits`. Calls without images are not
+    touched. Blocks nest: the innermost of a thread decides; a
     call in a thread without a block is pruned by the block that was entered last. After the
     outermost, also when it raises, the model is what it was.
 
@@ -223,11 +253,17 @@ def prune(
         Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
         that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
         all text in front of the answer asks, with a warning.
+    full_logits : bool, optional
+        Whether the logits of ``model(...)`` have the columns of the prompt as it was given, (B, L, V), and so compare
+        with the caller's labels, as metrics and label smoothing of a ``Trainer`` do; the column of a dropped token has
+        the logits of the last kept column before it. False leaves them as short as the prompt was read, which saves
+        memory. By default True, except of methods that drop tokens inside the language model, and with
+        ``logits_to_keep``.
 
     Returns
     -------
     Pruning
-        A context manager with ``report``.
+        A context manager with ``report``. At its end it warns if images passed it by, or no call of the model came.
 
     Raises
     ------
@@ -242,4 +278,4 @@ def prune(
     >>> run.report[0].after  # doctest: +SKIP
     64
     """
-    return Pruning(model, method, positions, relevance, budget_scope, processor)
+    return Pruning(model, method, positions, relevance, budget_scope, processor, full_logits)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods import Method, drops_inside
+from idsel_core.pruning.small_images import select_from_larger
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -50,7 +51,7 @@ def select_by_tile(method: Method, tokens: VisualTokens) -> Selection:
         row, column = tokens.crops.unbind(-1)
         tile = torch.where(row < 0, 0, row * (int(column.max()) + 1) + column + 1)
     else:
-        return method.select(tokens)
+        return select_from_larger(method, tokens)
     tile = tile.masked_fill(~tokens.mask, -1)
     member = tile[:, None] == torch.arange(int(tile.max()) + 1, device=tile.device)[:, None]
     images, numbers = member.any(2).nonzero().unbind(1)
@@ -58,7 +59,8 @@ def select_by_tile(method: Method, tokens: VisualTokens) -> Selection:
     lengths = member.sum(1)
     places = member.sort(dim=1, descending=True, stable=True).indices[:, : int(lengths.max())]
     mask = torch.arange(places.shape[1], device=places.device) < lengths[:, None]
-    return _joined(method.select(_apart(tokens, images, numbers, places, mask)), tokens, images, places, mask)
+    selection = select_from_larger(method, _apart(tokens, images, numbers, places, mask))
+    return _joined(selection, tokens, images, places, mask)
 
 
 def _apart(tokens: VisualTokens, images: Tensor, numbers: Tensor, places: Tensor, mask: Tensor) -> VisualTokens:

@@ -12,6 +12,7 @@ from idsel_core.backbones.in_llm.hooks import dropping
 from idsel_core.backbones.in_llm.passage import Passage
 from idsel_core.methods import Method
 from idsel_core.pruning.budget_scope import Scope, select_by_tile
+from idsel_core.pruning.small_images import select_from_larger
 from idsel_core.selection import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -120,7 +121,7 @@ def shorten_call(
 
 def select_tokens(method: Method, tokens: VisualTokens, budget_scope: Scope = "image") -> Selection:
     """Let a method select from each image, or from each tile of an image by itself."""
-    selection = select_by_tile(method, tokens) if budget_scope == "tile" else method.select(tokens)
+    selection = (select_by_tile if budget_scope == "tile" else select_from_larger)(method, tokens)
     if not isinstance(selection, Selection) or len(selection) != len(tokens):
         found = f"{len(selection)} rows" if isinstance(selection, Selection) else type(selection).__name__
         raise TypeError(

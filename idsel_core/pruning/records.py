@@ -40,7 +40,7 @@ class ImageRecord:
     before, after : int
         Image tokens in the prompt, before, and after all that was dropped.
     requested : int or float
-        The budget that was asked.
+        The budget that was asked; a number of tokens above ``before`` left the image whole.
     indices, order : list[int]
         Tokens of the image that were kept to the end, in raster order and in the order in which they were picked.
     encode_ms, select_ms : float

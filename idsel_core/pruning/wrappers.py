@@ -15,9 +15,20 @@ def unwrapped(model: Any) -> Any:
     ----------
     model : Any
         A model, wrapped or not. What is none of these is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        If DataParallel copies the model to several devices, because no copy is pruned.
     """
     while isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel):
         base: Any = getattr(model, "get_base_model", None)  # PEFT
+        devices = getattr(model, "device_ids", None) or ()
+        if isinstance(model, nn.DataParallel) and len(devices) > 1:
+            raise ValueError(
+                f"DataParallel copies the model to {len(devices)} devices anew for each call, and prune() does not "
+                f"reach the copies: use DistributedDataParallel, or device_ids of one device"
+            )
         inner = model._modules.get("_orig_mod") or model._modules.get("module") if base is None else base()
         if not isinstance(inner, nn.Module) or inner is model:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 
 from torch import Tensor
 
@@ -28,18 +29,29 @@ def resolve_budget(budget: int | float, lengths: Tensor) -> Tensor:
     TypeError
         If the budget is not a number.
     ValueError
-        If the budget is out of range, or exceeds the longest row.
+        If the budget is out of range.
     """
     allowed = "a number of tokens (int, 1 or more) or a share of them (float, above 0 and up to 1)"
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise TypeError(f"budget must be {allowed}, not {budget!r}")
     if isinstance(budget, numbers.Integral):
-        longest = int(lengths.max())
         if budget < 1:
             raise ValueError(f"budget must be {allowed}, not {budget!r}")
-        if budget > longest:
-            raise ValueError(f"budget must be {allowed}; got {budget!r} tokens, and the longest row has {longest}")
-        return lengths.clamp_max(int(budget))
+        return lengths.clamp_max(min(int(budget), sys.maxsize))
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be {allowed}, not {budget!r}")
     return (lengths.double() * float(budget) + 0.5).floor().long().clamp_min(1)
+
+
+def is_above(budget: int | float, lengths: Tensor) -> Tensor:
+    """Tell which rows have fewer tokens than a budget asks for, bool (B,); a share is above none.
+
+    Parameters
+    ----------
+    budget : int or float
+        As of `resolve_budget`.
+    lengths : Tensor
+        Long (B,); number of tokens of each row.
+    """
+    number = min(int(budget), sys.maxsize) if isinstance(budget, numbers.Integral) else 0
+    return lengths < number

@@ -1,8 +1,8 @@
 """Backend "numba": picks on a CPU with compiled loops that compute only the similarities a pick depends on.
 
-This is the lazy greedy algorithm. Scores never rise, so an outdated score is an upper bound. The tokens are kept in a
-heap by their last known scores. If the score of the first token is up to date, it is picked; otherwise it is updated,
-together with others near the top, and sinks to its place.
+This is the lazy greedy algorithm. Scores never rise within a sweep, so an outdated score is an upper bound. The tokens
+are kept in a heap by their last known scores. If the score of the first token is up to date, it is picked; otherwise it
+is updated, together with others near the top, and sinks to its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idsel_core.selection.suppression import Update, finite_exponent, rounding
+from idsel_core.selection.suppression import Update, exhausted_share, finite_exponent, rounding
 
 GROUP = 4
 """Number of tokens that are updated together, so that the features of the picks are read once for all of them."""
@@ -116,9 +116,14 @@ def _greedy(
     exponent: float,
     least: float,
     multiply: bool,
+    floor: float,
 ) -> None:
-    """Fill `order` (K,) with picks among the tokens of `heap`; scores (N,) are updated in place, as far as needed."""
+    """Fill `order` (K,) with picks among the tokens of `heap`; scores (N,) are updated in place, as far as needed.
+
+    When no score is above `floor`, the scores of the tokens left are set back; a `floor` of -inf never sets them back.
+    """
     size = len(heap)
+    original = scores.copy()
     values = np.empty(len(order))
     effective = 0  # number of picks that had a positive score; they come first, and only they lower other scores
     known = np.zeros(len(scores), np.int64)  # number of these picks that each score already accounts for
@@ -126,12 +131,22 @@ def _greedy(
     for place in range(size // 2 - 1, -1, -1):
         _sink(heap, size, scores, place)
     picked = 0
+    rest = False  # whether no first score of the tokens left is above the floor: they come as they are
     while picked < len(order):
         first = heap[0]
         if known[first] == effective:
+            # The exhaustion rule.
+            if scores[first] <= floor and not rest:
+                for place in range(size):
+                    scores[heap[place]] = original[heap[place]]
+                    known[heap[place]] = effective
+                for place in range(size // 2 - 1, -1, -1):
+                    _sink(heap, size, scores, place)
+                first = heap[0]
+                rest = scores[first] <= floor
             order[picked] = first
             picked += 1
-            if scores[first] > 0:
+            if scores[first] > 0 and not rest:
                 values[effective] = scores[first]
                 effective += 1
             size -= 1
@@ -163,7 +178,14 @@ def _greedy(
 
 
 def pick_compiled(
-    x: Tensor, inverse: Tensor, scores: Tensor, dead: Tensor, counts: Tensor, gamma: float, update: Update
+    x: Tensor,
+    inverse: Tensor,
+    scores: Tensor,
+    dead: Tensor,
+    counts: Tensor,
+    gamma: Tensor,
+    update: Update,
+    restart: bool = False,
 ) -> Tensor:
     """Pick the tokens that `pick_in_rounds` picks.
 
@@ -179,8 +201,12 @@ def pick_compiled(
         bool (B, N); tokens that cannot be picked.
     counts : Tensor
         Long (B,); number of tokens to pick of each image, at most the number of tokens that are not dead.
-    gamma, update
+    gamma : Tensor
+        float64 (B,); sharpness of each image.
+    update : {"subtract", "multiply"}
         As in `id_select`.
+    restart : bool
+        Whether the scores are set back when they have run out.
 
     Returns
     -------
@@ -189,17 +215,36 @@ def pick_compiled(
     """
     order = np.full((len(x), int(counts.max())), -1)
     features, factors, now = x.contiguous().numpy(), inverse.contiguous().numpy(), scores.clone().numpy()
-    rest = finite_exponent(gamma, torch.float64), rounding(x.dtype), update == "multiply"
+    exponents = finite_exponent(gamma, torch.float64).tolist()
+    least, multiply, share = rounding(x.dtype), update == "multiply", exhausted_share(torch.float64)
 
     def fill(image: int) -> None:
         alive = (~dead[image]).nonzero()[:, 0].numpy()
-        _greedy(features[image], factors[image], now[image], alive, order[image, : counts[image]], *rest)
+        floor = share * now[image, alive].max() if restart else -math.inf
+        picks = order[image, : counts[image]]
+        _greedy(features[image], factors[image], now[image], alive, picks, exponents[image], least, multiply, floor)
 
-    threads = min(torch.get_num_threads(), len(x))
+    like = _first_alike(features, now, dead.numpy(), counts.numpy())
+    first = sorted(set(like))
+    threads = min(torch.get_num_threads(), len(first))
     if threads == 1:
-        for image in range(len(x)):
+        for image in first:
             fill(image)
     else:
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(fill, range(len(x))))
-    return torch.from_numpy(order)
+            list(pool.map(fill, first))
+    return torch.from_numpy(order[like])
+
+
+def _first_alike(features: Features, scores: Floats, dead: npt.NDArray[np.bool_], counts: Longs) -> list[int]:
+    """Return, for each image, the first one with the same features, scores and count: several questions ask of one."""
+    known: dict[bytes, list[int]] = {}
+    like = []
+    for image, (count, alive) in enumerate(zip(counts, ~dead, strict=True)):
+        # Dead tokens may hold any value, and scores of all others are finite.
+        group = known.setdefault(scores[image].tobytes() + alive.tobytes() + count.tobytes(), [])
+        same = (one for one in group if np.array_equal(features[one][alive], features[image][alive]))
+        like.append(next(same, image))
+        if like[-1] == image:
+            group.append(image)
+    return like

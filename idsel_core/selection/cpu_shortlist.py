@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idsel_core.selection.suppression import Suppression
+from idsel_core.selection.suppression import Suppression, floors, restarted
 from idsel_core.selection.torch_rounds import pick_in_rounds
 
 FIRST_SHORTLIST = 128
 
 
-def pick_from_shortlist(image: Suppression, scores: Tensor, dead: Tensor, count: int) -> list[int]:
+def pick_from_shortlist(
+    image: Suppression, scores: Tensor, dead: Tensor, count: int, restart: bool = False
+) -> list[int]:
     """Pick the tokens that `pick_in_rounds` picks.
 
-    Scores never rise. So rounds run on a shortlist of the highest scores while no token outside it can score higher;
-    then all scores are updated and the next shortlist is taken. If a shortlist yields few picks, as it does for equal
-    scores, the remaining rounds run on all tokens.
+    Scores never rise within a sweep. So rounds run on a shortlist of the highest scores while no token outside it can
+    score higher; then all scores are updated and the next shortlist is taken. If a shortlist yields few picks, as it
+    does for equal scores, the remaining rounds run on all tokens.
 
     Parameters
     ----------
@@ -31,6 +33,8 @@ def pick_from_shortlist(image: Suppression, scores: Tensor, dead: Tensor, count:
         bool (1, N); tokens that cannot be picked.
     count : int
         Number of tokens to pick, at most the number of tokens that are not dead.
+    restart : bool
+        Whether the scores are set back when they have run out.
 
     Returns
     -------
@@ -39,18 +43,24 @@ def pick_from_shortlist(image: Suppression, scores: Tensor, dead: Tensor, count:
     """
     order: list[int] = []
     dead = dead.clone()
+    original = scores if restart else None
+    floor = floors(scores) if restart else torch.zeros_like(scores[:, :1])
+    stop = float(floor) if restart else -math.inf
     size = min(FIRST_SHORTLIST, 5 * count // 4 + 1)
     while count:
+        if original is not None:
+            # The exhaustion rule.
+            scores = restarted(scores, dead, original, floor)
         ranking = scores.sort(dim=1, descending=True, stable=True)
-        if ranking.values[0, 0] <= 0:  # neither update changes such scores
+        if ranking.values[0, 0] <= floor[0, 0]:  # neither update changes such scores, or the next restart undoes it
             return order + ranking.indices[0, :count].tolist()
-        size = min(size, int((ranking.values > 0).sum()), scores.shape[1] - 1)
+        size = min(size, int((ranking.values > floor).sum()), scores.shape[1] - 1)
         enough = size >= 4
         picks, values = (
-            _on_shortlist(image, scores, dead, ranking.indices[:, : size + 1], count) if enough else ([], [])
+            _on_shortlist(image, scores, dead, ranking.indices[:, : size + 1], count, stop) if enough else ([], [])
         )
         if 4 * len(picks) < size or not picks:
-            return order + pick_in_rounds(image, scores, dead, count)[0].tolist()
+            return order + pick_in_rounds(image, scores, dead, count, original=original)[0].tolist()
         order += picks
         count -= len(picks)
         if count:
@@ -63,12 +73,12 @@ def pick_from_shortlist(image: Suppression, scores: Tensor, dead: Tensor, count:
 
 
 def _on_shortlist(
-    image: Suppression, scores: Tensor, dead: Tensor, ranked: Tensor, count: int
+    image: Suppression, scores: Tensor, dead: Tensor, ranked: Tensor, count: int, stop: float
 ) -> tuple[list[int], list[float]]:
     """Return up to `count` picks from the tokens `ranked` (1, S), and their scores.
 
     The last token of `ranked` is a sentinel for all tokens outside the shortlist. None of them scores more than it, now
-    or later; so its score stays fixed, and picking stops when it becomes the highest.
+    or later; so its score stays fixed, and picking stops when it becomes the highest, or no score is above `stop`.
     """
     short, rank = ranked.sort(dim=1)  # by index, so that ties go to the lowest; (1, S) each
     sentinel = int(rank.argmax())
@@ -80,7 +90,7 @@ def _on_shortlist(
     picks: list[int] = []
     values: list[float] = []
     # On rows this short a call of NumPy costs a fifth of a call of torch.
-    while len(picks) < count and (best := int(now.argmax())) != sentinel:
+    while len(picks) < count and (best := int(now.argmax())) != sentinel and now[best] > stop:
         picks.append(best)
         values.append(now[best])
         # The update rule, as in `Suppression.suppress`.

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from idsel_core.selection.suppression import Update, finite_exponent, rounding
+from idsel_core.selection.suppression import Update, finite_exponent, floors, rounding
 
 WORKSPACE = 2**30
 """Most bytes of similarities (B, N, N) at a time; more images than fit are done one group after the other."""
@@ -24,11 +24,13 @@ def _rounds(
     scores: tl.tensor,
     counts: tl.tensor,
     exponent: tl.tensor,
+    floors: tl.tensor,
     order: tl.tensor,
     n: tl.tensor,
     most: tl.tensor,
     LEAST: tl.constexpr,
     MULTIPLY: tl.constexpr,
+    RESTART: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     image = tl.program_id(0).to(tl.int64)
@@ -38,9 +40,16 @@ def _rounds(
     own = tl.load(inverse + image * n + token, mask=inside, other=0.0)
     table = similarity + image * n * n
     count = tl.load(counts + image)
-    factor = tl.load(exponent)
+    factor = tl.load(exponent + image)
+    floor = tl.load(floors + image)
+    original = now
     for step in range(count):
         value, pick = tl.max(now, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        if RESTART:  # noqa: SIM102 - the first is known when the kernel is compiled, the second is not
+            # The exhaustion rule.
+            if value <= floor:
+                now = tl.where(now == float("-inf"), float("-inf"), original)
+                value, pick = tl.max(now, axis=0, return_indices=True, return_indices_tie_break_left=True)
         tl.store(order + image * most + step, pick.to(tl.int64))
         row = tl.load(table + pick.to(tl.int64) * n + token, mask=inside, other=0.0)
         # The update rule, as in `Suppression.strengths` and `Suppression.suppress`. The weight has the dtype of the
@@ -60,7 +69,15 @@ def _rounds(
         now = tl.where((token == pick) | (now == float("-inf")), float("-inf"), lowered)
 
 
-def pick_on_gpu(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamma: float, update: Update) -> Tensor:
+def pick_on_gpu(
+    x: Tensor,
+    inverse: Tensor,
+    scores: Tensor,
+    counts: Tensor,
+    gamma: Tensor,
+    update: Update,
+    restart: bool = False,
+) -> Tensor:
     """Pick the tokens that `pick_in_rounds` picks.
 
     Parameters
@@ -73,8 +90,12 @@ def pick_on_gpu(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamm
         float64 (B, N), -inf at padding.
     counts : Tensor
         Long (B,), on any device; number of tokens to pick of each image, at most the tokens that are no padding.
-    gamma, update
+    gamma : Tensor
+        (B,); sharpness of each image.
+    update : {"subtract", "multiply"}
         As in `id_select`.
+    restart : bool
+        Whether the scores are set back when they have run out.
 
     Returns
     -------
@@ -85,8 +106,8 @@ def pick_on_gpu(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamm
     most = int(counts.max())
     order = torch.full((images, most), -1, dtype=torch.long, device=x.device)
     counts = counts.to(x.device, non_blocking=True)
-    # A tensor, because a plain number would reach the kernel as float32.
-    exponent = torch.full_like(inverse[0, :1], finite_exponent(gamma, inverse.dtype))
+    # Tensors, because plain numbers would reach the kernel as float32.
+    exponent, floor = finite_exponent(gamma, inverse.dtype), floors(scores)[:, 0]
     block = triton.next_power_of_2(n)
     at_once = max(1, WORKSPACE // (n * n * inverse.element_size()))
     for start in range(0, images, at_once):
@@ -97,12 +118,14 @@ def pick_on_gpu(x: Tensor, inverse: Tensor, scores: Tensor, counts: Tensor, gamm
             factors,
             scores[part].contiguous(),
             counts[part],
-            exponent,
+            exponent[part],
+            floor[part],
             order[part],
             n,
             most,
             LEAST=rounding(inverse.dtype),
             MULTIPLY=update == "multiply",
+            RESTART=restart,
             BLOCK=block,
             num_warps=min(32, max(4, block // 256)),
         )

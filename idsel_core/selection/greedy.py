@@ -19,7 +19,8 @@ from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.cpu_shortlist import pick_from_shortlist
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
-from idsel_core.selection.suppression import Suppression, Update, score_dtype
+from idsel_core.selection.scale import automatic_gamma
+from idsel_core.selection.suppression import Exhausted, Suppression, Update, score_dtype
 from idsel_core.selection.torch_rounds import pick_in_rounds
 
 Backend = Literal["auto", "torch", "shortlist", "numba", "triton"]
@@ -30,18 +31,19 @@ def id_select(
     features: Tensor,
     scores: Tensor,
     budget: int | float,
-    gamma: float = 20.0,
+    gamma: float | Literal["auto"] = 20.0,
     update: Update = "subtract",
     mask: Tensor | None = None,
     trace: bool = False,
     backend: Backend = "auto",
+    exhausted: Exhausted = "restart",
 ) -> Selection:
     """Select visual tokens by importance and diversity, as ID-Selection does.
 
     Each round picks the token i of highest score S_i (ties go to the lowest index) and lowers the score of every other
     token j by its similarity to i. With d = max(0, 1 - cos) and w = exp(-gamma d^2), *subtract* sets
-    S_j -= w_ij max(S_i, 0) and *multiply* sets S_j *= 1 - w_ij. Once no score is positive the rule stays the same, so
-    the least suppressed token is picked next.
+    S_j -= w_ij max(S_i, 0) and *multiply* sets S_j *= 1 - w_ij. Once no score is positive, a new sweep begins: the
+    tokens that are left get their first scores back, and the same rule goes on among them.
 
     Parameters
     ----------
@@ -54,7 +56,9 @@ def id_select(
         Number or share of tokens to keep of each row, see `resolve_budget`.
     gamma : float
         Sharpness of the suppression, 0 to infinity. At 0 a pick suppresses all tokens equally; at infinity it
-        suppresses duplicates only, which is top-K by score if there are none.
+        suppresses duplicates only, which is top-K by score if there are none. "auto" takes the gamma of each image at
+        which a token at the image's mean distance has w = 0.01, see `automatic_gamma`; it follows the scale of the
+        distances, so that one setting serves features of any kind.
     update : {"subtract", "multiply"}
         How a pick lowers the other scores.
     mask : Tensor, optional
@@ -67,6 +71,11 @@ def id_select(
         numba and computes only the similarities that a pick depends on; its first call on a machine compiles it, which
         takes seconds. *triton* runs on a GPU with triton, all rounds in one kernel. *auto* takes triton on a GPU and
         numba on a CPU, or torch and shortlist where these are not installed.
+    exhausted : {"restart", "continue"}
+        What follows when no score of the tokens left is above 0, or above the rounding error of the row's highest
+        score. *restart* begins a new sweep, so that importance goes on to decide. *continue* leaves the scores as they
+        are, so that the least suppressed token is next, which with *subtract* is a token of the background. If the
+        first scores of the tokens left have run out too, they come by score, then by index.
 
     Returns
     -------
@@ -83,7 +92,7 @@ def id_select(
     Source: "ID-Selection", arXiv 2604.05601, Eq. 7-9. Tokens whose scores differ by less than the rounding error may
     be picked in either order; so may duplicates of equal score once a pick has suppressed them.
     """
-    _check_knobs(gamma, update)
+    _check_knobs(gamma, update, exhausted)
     x, s, valid = _as_batch(features, scores, mask)
     chosen = _choose_backend(backend, x.device, trace)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -94,18 +103,20 @@ def id_select(
     if valid is not None:
         s = s.masked_fill(dead, -math.inf)
     steps: list[Tensor] = []
+    restart = exhausted == "restart"
+    sharpness = automatic_gamma(x, inverse, ~dead) if gamma == "auto" else torch.full_like(s[:, 0], float(gamma))
     with full_precision(x.device):
         if chosen == "triton":
             from idsel_core.selection.gpu_triton import pick_on_gpu
 
-            order = pick_on_gpu(x, inverse, s, counts, gamma, update)
+            order = pick_on_gpu(x, inverse, s, counts, sharpness, update, restart)
         elif chosen == "numba":
             from idsel_core.selection.cpu_numba import pick_compiled
 
-            order = pick_compiled(x.to(wide), inverse, s, dead, counts, gamma, update)
+            order = pick_compiled(x.to(wide), inverse, s, dead, counts, sharpness, update, restart)
         else:
-            images = Suppression(x.to(wide), inverse, gamma, update)
-            order = _pick_with_torch(images, s, dead, counts, chosen, steps if trace else None)
+            images = Suppression(x.to(wide), inverse, sharpness, update)
+            order = _pick_with_torch(images, s, dead, counts, chosen, restart, steps if trace else None)
     traced = torch.stack(steps, dim=1).masked_fill_((order < 0)[..., None], -math.inf) if trace else None
     return Selection.from_order(order, s, budget, traced)
 
@@ -133,24 +144,33 @@ def _choose_backend(backend: Backend, device: torch.device, trace: bool) -> Back
 
 
 def _pick_with_torch(
-    images: Suppression, scores: Tensor, dead: Tensor, counts: Tensor, backend: Backend, steps: list[Tensor] | None
+    images: Suppression,
+    scores: Tensor,
+    dead: Tensor,
+    counts: Tensor,
+    backend: Backend,
+    restart: bool,
+    steps: list[Tensor] | None,
 ) -> Tensor:
     """Return the picks (B, K) in order, -1 after the last pick of a shorter row."""
     most = int(counts.max())
     unused = torch.arange(most) >= counts[:, None]  # (B, K)
     if backend == "torch":
-        picks = pick_in_rounds(images, scores, dead, most, steps)
+        picks = pick_in_rounds(images, scores, dead, most, steps, scores if restart else None)
         return picks.masked_fill_(unused.to(picks.device), -1)
     order = torch.full_like(unused, -1, dtype=torch.long)
     for row, count in enumerate(counts.tolist()):
         one = slice(row, row + 1)
-        order[row, :count] = torch.tensor(pick_from_shortlist(images.of(row), scores[one], dead[one], count))
+        picked = pick_from_shortlist(images.of(row), scores[one], dead[one], count, restart)
+        order[row, :count] = torch.tensor(picked)
     return order
 
 
-def _check_knobs(gamma: float, update: str) -> None:
-    if isinstance(gamma, bool) or not isinstance(gamma, numbers.Real) or not gamma >= 0:
-        raise ValueError(f"gamma must be a number from 0 to infinity, not {gamma!r}")
+def _check_knobs(gamma: float | str, update: str, exhausted: str) -> None:
+    if gamma != "auto" and (isinstance(gamma, bool) or not isinstance(gamma, numbers.Real) or not gamma >= 0):
+        raise ValueError(f"gamma must be a number from 0 to infinity or 'auto', not {gamma!r}")
+    if exhausted not in get_args(Exhausted):
+        raise ValueError(f"exhausted must be one of {', '.join(map(repr, get_args(Exhausted)))}, not {exhausted!r}")
     if update not in get_args(Update):
         raise ValueError(f"update must be one of {', '.join(map(repr, get_args(Update)))}, not {update!r}")
 

@@ -1,10 +1,11 @@
-"""The update rule of ID-Selection: how a pick lowers the scores of the other tokens.
+"""The update rule of ID-Selection: how a pick lowers the scores of the other tokens, and what follows exhaustion.
 
-`Suppression.strengths` turns cosines into weights (Eq. 7 and 8 of arXiv 2604.05601), and `Suppression.suppress` lowers
-the scores by them (Eq. 9). To change the rule, change these two and call ``id_select(..., backend="torch")``, which
-runs them as they stand. Three faster backends repeat the rule in their inner loops, at the comment "The update rule":
+`Suppression.strengths` turns cosines into weights (Eq. 7 and 8 of arXiv 2604.05601), `Suppression.suppress` lowers the
+scores by them (Eq. 9), and `restarted` begins a new sweep when they have run out. To change the rule, change
+these and call ``id_select(..., backend="torch")``, which runs them as they stand. Three faster backends repeat the rule
+in their inner loops, at the comments "The update rule" and "The exhaustion rule":
 
-* `cpu_shortlist`, the last lines of ``_on_shortlist`` (it takes the weights from here);
+* `cpu_shortlist`, the last lines of ``_on_shortlist`` (it takes the weights from here), and ``pick_from_shortlist``;
 * `cpu_numba`, in ``_greedy``;
 * `gpu_triton`, in ``_rounds``.
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 Update = Literal["subtract", "multiply"]
+Exhausted = Literal["restart", "continue"]
 
 
 def score_dtype(device: torch.device) -> torch.dtype:
@@ -34,9 +36,17 @@ def rounding(dtype: torch.dtype) -> float:
     return 32 * torch.finfo(dtype).eps
 
 
-def finite_exponent(gamma: float, dtype: torch.dtype) -> float:
-    """Return -gamma as a finite number, because an infinite one times a distance of 0 is NaN."""
-    return -min(gamma, torch.finfo(dtype).max)
+def finite_exponent(gamma: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return -gamma (B,) in a dtype, as finite numbers, because an infinite one times a distance of 0 is NaN."""
+    return -gamma.clamp_max(torch.finfo(dtype).max).to(dtype)
+
+
+def exhausted_share(dtype: torch.dtype) -> float:
+    """Return the share of an image's highest score below which a score, in a dtype, counts as run out.
+
+    Above 0, because sums of rounded numbers that cancel need not give 0.
+    """
+    return float(torch.finfo(dtype).eps ** 0.75)
 
 
 @dataclass(frozen=True)
@@ -49,21 +59,21 @@ class Suppression:
         float32 or float64 (B, N, D).
     inverse : Tensor
         (B, N); 1 / |x|, 0 for zero vectors.
-    gamma : float
-        Sharpness.
+    gamma : Tensor
+        Sharpness of each image, (B,), 0 to infinity.
     update : {"subtract", "multiply"}
         How a pick lowers the other scores.
     """
 
     x: Tensor
     inverse: Tensor
-    gamma: float
+    gamma: Tensor
     update: Update
 
     def of(self, image: int) -> Suppression:
         """Return the part that belongs to one image (B = 1)."""
         one = slice(image, image + 1)
-        return Suppression(self.x[one], self.inverse[one], self.gamma, self.update)
+        return Suppression(self.x[one], self.inverse[one], self.gamma[one], self.update)
 
     def unit(self, tokens: Tensor) -> Tensor:
         """Return the unit features (B, T, D) of tokens (B, T)."""
@@ -74,6 +84,10 @@ class Suppression:
     @cached_property
     def _starts(self) -> Tensor:
         return torch.arange(len(self.x), device=self.x.device)[:, None] * self.x.shape[1]
+
+    @cached_property
+    def _exponents(self) -> Tensor:
+        return finite_exponent(self.gamma, score_dtype(self.x.device))[:, None, None]  # (B, 1, 1)
 
     def strengths_of(self, picks: Tensor) -> Tensor:
         """Return the strengths (B, T, N) at which tokens (B, T) suppress every token."""
@@ -91,7 +105,7 @@ class Suppression:
         """
         distance = 1 - cosines.to(score_dtype(cosines.device))
         distance = torch.nn.functional.threshold(distance, rounding(cosines.dtype), 0.0)
-        exponent = distance.square_().mul_(finite_exponent(self.gamma, distance.dtype))
+        exponent = distance.square_().mul_(self._exponents)
         return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
 
     def suppress(self, scores: Tensor, dead: Tensor, strengths: Tensor, values: Tensor) -> Tensor:
@@ -104,6 +118,20 @@ class Suppression:
         else:
             lowered = scores * strengths.prod(dim=1)
         return lowered.masked_fill_(dead, -torch.inf)
+
+
+def restarted(scores: Tensor, dead: Tensor, original: Tensor, floor: Tensor) -> Tensor:
+    """Return scores (B, N) with those of exhausted images set back to the `original` ones (B, N), -inf where `dead`.
+
+    An image is exhausted if no score of its tokens that are left is above its `floor` (B, 1), see `floors`.
+    """
+    spent = scores.amax(dim=1, keepdim=True) <= floor
+    return torch.where(spent, original.masked_fill(dead, -torch.inf), scores)
+
+
+def floors(original: Tensor) -> Tensor:
+    """Return the score (B, 1) at and below which scores count as run out, given the first scores (B, N) of B images."""
+    return original.amax(dim=1, keepdim=True) * exhausted_share(original.dtype)
 
 
 def _has_onednn() -> bool:

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "run_notebook",
     "report": "report",
     "lease": "lease",
+    "harness": "harness",
 }
 """Name of each command, and of its module in `idsel_core.study.commands`."""
 

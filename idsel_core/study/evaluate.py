@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,17 +24,21 @@ from tqdm import tqdm
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.methods._shared.by_importance import Scored
-from idsel_core.pruning.pipeline import read_tokens, select_tokens, shorten_call
+from idsel_core.pruning.pipeline import read_tokens, shorten_call
 from idsel_core.selection.result import Selection
+from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
 from idsel_core.study.cost import flops_prefill
 from idsel_core.study.dataset import BLIND, FULL, Split, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
+from idsel_core.study.nested_budgets import NestedSelections
 from idsel_core.study.open_backbone import open_backbone, weights_hash
 from idsel_core.study.paths import CACHE, DATA, MODEL
-from idsel_core.study.shared_prefix import generate_sharing
 from idsel_core.study.store.provenance import installed, sha256
 from idsel_core.study.store.resume import ResumableRows
 from idsel_core.visual_tokens import VisualTokens
+
+_WAITING = 4
+"""Batches whose prompts are shortened before they are sorted by length and answered."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +95,15 @@ class Study:
         """
         methods = _checked(methods)
         questions = self.split.questions
-        steps = [(start, method) for start in range(0, len(questions), batch) for method in methods]
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
+        asking = CommonBatches(self.backbone, batch * self._full_columns, self._options)
         with tqdm(total=len(methods) * len(questions), desc=f"ask {self.split.name}", mininterval=5) as bar:
-            bar.update(sum(len(questions.iloc[start : start + batch]) for start, _ in steps[: kept.done]))
-            for start, group in itertools.groupby(steps[kept.done :], key=lambda step: step[0]):
+            for number, start in enumerate(range(0, len(questions), batch)):
                 asked = questions.iloc[start : start + batch]
-                whole = self._inputs(asked, self._encoded(asked))
-                for _, method in group:
-                    kept.add(self._ask(method, asked, whole))
+                done = min(max(kept.done - number * len(methods), 0), len(methods))
+                bar.update(done * len(asked))
+                for rows in self._ask(methods, asked, asking, done):
+                    kept.add(rows)
                     bar.update(len(asked))
         return kept.rows()
 
@@ -138,10 +141,11 @@ class Study:
         usable: list[Method] = []
         refused: dict[Method, str] = {}
         asked = self.split.questions.head(1)
-        whole = self._inputs(asked, self._encoded(asked))
+        whole = self._inputs(asked)
+        asking = CommonBatches(self.backbone, self._full_columns, self._options)
         for method in methods:
             try:
-                self._ask(method, asked, whole)
+                list(self._ask([method], asked, asking, whole=whole))
                 usable.append(method)
             except ValueError as error:
                 refused[method] = str(error)
@@ -153,28 +157,99 @@ class Study:
         return usable, reasons
 
     @torch.no_grad()
-    def _ask(self, method: Method | str, questions: pd.DataFrame, whole: _Inputs) -> pd.DataFrame:
+    def _ask(
+        self,
+        methods: Sequence[Method | str],
+        questions: pd.DataFrame,
+        asking: CommonBatches,
+        done: int = 0,
+        whole: _Inputs | None = None,
+    ) -> Iterator[pd.DataFrame]:
+        """Yield the rows of some questions for each method behind the first `done`, in order.
+
+        Where memory runs out, the questions are asked in two halves.
+        """
+        if done == len(methods):
+            return
+        try:
+            for rows in self._ask_together(methods, questions, asking, done, whole or self._inputs(questions)):
+                yield rows
+                done += 1
+            return
+        except RuntimeError as error:
+            if len(questions) == 1 or not out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        half = len(questions) // 2
+        parts = (self._ask(methods, part, asking, done) for part in (questions.iloc[:half], questions.iloc[half:]))
+        for both in zip(*parts, strict=True):
+            yield pd.concat(both, ignore_index=True)
+
+    def _ask_together(
+        self,
+        methods: Sequence[Method | str],
+        questions: pd.DataFrame,
+        asking: CommonBatches,
+        done: int,
+        whole: _Inputs,
+    ) -> Iterator[pd.DataFrame]:
+        """As `_ask`: the prompts of as many methods as `_WAITING` batches hold are answered together."""
+        select = NestedSelections(methods)
+        waiting: list[_Asked] = []
+        for place, method in enumerate(methods[done:], done + 1):
+            waiting.append(self._shorten(method, questions, whole, select))
+            columns = sum(len(prompt) for asked in waiting for prompt in asked.prompts)
+            if columns >= _WAITING * asking.columns or place == len(methods):
+                answers = self._answers(waiting, asking)
+                for asked in waiting:
+                    yield self._rows(asked, questions, answers)
+                waiting = []
+
+    def _shorten(
+        self, method: Method | str, questions: pd.DataFrame, whole: _Inputs, select: NestedSelections
+    ) -> _Asked:
+        """Return the shortened prompts of a method; those of one that drops tokens inside are answered at once."""
         if method == BLIND:
-            short, passage = self._prompts(questions, [0] * len(questions)), None
-            output = self._generate(short, torch.arange(len(questions)))
-        else:
-            acting = UniformGrid(1.0) if isinstance(method, str) else method
-            grid = acting.target_grid(*self.grid)
-            inputs = whole if grid == self.grid else self._inputs(questions, self._encoded(questions, grid))
-            selection = select_tokens(acting, inputs.tokens)
-            call = shorten_call(self.backbone, acting, inputs.tokens, selection, inputs.prompts, self.positions)
-            sharing = torch.arange(len(questions)) if drops_inside(acting) else _alike(questions, selection)
-            short = call.inputs
+            prompts = self._prompts(questions, [0] * len(questions))
+            keys = [(BLIND, row) for row in range(len(questions))]
+            layers = np.zeros((len(questions), self.backbone.decoder_layers), int)
+            rows = torch.arange(0)
+            return _Asked(
+                method, keys, split_prompts(self.backbone, prompts, rows, keys), layers, _words(prompts, self)
+            )
+        acting = UniformGrid(1.0) if isinstance(method, str) else method
+        grid = acting.target_grid(*self.grid)
+        inputs = whole if grid == self.grid else self._inputs(questions, grid)
+        inside = drops_inside(acting)
+        selection = select(acting, inputs.tokens, grid)
+        call = shorten_call(self.backbone, acting, inputs.tokens, selection, inputs.prompts, self.positions)
+        words = _words(call.inputs, self)
+        if inside:
             with call.running() as passage:
-                output = self._generate(short, sharing)
-        answers = self.processor.batch_decode(output, skip_special_tokens=True)
-        if passage is None:
-            before, kept = 0, None
-            layers = [[0] * self.backbone.language_model.config.num_hidden_layers] * len(questions)
-        else:
-            before, kept = self.grid[0] * self.grid[1], self._places(passage.left, grid)
-            layers = passage.layers.tolist()
-        predictions = np.array([answer.strip() for answer in answers])
+                output = self.backbone.model.generate(**call.inputs, **self._options)
+            new = output[:, call.inputs["input_ids"].shape[1] :]
+            return _Asked(
+                method, [], [], passage.layers.cpu().numpy(), words, self._places(passage.left, grid), list(new)
+            )
+        picks = _picks(selection)
+        images = questions["image_id"].tolist()
+        keys = [(row, grid, pick) for row, pick in enumerate(picks)]
+        begins_like = [(image, grid, pick) for image, pick in zip(images, picks, strict=True)]
+        short = split_prompts(self.backbone, call.inputs, torch.arange(len(questions)), begins_like)
+        layers = selection.counts.cpu().numpy()[:, None].repeat(self.backbone.decoder_layers, 1)
+        return _Asked(method, keys, short, layers, words, self._places(selection, grid))
+
+    def _answers(self, waiting: Sequence[_Asked], asking: CommonBatches) -> dict[Hashable, Tensor]:
+        """Return the answer of each prompt by its key; prompts of one key are answered once."""
+        prompts = {key: prompt for asked in waiting for key, prompt in zip(asked.keys, asked.prompts, strict=True)}
+        return dict(zip(prompts, asking.answer(list(prompts.values())), strict=True))
+
+    def _rows(self, asked: _Asked, questions: pd.DataFrame, answers: Mapping[Hashable, Tensor]) -> pd.DataFrame:
+        method, layers = asked.method, asked.layers
+        output = [answers[key] for key in asked.keys] if asked.answers is None else asked.answers
+        texts = self.processor.batch_decode([new.tolist() for new in output], skip_special_tokens=True)
+        predictions = np.array([text.strip() for text in texts])
+        before = 0 if method == BLIND else self.grid[0] * self.grid[1]
         return pd.DataFrame(
             {
                 "backbone": self.name,
@@ -182,17 +257,23 @@ class Study:
                 "split": self.split.name,
                 **{name: questions[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
                 "method": method if isinstance(method, str) else method.name,
-                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
+                **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features")},
+                "update": _update(method),
                 "instruction": _instruction(method),
-                "gamma": getattr(method, "gamma", np.nan),
+                "gamma": _gamma(method),
                 "positions": self.positions,
                 "budget": float(before if isinstance(method, str) else method.budget),
                 "convention": method.budget_convention if drops_inside(method) else None,
                 "tokens_before": before,
-                "tokens_kept": [profile[-1] for profile in layers],
-                "tokens_average": [sum(profile) / len(profile) for profile in layers],
-                "prefill_gflops": self._gflops(layers, short),
-                "on_objects": np.nan if kept is None else self._shares_on_objects(questions["image_id"], kept),
+                "tokens_kept": layers[:, -1],
+                "tokens_average": layers.mean(1),
+                "prefill_gflops": [
+                    self._gflops(tuple(profile), text)
+                    for profile, text in zip(layers.tolist(), asked.words, strict=True)
+                ],
+                "on_objects": np.nan
+                if asked.places is None
+                else self._shares_on_objects(questions["image_id"], asked.places),
                 "seed": getattr(method, "seed", 0),
                 "prediction": predictions,
                 "answer": questions["answer"].to_numpy(),
@@ -201,23 +282,33 @@ class Study:
             }
         )
 
-    def _generate(self, prompts: dict[str, Any], owner: Tensor) -> Tensor:
-        options = {"max_new_tokens": self._answer_tokens, "do_sample": False}
-        return generate_sharing(self.backbone.model, prompts, owner, **options)
+    @functools.cached_property
+    def _options(self) -> dict[str, Any]:
+        return {"max_new_tokens": self._answer_tokens, "do_sample": False}
 
-    def _gflops(self, layers: Sequence[Sequence[int]], prompts: dict[str, Tensor]) -> list[float]:
-        """Return the GFLOPs of each prompt's prefill in the language model, NaN where `cost` does not know it."""
-        image = prompts["input_ids"] == self.backbone.image_token_id
-        words = (prompts["attention_mask"].bool() & ~image).sum(1).tolist()
+    @functools.cached_property
+    def _full_columns(self) -> int:
+        """The columns of the longest full prompt."""
+        counts = self.encoded.placeholders.amax().item()
+        return max(
+            len(ids)
+            for ids in self._prompts(self.split.questions, [int(counts)] * len(self.split.questions))["input_ids"]
+        )
+
+    @functools.cached_property
+    def _gflops(self) -> Callable[[tuple[int, ...], int], float]:
+        """The function from the tokens that each layer reads, and the other columns, to a prefill's GFLOPs."""
+        config = self.backbone.model.config
 
         @functools.cache
-        def of(profile: tuple[int, ...], text: int) -> float:
+        def of(profile: tuple[int, ...], words: int) -> float:
+            """Return the GFLOPs in the language model, NaN where `cost` does not know it."""
             try:
-                return flops_prefill(self.backbone.model.config, profile, text).language_model / 1e9
+                return flops_prefill(config, profile, words).language_model / 1e9
             except (TypeError, ValueError):
                 return float("nan")
 
-        return [of(tuple(profile), text) for profile, text in zip(layers, words, strict=True)]
+        return of
 
     @functools.cached_property
     def grid(self) -> tuple[int, int]:
@@ -229,12 +320,17 @@ class Study:
         """Return the encodings of the questions' images, a row a question; of resized images anew."""
         names, owner = np.unique(questions["image_id"], return_inverse=True)
         if grid is None:
-            return self.encoded.take(torch.from_numpy(self.split.images.index.get_indexer(pd.Index(names))[owner]))
+            rows = self.split.images.index.get_indexer(pd.Index(names))
+            encoded = self.encoded.take(torch.from_numpy(rows))
+            encoded = replace(encoded, features=self.backbone.project(encoded.encoder_features))
+            return encoded.take(torch.from_numpy(owner))
         pixels = image_pixels(self.processor, [self.split.picture(name) for name in names], self.backbone.model.device)
         return self.backbone.encode(pixels, grid=grid).take(torch.from_numpy(owner))
 
     @torch.no_grad()
-    def _inputs(self, questions: pd.DataFrame, encoded: Encoded) -> _Inputs:
+    def _inputs(self, questions: pd.DataFrame, grid: tuple[int, int] | None = None) -> _Inputs:
+        """Return full prompts and their visual tokens; of images resized to a grid, if one is given."""
+        encoded = self._encoded(questions, grid)
         prompts = self._prompts(questions, encoded.placeholders.tolist())
         return _Inputs(prompts, read_tokens(self.backbone, encoded, prompts))
 
@@ -287,6 +383,37 @@ class Study:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The shortened prompts of one method and some questions, and what the rows say of them.
+
+    Attributes
+    ----------
+    method : Method or str
+        Of the rows.
+    keys : sequence of Hashable
+        What the answer to each prompt depends on, beside the model.
+    prompts : sequence of ShortPrompt
+        To be answered.
+    layers : ndarray
+        Visual tokens that each layer reads, int (B, layers).
+    words : list[int]
+        Columns of each prompt that hold no visual token.
+    places : list[ndarray], optional
+        Where in the grid of the image the kept tokens lie, None without an image.
+    answers : list[Tensor], optional
+        New tokens of each prompt, where it was answered already.
+    """
+
+    method: Method | str
+    keys: Sequence[Hashable]
+    prompts: Sequence[ShortPrompt]
+    layers: np.ndarray
+    words: list[int]
+    places: list[np.ndarray] | None = None
+    answers: list[Tensor] | None = None
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """Full prompts and their visual tokens; the views that methods read are computed once for all of them."""
@@ -315,13 +442,31 @@ def title(method: Method) -> str:
     return f"{method.name} (final)" if final else method.name
 
 
-def _alike(questions: pd.DataFrame, selection: Selection) -> Tensor:
-    """Give rows of the same image and the same kept tokens the same number, int64 (B,)."""
-    if selection.features is not None:
-        return torch.arange(len(selection))
-    images = torch.from_numpy(pd.factorize(questions["image_id"])[0]).to(selection.indices)
-    rows = torch.cat([images[:, None], selection.indices], 1).cpu().numpy()
-    return torch.from_numpy(np.unique(rows, axis=0, return_inverse=True)[1])
+def _words(prompts: Mapping[str, Tensor], study: Study) -> list[int]:
+    """Return the number of columns of each prompt that hold neither padding nor a visual token."""
+    return (prompts["attention_mask"].bool() & ~study.backbone.placeholders(prompts["input_ids"])).sum(1).tolist()
+
+
+def _picks(selection: Selection) -> Sequence[Hashable]:
+    """Return what tells the kept tokens of each row apart: their indices, and their features where they are new."""
+    indices = [row.cpu().numpy().tobytes() for row in selection.rows()]
+    if selection.features is None:
+        return indices
+    kept = (row[:count] for row, count in zip(selection.features, selection.counts.tolist(), strict=True))
+    features = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in kept]
+    return list(zip(indices, features, strict=True))
+
+
+def _update(method: Method | str) -> str | None:
+    """Return the update rule of a method, with the exhaustion rule where it is not the default."""
+    update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
+    return update if update is None or exhausted == "restart" else f"{update}, {exhausted}"
+
+
+def _gamma(method: Method | str) -> float:
+    """Return the gamma of a method as a number: -1 for "auto", NaN for a method without one."""
+    gamma = getattr(method, "gamma", np.nan)
+    return -1.0 if gamma == "auto" else float(gamma)
 
 
 def _instruction(method: Method | str) -> str | None:

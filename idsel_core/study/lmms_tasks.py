@@ -137,27 +137,27 @@ class _Answer:
 
 
 @functools.lru_cache(maxsize=4)
-def open_task(name: str, tasks: Path = TASKS) -> Task:
+def open_task(spec: str) -> Task:
     """Return a task, its data fetched.
 
     Parameters
     ----------
-    name : str
-        As lmms-eval calls it.
-    tasks : Path
-        Folder of more tasks.
+    spec : str
+        As lmms-eval calls it; ``FOLDER/TASK`` for a task whose YAML file lies in a folder of your own.
 
     Raises
     ------
     ImportError
         If lmms-eval is not installed.
     ValueError
-        If there is no such task, it does not ask for text, or its data cannot be fetched.
+        If there is no such task, it does not ask for one text, its data cannot be fetched, or a judge scores it.
     """
-    check_installed(name)
-    from lmms_eval.tasks import TaskManager
-
-    manager = TaskManager("WARNING", include_path=[str(tasks)] if tasks.is_dir() else None)
+    check_installed(spec)
+    folder, _, name = spec.rpartition("/")
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder} of tasks, as asked for by lmms:{spec}")
+    more = [str(path) for path in (TASKS, *([Path(folder)] if folder else [])) if path.is_dir()]
+    manager = _task_manager(*more)
     if name not in manager.all_tasks:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `lmms-eval tasks` lists all"
@@ -170,8 +170,8 @@ def open_task(name: str, tasks: Path = TASKS) -> Task:
         last = getattr(error, "last_attempt", None)
         cause = last.exception() if last is not None else error
         raise ValueError(
-            f"the data of task {name!r} cannot be fetched: {type(cause).__name__}: {cause}. It may need a network, a "
-            "login (`hf auth login`), or that you accept its terms on the hub"
+            f"task {name!r} cannot be opened: {type(cause).__name__}: {cause}. Its data may need a network, a login "
+            "(`hf auth login`), or that you accept its terms on the hub"
         ) from error
     if inner.OUTPUT_TYPE != "generate_until":
         raise ValueError(
@@ -182,7 +182,17 @@ def open_task(name: str, tasks: Path = TASKS) -> Task:
             f"task {name!r} is scored by a judge, a model behind a network; run it through lmms-eval itself "
             "(docs/benchmarks.md)"
         )
-    return Task(name, inner)
+    return Task(spec, inner)
+
+
+@functools.cache
+def _task_manager(*folders: str) -> Any:
+    """Return lmms-eval's list of tasks, which takes ten seconds to make, with those of more folders."""
+    from lmms_eval.tasks import TaskManager
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    return TaskManager("WARNING", include_path=list(folders) or None)
 
 
 def _asks_a_judge(function: Any) -> bool:

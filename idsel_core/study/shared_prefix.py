@@ -76,12 +76,17 @@ def generate_sharing(model: Any, inputs: Mapping[str, Any], owner: Tensor, **opt
     return output[:, whole.shape[1] :]
 
 
+def can_share(model: Any) -> bool:
+    """Tell whether the beginning of a prompt of this model can be read by itself."""
+    return model.config.model_type in FAMILIES
+
+
 def _can_share(model: Any, inputs: Mapping[str, Any]) -> bool:
     """Tell whether the beginning of a prompt can be read by itself: nothing in it attends to what follows."""
     encoded = inputs.get("mm_encoder_outputs") or {}
     given = {name for name, value in inputs.items() if value is not None}
     return (
-        model.config.model_type in FAMILIES
+        can_share(model)
         and given == {"input_ids", "attention_mask", "mm_encoder_outputs"}
         and set(encoded) == {"image"}
         and isinstance(encoded["image"].pooler_output, list)

@@ -98,9 +98,11 @@ def test_picks_do_not_depend_on_the_other_images_of_a_batch(method):
 
 
 @pytest.mark.parametrize("method", MATRIX + INSIDE, ids=repr)
-def test_a_budget_above_the_longest_row_is_refused(method):
-    with pytest.raises(ValueError, match="got 37 tokens, and the longest row has 36"):
-        dataclasses.replace(method, budget=37).select(batch(image(0)))
+def test_a_budget_above_the_longest_row_keeps_all_tokens(method):
+    tokens = batch(image(0), image(1, 4, 6))
+    picks = dataclasses.replace(method, budget=37).select(tokens)
+    assert [row.tolist() for row in picks.rows()] == [list(range(36)), list(range(24))] and picks.requested == 37
+    assert torch.equal(picks.order, dataclasses.replace(method, budget=36).select(tokens).order)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_methods_are_hashable_values_with_a_readable_repr():
         ({"name": "xyz"}, "unknown method 'xyz'; known: "),
         ({"name": "topk", "gama": 1}, "topk has no knob 'gama'; known: budget, importance"),
         ({"name": "idselection", "gama": 1}, r"no knob 'gama', did you mean 'gamma'\?"),
-        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity, not -1.0"),
+        ({"gamma": -1.0}, "gamma must be a number from 0 to infinity or 'auto', not -1.0"),
         ({"gamma": math.nan}, "gamma must be .* not nan"),
         ({"update": "divide"}, "update must be one of 'subtract', 'multiply', not 'divide'"),
         ({"importance": "saliencey"}, "importance must be one of saliency, .*, not 'saliencey'"),

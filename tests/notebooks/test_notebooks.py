@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from idsel_core.study.store.provenance import read_origin
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
 from tests.support.project import PROJECT
+from tests.support.rows import make_rows
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 WORKFLOW = yaml.safe_load((PROJECT / "config/workflow.yaml").read_text())
@@ -28,7 +30,10 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 
 def test_the_workflow_runs_all_notebooks_and_no_others():
     assert [path.stem for path in NOTEBOOKS] == sorted(
-        [*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"], WORKFLOW["sweep"], *WORKFLOW["by_hand"]]
+        [
+            *(*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"]),
+            *(WORKFLOW["sweep"], *WORKFLOW["by_hand"], *WORKFLOW["shown"]),
+        ]
     )
     jobs = set(WORKFLOW["jobs"])
     assert all({job, *read} <= jobs for job, read in WORKFLOW["reads"].items())
@@ -143,9 +148,29 @@ def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monk
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     assert len(set(shown)) == len(shown)
-    if path.stem in [*WORKFLOW["jobs"], *WORKFLOW["by_hand"]] and path.stem != "01_quickstart":
+    if path.stem in [*WORKFLOW["jobs"], *WORKFLOW["by_hand"], *WORKFLOW["shown"]] and path.stem != "01_quickstart":
         saved = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
         assert len(saved) == len(shown) > 0
+
+
+@pytest.mark.parametrize("name", WORKFLOW["shown"])
+@pytest.mark.parametrize("stored", [False, True], ids=["empty store", "measured rows"])
+def test_stored_rows_are_shown_beside_other_numbers(name, stored, tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    results = Results(tmp_path / "results")
+    if stored:
+        rows = pd.concat([make_rows(budgets=(576,), method="full"), make_rows(budgets=(64,), method="fastv")])
+        rows = rows.assign(dataset="lmms:vizwiz_vqa_val", backbone="llava-hf/llava-1.5-7b-hf")
+        rows = pd.concat([rows, rows.assign(dataset="lmms:gqa", split="gqa")], ignore_index=True)
+        results.write("made_up", rows, {})
+    parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
+    parameters |= {"results_dir": str(results.root), "figures_dir": str(tmp_path / "figures")}
+    run(PROJECT / f"notebooks/{name}.ipynb", tmp_path / "executed.ipynb", parameters)
+    cells = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells
+    shown = "".join(str(output) for cell in cells if cell.cell_type == "code" for output in cell.outputs)
+    accuracy = 100 * rows[rows["method"] == "fastv"]["correct"].mean() if stored else 0
+    assert (f"48 / {accuracy:.1f}" in shown) == stored
+    assert ("Nothing was measured that would have to stay apart" in shown) != stored
 
 
 def test_figures_are_drawn_from_the_rows_alone(smoke, monkeypatch):

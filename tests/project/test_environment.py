@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from idsel_core.study.harness.registry import HARNESS
 from tests.support.project import PROJECT
 
 
@@ -25,21 +26,37 @@ def pins(lines: list[str]) -> dict[str, str]:
     return {normal(name): version for name, version in pairs}
 
 
-def constraints() -> dict[str, str]:
-    return pins((PROJECT / "constraints.txt").read_text().splitlines())
+def constraints(name: str = "constraints.txt") -> dict[str, str]:
+    return pins((PROJECT / name).read_text().splitlines())
 
 
-def direct_dependencies() -> set[str]:
+def direct_dependencies(evaluating: bool = False) -> set[str]:
+    """Return the packages that the project asks for itself, with those of the harness's own environment or not."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(group for name, group in extras.items() if evaluating or name != "eval")]
     names = {normal(re.match(r"[\w.-]+", line)[0]) for group in groups for line in group}
     return names - {normal(project["name"])}
 
 
-def test_constraints_pin_exact_versions_and_nothing_else():
-    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-eval.txt"])
+def test_constraints_pin_exact_versions_and_nothing_else(name):
+    lines = (PROJECT / name).read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_all_direct_dependencies_are_pinned():
     assert direct_dependencies() <= set(constraints())
+    assert direct_dependencies(evaluating=True) <= set(constraints()) | set(constraints("constraints-eval.txt"))
+
+
+def test_the_environment_of_the_harness_differs_from_the_other_in_protobuf_alone():
+    """And the harness is asked for in the version that the code was written for."""
+    both = set(constraints()) & set(constraints("constraints-eval.txt"))
+    assert both == {"protobuf"}
+    assert constraints("constraints-eval.txt")["lmms-eval"] == HARNESS
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"lmms-eval=={HARNESS}" in extras["eval"]
 
 
 def test_the_conda_environment_has_the_pinned_versions_of_all_direct_dependencies():
@@ -189,7 +206,7 @@ def test_an_environment_that_is_a_link_works_and_is_ignored_by_git(installed, tm
     assert [call for call in calls(installed) if "pip" in call] == []
     shutil.copy(PROJECT / ".gitignore", installed)
     subprocess.run(["git", "init", "--quiet"], cwd=installed, check=True)
-    for name in (".venv", "results/rows/a.parquet", "logs/a.ipynb", ".cache/x", ".snakemake/x"):
+    for name in (".venv", ".venv-eval", "results/rows/a.parquet", "logs/a.ipynb", ".cache/x", ".snakemake/x"):
         assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=installed).returncode == 0, name
 
 

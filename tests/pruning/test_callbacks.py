@@ -12,22 +12,11 @@ from idsel_core import TopK, UniformGrid, prune
 from tests.support import families, tiny
 from tests.support.families import FAMILIES
 from tests.support.llava_prompts import same, state
+from tests.support.tiny import TinyLlava
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [families.IMAGE, families.VIDEO]}
 LAYOUT = ((1,), (0,))
 METHOD = UniformGrid(budget=0.5)
-
-
-class TinyLlava:
-    """LLaVA-1.5 by the names that the other families have."""
-
-    build = staticmethod(tiny.build)
-
-    def prompts(self, layout):
-        return tiny.prompts(tuple(map(len, layout)))
-
-    def alone(self, layout, row):
-        return tiny.alone(self.prompts(layout), tuple(map(len, layout)), row)
 
 
 @pytest.fixture(scope="module", params=["llava", *FAMILIES])

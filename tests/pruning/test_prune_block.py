@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from idsel_core import IDSelection, Method, Selection, UniformGrid, prune
+from idsel_core.methods import FastV
 from tests.support import tiny
 from tests.support.llava_prompts import GREEDY, ragged, run, same, state
 
@@ -45,7 +46,7 @@ def test_prune_restores_the_model(clip):
         run(clip, inputs)
     assert same(state(clip), before)
     for fault in ("block", "method", "tower"):
-        method = IDSelection(budget=37 if fault == "method" else 5)
+        method = FastV(budget=1) if fault == "method" else IDSelection(budget=5)
         with pytest.raises((RuntimeError, ValueError)), prune(clip, method):
             if fault == "block":
                 raise RuntimeError("on purpose")
@@ -81,7 +82,7 @@ def test_innermost_of_nested_blocks_decides(clip):
     clip(**inputs)
     inner.__exit__(None, None, None)
     assert len(inner.report) == 4 and same(state(clip), before)
-    with prune(clip, method), pytest.raises(ValueError), prune(clip, UniformGrid(budget=37)):
+    with prune(clip, method), pytest.raises(ValueError), prune(clip, FastV(budget=1)):
         clip(**inputs)
     assert same(state(clip), before)
 

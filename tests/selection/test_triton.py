@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from idsel_core.selection.greedy import id_select
 from tests.support.project import PROJECT
-from tests.support.selections import GAMMAS, UPDATES, problems, resembles
+from tests.support.selections import EXHAUSTED, GAMMAS, UPDATES, problems, resembles
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
@@ -54,13 +54,14 @@ def test_triton_picks_the_same_tokens_as_torch_in_ragged_batches(problem):
 
 @kernel
 @pytest.mark.parametrize("update", UPDATES)
-@pytest.mark.parametrize("gamma", [*GAMMAS, 1e-3])
+@pytest.mark.parametrize("gamma", [*GAMMAS, 1e-3, "auto"])
 def test_triton_orders_all_tokens_like_torch_for_every_gamma(gamma, update):
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(2, 40, 6, generator=generator)
     s = torch.rand(2, 40, generator=generator)
-    ours, wanted = both(features=x, scores=s, budget=40, gamma=gamma, update=update)
-    assert torch.equal(ours, wanted)
+    for exhausted in EXHAUSTED:
+        ours, wanted = both(features=x, scores=s, budget=40, gamma=gamma, update=update, exhausted=exhausted)
+        assert torch.equal(ours, wanted)
     assert ours.sort(dim=1).values.tolist() == [list(range(40))] * 2
 
 
@@ -134,9 +135,10 @@ from triton.compiler import ASTSource
 import triton
 from idsel_core.selection.gpu_triton import _rounds
 for floats, block, multiply in (("fp32", 1024, False), ("fp64", 64, True)):
-    types = ["*" + floats, "*" + floats, "*fp64", "*i64", "*" + floats, "*i64", "i32", "i32"] + 3 * ["constexpr"]
-    signature = dict(zip(_rounds.arg_names, types, strict=True))
-    source = ASTSource(_rounds, signature, {"LEAST": 2.0**-18, "MULTIPLY": multiply, "BLOCK": block})
+    types = ["*" + floats, "*" + floats, "*fp64", "*i64", "*" + floats, "*fp64", "*i64", "i32", "i32"]
+    signature = dict(zip(_rounds.arg_names, types + 4 * ["constexpr"], strict=True))
+    constants = {"LEAST": 2.0**-18, "MULTIPLY": multiply, "RESTART": not multiply, "BLOCK": block}
+    source = ASTSource(_rounds, signature, constants)
     assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"])
 """
 

@@ -69,6 +69,66 @@ def test_predictions_are_those_of_prune(study, name, knobs, left):
     assert set(stored["tokens_kept"]) == {left}
 
 
+def test_a_job_of_several_settings_answers_as_each_by_itself(study):
+    """Nothing leaks between settings that share batches, selections and answers; ties of logits aside."""
+    methods = [
+        get_method(name, **knobs)
+        for name, knobs in (
+            ("idselection", {"budget": 32}),
+            ("idselection", {"budget": 8}),
+            ("idselection", {"budget": 8, "gamma": 1e9}),
+            ("topk", {"budget": 8}),
+            ("visionzip", {"budget": 32}),
+            ("tome", {"budget": 60}),
+            ("fastv", {"budget": 160}),
+            ("downsample", {"budget": 20}),
+            ("uniform", {"budget": 16}),
+        )
+    ]
+    usable, _ = study.applicable(methods)
+    assert len(usable) > 6
+    asked = [FULL, *usable, BLIND]
+    together = study.run(asked, batch=5)
+    apart = [study.run([method]) for method in asked]
+    rows = together.groupby(["method", "budget", "gamma"], sort=False, dropna=False)
+    assert len(rows) == len(asked)
+    for (_, found), expected in zip(rows, apart, strict=True):
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), expected, check_dtype=False)
+
+
+def test_equal_prompts_are_answered_once_and_beginnings_are_shared(study):
+    read = []
+    hook = study.backbone.language_model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: read.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    try:
+        for methods in ([get_method("topk", budget=8)], [get_method("topk", budget=8)] * 4):
+            study.run(methods)
+            read.append(0)
+    finally:
+        hook.remove()
+    once, again = read.index(0), len(read)
+    assert sum(read[:once]) == sum(read[once:again])
+
+
+def test_where_memory_runs_out_questions_are_asked_in_halves(study, rows):
+    """Memory does not run out here when it should, so a hook says that it did."""
+
+    def refuse(_module, _args, kwargs):
+        if len(kwargs["inputs_embeds"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    hook = study.backbone.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        again = study.run([FULL, BLIND, get_method("idselection", budget=16), get_method("downsample", budget=20)])
+    finally:
+        hook.remove()
+    by = ["method", "question_id"]
+    pd.testing.assert_frame_equal(
+        again.sort_values(by, ignore_index=True), rows.sort_values(by, ignore_index=True), check_dtype=False
+    )
+
+
 def test_share_on_objects_counts_boxes(study, rows):
     name = study.split.images.index[0]
     inside = study.on_objects(name)
@@ -200,13 +260,14 @@ def test_the_fingerprint_tells_weights_apart(study, tmp_path):
 
 
 def test_what_cannot_run_says_why_and_the_rest_runs(study):
-    # The stored encoding lacks the keys that HiPrune's depth needs; a budget above 576 cannot be kept.
-    tried = [get_method("uniform", budget=16), get_method("hiprune", budget=16), get_method("uniform", budget=600)]
+    # The stored encoding lacks the keys that HiPrune's depth needs; FastV's layers before the drop read 576.
+    tried = [get_method("uniform", budget=600), get_method("hiprune", budget=16)]
+    tried += [get_method("fastv", budget=budget) for budget in (200, 1)]
     usable, reasons = study.applicable(tried)
-    assert usable == tried[:1]
-    assert set(reasons) == {"hiprune", "uniform at 600"}
+    assert usable == [tried[0], tried[2]]
+    assert set(reasons) == {"hiprune", "fastv at 1"}
     assert "tower_depths=(0.375,)" in reasons["hiprune"]
-    assert "got 600 tokens, and the longest row has 576" in reasons["uniform at 600"]
+    assert "the least budget for this model is" in reasons["fastv at 1"]
 
 
 def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):

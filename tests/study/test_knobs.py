@@ -82,8 +82,8 @@ def test_words_become_values(method, knob, text, value):
     ("method", "knob", "text", "message"),
     [
         ("random", "seed", "1.5", "knob seed of random must be an int, not '1.5'"),
-        ("idselection", "gamma", "high", "knob gamma of idselection must be a number, not 'high'"),
-        ("idselection", "gamma", "nan", "must be a number, not 'nan'"),
+        ("idselection", "gamma", "high", "knob gamma of idselection must be a number or one of auto, not 'high'"),
+        ("idselection", "gamma", "nan", "must be a number or one of auto, not 'nan'"),
         ("idselection", "update", "add", "must be one of subtract, multiply, not 'add'"),
         ("vscan", "layer", "last", "must be an int or a number or none, not 'last'"),
         ("idselection", "gama", "1", "has no knob 'gama', did you mean 'gamma'"),

@@ -54,18 +54,21 @@ def divprune(image: dict, picks: list[int]) -> np.ndarray:
     return distance[picks].min(0)
 
 
-def cdpruner(image: dict, picks: list[int], spent: float = 1e-4) -> np.ndarray:
-    """Growth of the determinant, as the variance that the picks leave times squared relevance."""
+def cdpruner(image: dict, picks: list[int], spent: float = 1e-11) -> np.ndarray:
+    """Growth of the determinant, as the variance that the picks leave times squared relevance.
+
+    `spent` is the share of a variance that counts as rounding: a token is then explained by the picks.
+    """
     x, r = unit(image["features"]), image["relevance"]
     r = (r - r.min() + 1e-6) / (r.max() - r.min()) if r.max() > r.min() else np.ones_like(r)
     similar = x @ x.T
     variance = np.diag(similar).copy()
     before = variance.copy()
     if picks:
-        basis = similar[np.ix_(picks, picks)]
-        for i in range(len(x)):
-            explained = np.linalg.lstsq(basis, similar[picks, i], rcond=1e-10)[0]
-            variance[i] -= similar[i, picks] @ explained
+        # The squared distance to the span of the picks, which loses no digits in a tight cluster.
+        left, sizes, _ = np.linalg.svd(x[picks].T, full_matrices=False)
+        span = left[:, sizes > 1e-7 * sizes.max(initial=1)]
+        variance = np.square(x - x @ span @ span.T).sum(1)
     return np.where(variance > spent * before, variance * r**2, -1 / (1 + r))
 
 
@@ -211,24 +214,33 @@ def visionzip(image: dict, count: int, share: float = 54 / 64, total: bool = Fal
     )
 
 
-def prumergeplus(image: dict, count: int, step: int = 0, near: int = 32) -> Kept:
-    """With a `step`, as published: `count` attended, as many at this step over the whole image, and the sum."""
+def prumergeplus(image: dict, count: int, share: float = 0.0, near: int = 32) -> Kept:
+    """With a `share`, as published: int(N share) attended tokens, as many at a step of int(1 / share), and the sum.
+
+    The authors list the attended tokens, then those at the step over 0 to N - 2, then the tokens that are in neither,
+    in raster order. A token in both parts is listed twice, and for each such token the first unlisted token is lost, so
+    that the list has N entries. Each of the first entries takes its neighbours from all other entries, and the sum is
+    over the entries after them.
+    """
     attention, x = image["wide_cls_attention@1"], image["encoder_features"]
     keys = unit(image["keys@1"].reshape(len(x), -1))
     ranking, _ = best(attention, len(x))
-    attended, gap = best(attention, count if step else count // 2)
+    attended, gap = best(attention, int(len(x) * share) if share else count // 2)
     rest, spaced = [i for i in range(len(x)) if i not in attended], count - 1 - len(attended)
     centres = attended + [rest[(2 * i + 1) * len(rest) // (2 * spaced)] for i in range(spaced)]
-    if step:
-        centres = attended + list(range(step // 2, len(x), step))
+    if share:
+        step = int(1 / share)
+        centres = attended + list(range(int(step / 2), len(x) - 1, step))
+    again = len(centres) - len(set(centres))
+    listed = centres + [j for j in range(len(x)) if j not in centres][again:]
     merged = []
-    for i in centres:
-        likest, other = best(keys @ keys[i], near, [j for j in range(len(x)) if j != i])
-        merged.append(x[i] + sum((attention[j] * x[j] for j in likest), np.zeros(x.shape[1])))
+    for entry, i in enumerate(centres):
+        other_entries = np.array([j for q, j in enumerate(listed) if q != entry], dtype=int)
+        likest, other = best((keys @ keys[i])[other_entries], near)
+        merged.append(x[i] + sum((attention[j] * x[j] for j in other_entries[likest]), np.zeros(x.shape[1])))
         gap = min(gap, other)
     others = [i for i in ranking if i not in centres]
-    merged.append(sum(attention[j] * x[j] for j in others))
-    again = len(centres) - len(set(centres))
+    merged.append(sum((attention[j] * x[j] for j in listed[len(centres) :]), np.zeros(x.shape[1])))
     gap = min(gap, best(attention, again + 1, others)[1])
     return Kept(list(dict.fromkeys(centres)) + others[: again + 1], gap, np.array(merged), notes={"centres": centres})
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 INF = math.inf
 UPDATES = ("subtract", "multiply")
+EXHAUSTED = ("restart", "continue")
 GAMMAS = (0.0, 1.0, 20.0, 300.0, INF)
 FEATURES = ("gaussian", "clustered", "tight", "duplicates", "blank")
 SCORES = ("uniform", "peaked", "flat", "tied", "sparse", "zero")
@@ -54,6 +55,7 @@ def problems(draw, dtype=torch.float64, batch=4, scores=SCORES, features=FEATURE
         "budget": draw(st.one_of(st.integers(1, max(lengths)), st.floats(0.01, 1.0))),
         "gamma": draw(st.sampled_from(gammas)),
         "update": draw(st.sampled_from(UPDATES)),
+        "exhausted": draw(st.sampled_from(EXHAUSTED)),
     }
 
 
@@ -62,8 +64,10 @@ def resembles(order, wanted, problem, row):
     if torch.equal(order, wanted):
         return True
     x, s = problem["features"][row], problem["scores"][row].masked_fill(~problem["mask"][row], -INF)
-    behind, _ = follow(cosine_table(x.tolist()), s.tolist(), order.tolist(), problem["gamma"], problem["update"])
-    return max(behind) <= 1e-14 * float(s.max())
+    slack = 1e-14 * float(s.max())
+    rule = problem["gamma"], problem["update"], problem.get("exhausted", "restart")
+    behind, _ = follow(cosine_table(x.tolist()), s.tolist(), order.tolist(), *rule, slack)
+    return max(behind) <= slack
 
 
 def cosine_table(x):
@@ -74,21 +78,31 @@ def cosine_table(x):
     ]
 
 
-def follow(cosines, scores, order, gamma, update):
+def follow(cosines, scores, order, gamma, update, exhausted="restart", slack=0.0):
     """Run the rule by plain loops in float64 along `order`.
 
     Return how far each pick stood below the best token (0 where it is the best, ties to the lowest index), and the
-    scores before each pick.
+    scores before each pick. Scores count as run out at 2^-39 of the highest one. Where the best is within `slack` of
+    that, both readings are followed, and the one that fits the picks better is returned.
     """
-    s, alive = list(scores), dict.fromkeys(range(len(scores)))
-    behind, trace = [], []
+    floor, alive = 2.0**-39 * max(scores), dict.fromkeys(range(len(scores)))
+    readings = [([], [], list(scores))]  # how far below, trace, scores
     for i in order:
-        trace.append([s[j] if j in alive else -INF for j in range(len(s))])
-        best = max(alive, key=lambda j: (s[j], -j))
-        behind.append(0.0 if i == best else max(s[best] - s[i], math.ulp(0.0)))
+        seen = []
+        for behind, trace, s in readings:
+            best = max(s[j] for j in alive)
+            again = [scores[j] if j in alive else s[j] for j in range(len(s))]
+            near = exhausted == "restart" and abs(best - floor) <= slack
+            for now in [s, again] if near else [again if exhausted == "restart" and best <= floor else s]:
+                first = max(alive, key=lambda j, now=now: (now[j], -j))
+                gap = 0.0 if i == first else max(now[first] - now[i], math.ulp(0.0))
+                row = [now[j] if j in alive else -INF for j in range(len(now))]
+                after = list(now)
+                for j in alive:
+                    d = max(0.0, 1.0 - cosines[i][j])
+                    w = math.exp(-gamma * d * d) if d > 1e-14 else 1.0
+                    after[j] = now[j] - w * max(now[i], 0.0) if update == "subtract" else now[j] * (1.0 - w)
+                seen.append(([*behind, gap], [*trace, row], after))
+        readings = sorted(seen, key=lambda reading: max(reading[0]))[:8]
         del alive[i]
-        for j in alive:
-            d = max(0.0, 1.0 - cosines[i][j])
-            w = math.exp(-gamma * d * d) if d > 1e-14 else 1.0
-            s[j] = s[j] - w * max(s[i], 0.0) if update == "subtract" else s[j] * (1.0 - w)
-    return behind, trace
+    return readings[0][:2]

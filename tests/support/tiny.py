@@ -100,3 +100,18 @@ def alone(inputs: dict[str, Tensor], layout: tuple[int, ...], row: int) -> dict[
     if layout[row]:
         single["pixel_values"] = inputs["pixel_values"][first : first + layout[row]]
     return single
+
+
+class TinyLlava:
+    """LLaVA-1.5 by the names that the other families have."""
+
+    build = staticmethod(build)
+
+    def prompts(self, layout, side="left", seed=0):
+        return prompts(tuple(map(len, layout)), side, seed)
+
+    def features(self, model, inputs):
+        return {"image": list(model.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output)}
+
+    def alone(self, layout, row):
+        return alone(self.prompts(layout), tuple(map(len, layout)), row)

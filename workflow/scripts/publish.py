@@ -28,14 +28,14 @@ DOCS = Path("docs")
 
 
 def conda_environment() -> str:
-    """Return environment.yml: what pyproject.toml asks for directly, in the versions of constraints.txt."""
+    """Return environment.yml: what pyproject.toml asks for, without `eval`, in the versions of constraints.txt."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     pinned = dict(line.split("==") for line in (PROJECT / "constraints.txt").read_text().split())
     versions = {normal(name): version for name, version in pinned.items()}
     wanted = {}
     for line in [
         *project["dependencies"],
-        *(one for group in project["optional-dependencies"].values() for one in group),
+        *(one for name, group in project["optional-dependencies"].items() if name != "eval" for one in group),
     ]:
         name = re.match(r"[\w.-]+", line)[0]
         if normal(name) != normal(project["name"]):

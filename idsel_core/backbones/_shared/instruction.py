@@ -97,13 +97,26 @@ class Instruction:
     @functools.cached_property
     def ends(self) -> Tensor:
         """True at the last token before the answer, one a prompt, bool (B, L)."""
+        if (
+            not self._told
+            and self._backbone.has_chat_template
+            and any(turn is None or turn.end is None for turn in self._turns)
+        ):
+            self._backbone.warn_of_question("the last token asks, of the answer where one stands behind the prompt")
+        return self._ends
+
+    @property
+    def behind(self) -> Tensor:
+        """True at text behind the end of each prompt, as far as it is known, bool (B, L)."""
+        return self.text & ~up_to(self._ends)
+
+    @functools.cached_property
+    def _ends(self) -> Tensor:
         place = torch.arange(self._real.shape[1], device=self._real.device)
         last = (place * self._before).amax(1)
         for row, turn in enumerate(self._turns):
             if turn is not None and turn.end is not None:
                 last[row] = self._columns(row)[turn.end]
-            elif not self._told and self._backbone.has_chat_template:
-                self._backbone.warn_of_question("the last token asks, of the answer where one stands behind the prompt")
         return place == last[:, None]
 
     @functools.cached_property

@@ -105,7 +105,7 @@ class QuestionViews:
         positions = self.position_ids
         if positions is None:
             positions = backbone.encoded_positions(self.encoded, self.input_ids, self.attention_mask)
-        mask, behind = self.attention_mask, self._behind()
+        mask, behind = self.attention_mask, self.instruction.behind
         if bool(behind.any()):
             mask = (torch.ones_like(behind) if mask is None else mask.bool()) & ~behind
             mask = mask.to(self.input_ids.dtype)
@@ -118,10 +118,6 @@ class QuestionViews:
                 **backbone.beside_embeddings(self.encoded, self.input_ids, places),
             )
         return seen
-
-    def _behind(self) -> Tensor:
-        """Mark the text behind the end of each prompt, bool (B, L)."""
-        return self.instruction.text & (self.instruction.ends.long().cumsum(1) == 1) & ~self.instruction.ends
 
     def _check_reach(self, layer: int, asking: Tensor) -> None:
         """Refuse a layer whose window is shorter than the way between an image and the words that ask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from idsel_core.methods._shared.base import Method
 from idsel_core.selection.greedy import id_select
 from idsel_core.selection.result import Selection
-from idsel_core.selection.suppression import Update
+from idsel_core.selection.suppression import Exhausted, Update
 from idsel_core.visual_tokens import VisualTokens
 
 FEATURES = ("projector", "encoder")
@@ -22,27 +23,30 @@ class Greedy(Method):
 
     Parameters
     ----------
-    gamma : float
-        Sharpness of the suppression, see `id_select`.
+    gamma : float or "auto"
+        Sharpness of the suppression, see `id_select`; "auto" sets it for each image by the image's own distances.
     update : {"subtract", "multiply"}
         How a pick lowers the other scores.
     features : {"projector", "encoder"}
         Features whose cosines say which tokens look alike: the output or the input of the projector.
+    exhausted : {"restart", "continue"}
+        What follows when all scores have run out: a new sweep from the first scores, or the least suppressed token.
     """
 
     _: KW_ONLY
-    gamma: float = 20.0
+    gamma: float | Literal["auto"] = 20.0
     update: Update = "subtract"
     features: str = "projector"
+    exhausted: Exhausted = "restart"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, not {self.features!r}")
-        # id_select checks gamma and update.
-        id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update)
+        # id_select checks gamma, update and exhausted.
+        id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update, exhausted=self.exhausted)
 
     def pick(self, tokens: VisualTokens, scores: Tensor) -> Selection:
         """Run `id_select` on scores (B, N)."""
         features = tokens.features if self.features == "projector" else tokens.encoder_features
-        return id_select(features, scores, self.budget, self.gamma, self.update, tokens.mask)
+        return id_select(features, scores, self.budget, self.gamma, self.update, tokens.mask, exhausted=self.exhausted)

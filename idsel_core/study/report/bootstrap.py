@@ -69,7 +69,8 @@ def resampled_means(scores: ArrayLike, resamples: int = 2000, seed: int | Sequen
     return means
 
 
-def _bounds(means: Array, level: float) -> Array:
+def interval_bounds(means: Array, level: float) -> Array:
+    """Return the lower and the upper quantile of each column of resampled means, (2, m)."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -100,7 +101,7 @@ def bootstrap_mean(scores: ArrayLike, *, level: float = 0.95, resamples: int = 2
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"scores must have one dimension, got shape {values.shape}")
-    low, high = _bounds(resampled_means(values, resamples, seed), level)[:, 0]
+    low, high = interval_bounds(resampled_means(values, resamples, seed), level)[:, 0]
     return Interval(float(values.mean()), float(low), float(high), len(values), level, resamples, seed)
 
 
@@ -202,8 +203,8 @@ def mean_scores(
         table = pd.concat(parts, ignore_index=True)
         return table[[*by, *(name for name in table if name not in by)]]
     scores = paired_scores(rows, by)
-    low, high = _bounds(resampled_means(scores, resamples, seed), level)
-    return _labelled(scores, {"mean": scores.to_numpy().mean(0), "low": low, "high": high}, level, resamples, seed)
+    low, high = interval_bounds(resampled_means(scores, resamples, seed), level)
+    return with_settings(scores, {"mean": scores.to_numpy().mean(0), "low": low, "high": high}, level, resamples, seed)
 
 
 def share_of_full(
@@ -260,10 +261,13 @@ def share_of_full(
         means = resampled_means(both, resamples, (seed, number))
         drawn.append(means[:, :-1] / np.where(means[:, -1:] > 0, means[:, -1:], np.nan))
     means = np.mean(drawn, axis=0)
-    low, high = _bounds(means[np.isfinite(means).all(1)], level)
-    return _labelled(scores, {"share": np.mean(shares, axis=0), "low": low, "high": high}, level, resamples, seed)
+    low, high = interval_bounds(means[np.isfinite(means).all(1)], level)
+    return with_settings(scores, {"share": np.mean(shares, axis=0), "low": low, "high": high}, level, resamples, seed)
 
 
-def _labelled(scores: pd.DataFrame, values: dict[str, Array], level: float, resamples: int, seed: int) -> pd.DataFrame:
+def with_settings(
+    scores: pd.DataFrame, values: dict[str, Array], level: float, resamples: int, seed: int
+) -> pd.DataFrame:
+    """Return values, one for each column of `paired_scores`, as rows beside what the columns stand for."""
     table = pd.DataFrame(values, index=scores.columns).reset_index()
     return table.assign(questions=len(scores), level=level, resamples=resamples, seed=seed)

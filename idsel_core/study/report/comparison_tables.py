@@ -8,10 +8,13 @@ import pandas as pd
 
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.comparison import is_final, marked_label
+from idsel_core.study.report.tables import loyalty_column
 from idsel_core.study.report.theme import label
 
 
-def comparison_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
+def comparison_table(
+    rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000, *, loyal: bool = False
+) -> pd.DataFrame:
     """Return the table in the layout of the literature: blocks of a budget, a row a method, a column a question type.
 
     Parameters
@@ -22,11 +25,14 @@ def comparison_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: in
         Which budgets to list, beside "full".
     resamples : int
         Bootstrap resamples of the intervals.
+    loyal : bool
+        Whether to add the column loyalty.
 
     Returns
     -------
     DataFrame
-        budget, method, tokens a layer (the mean over layers), the accuracy in each question type, mean, share of full.
+        budget, method, tokens a layer (the mean over layers), the accuracy in each question type, mean, share of full,
+        and where asked for loyalty.
     """
     listed = rows[rows["budget"].isin(budgets) | (rows["method"] == "full")]
     by = ["method", "budget"]
@@ -35,13 +41,16 @@ def comparison_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: in
     shares = share_of_full(listed, by, resamples=resamples).set_index(by)[["share", "low", "high"]].mul(100)
     wide = wide.map("{:.1f}".format)
     wide["share of full"] = [f"{s:.1f} [{low:.1f}, {high:.1f}]" for s, low, high in shares.loc[wide.index].to_numpy()]
+    if loyal:
+        wide["loyalty"] = loyalty_column(listed, by, resamples).loc[wide.index]
     wide["tokens a layer"] = listed.groupby(by)["tokens_average"].mean().loc[wide.index].map("{:.0f}".format)
     wide["order"] = shares.loc[wide.index, "share"]
     wide = wide.reset_index()
     wide["ranked"] = ~wide["method"].map(is_final)
     wide = wide.sort_values(["budget", "ranked", "order"], ascending=False, kind="stable")
     wide = wide.assign(budget=wide["budget"].astype(int).astype(str), method=wide["method"].map(marked_label))
-    return wide[["budget", "method", "tokens a layer", *dict.fromkeys(rows["question_type"]), "mean", "share of full"]]
+    last = ["mean", "share of full", *(["loyalty"] if loyal else [])]
+    return wide[["budget", "method", "tokens a layer", *dict.fromkeys(rows["question_type"]), *last]]
 
 
 def shares_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pandas as pd
 
+from idsel_core.study.report.agreement import as_loyal, loyalty
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.theme import label
 from idsel_core.study.store.provenance import origin_comment
 
 
-def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000) -> pd.DataFrame:
+def method_table(
+    rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2000, *, loyal: bool = False
+) -> pd.DataFrame:
     """Return accuracy by question type and share of full performance with its interval, for the budgets named.
 
     Parameters
@@ -23,7 +26,9 @@ def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 
     budgets : sequence of float
         Which budgets to list, beside "full" and "no-image".
     resamples : int
-        Bootstrap resamples of the interval.
+        Bootstrap resamples of the intervals.
+    loyal : bool
+        Whether to add the column loyalty, with its interval.
     """
     listed = rows[rows["budget"].isin(budgets) | rows["method"].isin(["full", "no-image"])]
     wide = listed.pivot_table(index=["method", "budget"], columns="question_type", values="correct", sort=False)
@@ -32,30 +37,44 @@ def method_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 
     percent = shares[["share", "low", "high"]].mul(100).round(1).astype(str)
     said = percent["share"] + " [" + percent["low"] + ", " + percent["high"] + "]"
     wide["share of full"] = said.loc[wide.index]
+    if loyal:
+        wide["loyalty"] = loyalty_column(listed, ["method", "budget"], resamples).loc[wide.index]
     wide = wide.reset_index().sort_values("budget", ascending=False, kind="stable")
     wide["budget"] = wide["budget"].astype(int)
     return wide.assign(method=wide["method"].map(label))
 
 
-def accuracy_table(rows: pd.DataFrame) -> pd.DataFrame:
+def loyalty_column(rows: pd.DataFrame, by: Sequence[str], resamples: int = 2000) -> pd.Series:
+    """Return the loyalty of each setting with its interval, in percent and as text, indexed by `by`."""
+    table = loyalty(rows, by, resamples=resamples).set_index(list(by))[["mean", "low", "high"]].mul(100)
+    text = [f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in table.to_numpy()]
+    return pd.Series(text, index=table.index, name="loyalty")
+
+
+def accuracy_table(rows: pd.DataFrame, *, loyal: bool = False) -> pd.DataFrame:
     """Return the accuracy in percent of each split, method and budget, in all and by question type, and chance.
 
     Parameters
     ----------
     rows : DataFrame
         Rows of the store, of any splits, methods and budgets.
+    loyal : bool
+        Whether to add the share of answers that equal the full model's, whose rows must be there then.
 
     Returns
     -------
     DataFrame
-        split, questions (how many), method, budget, all, and a column a question type.
+        split, questions (how many), method, budget, all, a column a question type, and where asked for loyalty.
     """
     by = ["split", "method", "budget"]
     chance = rows.drop_duplicates(["split", "question_id"])
     chance = chance.assign(method="chance", budget=0.0, correct=chance["chance"])
+    agreeing = as_loyal(rows).groupby(by)["correct"].mean() if loyal else None
     rows = pd.concat([rows, chance], ignore_index=True)
     wide = rows.pivot_table(index=by, columns="question_type", values="correct", sort=False)
     wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
+    if agreeing is not None:
+        wide["loyalty"] = agreeing
     wide = wide.mul(100).round(1).sort_index(level="split", sort_remaining=False, ascending=False).reset_index()
     wide.insert(1, "questions", wide["split"].map(rows.groupby("split")["question_id"].nunique()))
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))

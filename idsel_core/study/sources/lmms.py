@@ -25,7 +25,7 @@ def read_task(name: str, limit: int = 0) -> Split:
     Parameters
     ----------
     name : str
-        As lmms-eval calls it.
+        As for `open_task`.
     limit : int
         Take so many questions, the first ones; 0 takes all.
 
@@ -48,13 +48,18 @@ def read_task(name: str, limit: int = 0) -> Split:
         if not names or not answers or not any(answers):
             lacking = "no image" if not names else "no right answer, so it can be answered but not scored"
             raise ValueError(f"question {number} of task {name!r} has {lacking}")
-        record = {"question_id": str(number), "image_id": " ".join(names), "image_ids": names, "question_type": name}
+        record = {
+            "question_id": str(number),
+            "image_id": " ".join(names),
+            "image_ids": names,
+            "question_type": name.rpartition("/")[-1],
+        }
         record |= {"question": task.prompt(number), "answers": answers}
         records.append(record | {"answer": Counter(answers).most_common(1)[0][0], "metric": f"lmms:{name}"})
     questions = pd.DataFrame(records)
     questions["choices"] = [_options(questions["answer"])] * len(questions)
     frame = pd.DataFrame({"image": pd.Series(images, dtype=object)}).rename_axis("image_id")
-    return Split(name, questions, frame, (), f"lmms:{name}", task.new_tokens, task.version)
+    return Split(name, questions, frame, (), f"lmms:{name.rpartition('/')[-1]}", task.new_tokens, task.version)
 
 
 def _name(picture: Image.Image) -> str:

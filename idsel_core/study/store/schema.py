@@ -22,9 +22,15 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),
         "normalise": ("string?", "how that score is brought to a range; null if the method has no such knob"),
         "features": ("string?", "which features are compared, `projector` or `encoder`; null if there is no such knob"),
-        "update": ("string?", "how a pick suppresses others, `subtract` or `multiply`; null if there is no such knob"),
+        "update": (
+            "string?",
+            "how a pick suppresses others, `subtract` or `multiply`, with `, continue` if no sweep follows; or null",
+        ),
         "instruction": ("string?", "the query tokens and the layer of instruction attention, as `tokens@layer`"),
-        "gamma": ("double?", "how fast suppression falls with distance; null if the method has no such knob"),
+        "gamma": (
+            "double?",
+            "how fast suppression falls with distance; -1 if each image sets its own; null if there is no such knob",
+        ),
         "positions": ("string", "position ids of kept tokens: `compact` counts anew, `keep` leaves the full prompt's"),
         "budget": ("double", "what the method was asked for: visual tokens, or below 1 a share of them"),
         "convention": (

@@ -84,6 +84,9 @@ def test_final_count_equals_the_budget(method, count):
         (DART(128, budget_convention="final", faithful=True), [132]),
         (DART(64, budget_convention="final", faithful=True), [68]),
         (DART(192, budget_convention="final", faithful=True), [196]),
+        (DART(1 - 0.778, budget_convention="final", faithful=True), [124]),
+        (DART(1 - 0.889, budget_convention="final", faithful=True), [60]),
+        (DART(1 - 0.778, budget_convention="final"), [128]),
         (PyramidDrop(270), [288, 144, 72]),
         (PyramidDrop(72, budget_convention="final"), [288, 144, 72]),
         (SparseVLM(192, faithful=True), [309, 204, 113]),
@@ -163,7 +166,6 @@ def test_faithful_vscan_does_not_compensate_for_its_windows():
         (PyramidDrop(64, layers=(0, 4)), "tokens cannot be dropped before layer 0 of 32"),
         (SparseVLM(64, layers=(31,)), "tokens cannot be dropped after layer 31 of 32: choose one from 0 to 30"),
         (VScan(64, layer=32), "tokens cannot be dropped before layer 32 of 32: choose one from 1 to 31"),
-        (FastV(577), "got 577 tokens, and the longest row has 576"),
     ],
     ids=repr,
 )
@@ -171,6 +173,25 @@ def test_impossible_budgets_and_layers_are_refused(method, message):
     tokens = torch.tensor([576])
     with pytest.raises(ValueError, match=message):
         method.counts(tokens, tokens, 32)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FastV(577),
+        PyramidDrop(1000, budget_convention="final"),
+        SparseVLM(577),
+        SparseVLM(577, faithful=True),
+        VScan(577),
+        VScan(577, faithful=True),
+        DART(577),
+        DART(577, faithful=True),
+    ],
+    ids=repr,
+)
+def test_a_budget_above_the_tokens_drops_none(method):
+    whole = torch.tensor([576, 31])
+    assert {tuple(drop) for drop in method.counts(whole, whole, 32).T.tolist()} == {(576, 31)}
 
 
 @pytest.mark.parametrize(

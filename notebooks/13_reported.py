@@ -1,0 +1,105 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reported beside measured
+#
+# What papers report (`data/reported`), and the rows of a store beside it. Papers follow different protocols: other
+# benchmarks, prompts, variants of a metric. So each protocol has a table of its own, and a measured score stands beside
+# a reported one only where backbone, benchmark, method, budget and variant of the metric are the same. An empty store
+# leaves the reported numbers alone.
+
+# %% tags=["parameters"]
+backbone = "LLaVA-1.5-7B"  # as papers call it
+protocols = ["cdpruner", "sparsevlm", "mmtok", "dcp-prune"]  # protocols to show, each in a table of its own
+budgets = [576, 128, 64, 32, 16]  # visual tokens to show
+resamples = 2000  # bootstrap resamples of the intervals of measured scores
+results_dir = "results/rows"  # folder of the stored rows
+figures_dir = "results/figures"  # folder for the figure
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+
+from idsel_core.study.paths import project_path
+from idsel_core.study.report import theme
+from idsel_core.study.report.reported import measured_scores, not_comparable, read_reported, set_beside
+from idsel_core.study.store.results import Results
+
+theme.use_theme()
+
+# %%
+reported = read_reported()
+reported = reported[reported["backbone"] == backbone]
+results = Results(project_path(results_dir))
+rows = results.frame() if results.jobs() else pd.DataFrame()
+measured = measured_scores(rows, resamples)
+measured = measured[measured["backbone"] == backbone]
+others = sorted(set(rows["backbone"]) if len(rows) else [])
+f"{len(reported)} reported numbers of {backbone}, {len(measured)} measured; backbones in the store: {others or 'none'}"
+
+# %% [markdown]
+# ## One table a protocol
+#
+# Where something was measured, it stands behind the reported number as *reported / measured*.
+
+# %%
+for protocol in protocols:
+    table = set_beside(reported[reported["protocol"] == protocol], measured)
+    table = table[table["tokens"].isin(budgets) & (table["benchmark"] != "average")]
+    text = table["value"].map("{:g}".format)
+    table["text"] = text.where(table["measured"].isna(), text + table["measured"].map(" / {:.1f}".format))
+    table["benchmark"] += table["metric"].map(lambda metric: "" if metric == "accuracy" else f" ({metric})")
+    wide = table.pivot(index=["tokens", "method", "paper"], columns="benchmark", values="text").fillna("")
+    wide = wide.sort_index(ascending=False).rename(index=theme.label, level="method").reset_index()
+    display(Markdown(f"### Protocol {protocol}\n\n{wide.to_markdown(index=False)}"))
+
+# %% [markdown]
+# ## Means as papers print them
+#
+# Shares of full performance, a panel a protocol: the sets of benchmarks differ, so heights of different panels must not
+# be compared.
+
+# %%
+means = reported[(reported["benchmark"] == "average") & (reported["unit"] == "percent of full")]
+means = means[means["tokens"] > 1].sort_values("tokens")
+style = theme.styles(sorted(means["method"].unique()))
+panels = sorted(means["protocol"].unique())
+lines = -(-len(panels) // 3) or 1
+figure, axes = plt.subplots(
+    lines, 3, figsize=(theme.PAGE, 2.2 * lines), sharex=True, sharey=True, squeeze=False, layout="constrained"
+)
+for axis in axes.flat[len(panels) :]:
+    axis.set_axis_off()
+for protocol, axis in zip(panels, axes.flat, strict=False):
+    part = means[means["protocol"] == protocol]
+    for method, line in part.groupby("method"):
+        axis.plot(line["tokens"], line["value"], markersize=4, label=theme.label(method), **style[method])
+    axis.set_title(protocol)
+    theme.budget_axis(axis, means["tokens"], "visual tokens")
+    axis.legend(fontsize=6, loc="lower right")
+axes[0, 0].set_ylabel("reported share of full, %")
+theme.save(figure, project_path(figures_dir), "13_reported", {"files": ["data/reported"]})
+
+# %% [markdown]
+# ## What must not be compared
+#
+# Measured scores whose benchmark papers report in another variant of the metric.
+
+# %%
+apart = not_comparable(reported[reported["protocol"].isin(protocols)], measured)
+Markdown(
+    apart.round(1).to_markdown(index=False) if len(apart) else "Nothing was measured that would have to stay apart."
+)

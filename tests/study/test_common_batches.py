@@ -1,0 +1,104 @@
+"""Prompts of several settings in common batches: the same answers as one setting at a time, and less work."""
+
+import pytest
+import torch
+
+from idsel_core.backbones import adapter_for
+from idsel_core.methods import METHODS, get_method
+from idsel_core.study.common_batches import CommonBatches, split_prompts
+from idsel_core.study.nested_budgets import NestedSelections
+from tests.support.families import FAMILIES
+
+OPTIONS = {"max_new_tokens": 3, "do_sample": False}
+
+
+def two_images(family, model):
+    """Return the model's adapter, and prompts about two images, of different size where there are several."""
+    backbone = adapter_for(model)
+    sizes = [size for size in (0, 1) if size in family.counts]
+    prompts = family.prompts(tuple((size,) for size in (*sizes, *sizes)[:2]))
+    encoded = backbone.encode(**backbone.image_arguments(prompts))
+    return backbone, prompts, backbone.visual_tokens(encoded, prompts["input_ids"], prompts["attention_mask"])
+
+
+def shortened(family, model, budgets=(3, 6)):
+    """Return the shortened prompts of two images at two budgets, and the answer to each by itself."""
+    backbone, prompts, tokens = two_images(family, model)
+    rows = backbone.locate(prompts["input_ids"], tokens.placeholders, tokens.video, prompts["attention_mask"]).rows
+    pieces, answers = [], []
+    for budget in budgets:
+        short = backbone.shorten(prompts, tokens, get_method("uniform", budget=budget).select(tokens))
+        pieces += split_prompts(backbone, short, rows, [(row, budget) for row in range(2)])
+        with backbone.reading():
+            answers += list(model.generate(**short, **OPTIONS)[:, short["input_ids"].shape[1] :])
+    return backbone, pieces, answers
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@torch.no_grad()
+def test_every_family_answers_as_by_itself(family):
+    backbone, pieces, answers = shortened(family, family.build())
+    together = CommonBatches(backbone, 1000, OPTIONS).answer(pieces)
+    assert all(map(torch.equal, together, answers))
+
+
+@torch.no_grad()
+def test_memory_that_runs_out_halves_the_batch_for_good():
+    """Memory does not run out here when it should, so a hook says that it did."""
+    family = FAMILIES["llava_next"]
+    model = family.build()
+    backbone, pieces, answers = shortened(family, model)
+    read = []
+
+    def refuse(_module, _args, kwargs):
+        read.append(len(kwargs["inputs_embeds"]))
+        if len(kwargs["inputs_embeds"]) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    asking = CommonBatches(backbone, 1000, OPTIONS)
+    with torch.no_grad():
+        hook = model.model.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
+        assert all(map(torch.equal, asking.answer(pieces), answers))
+        assert asking.columns < 1000
+        before = asking.columns
+        asking.answer(pieces)
+        assert asking.columns <= before
+        hook.remove()
+    assert read[0] > 1
+
+
+@torch.no_grad()
+def test_one_prompt_for_which_memory_does_not_last_is_an_error():
+    family = FAMILIES["llava_next"]
+    model = family.build()
+    backbone, pieces, _ = shortened(family, model)
+
+    def refuse(_module, _args, kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    model.model.language_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    with pytest.raises(torch.OutOfMemoryError):
+        CommonBatches(backbone, 1000, OPTIONS).answer(pieces)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if vars(method).get("nested")])
+@pytest.mark.parametrize("budgets", [(4, 9, 2), (0.25, 3, 0.5)])
+@torch.no_grad()
+def test_a_nested_selection_is_that_of_the_budget_alone(name, budgets):
+    _, _, tokens = two_images(FAMILIES["llava_next"], FAMILIES["llava_next"].build())
+    methods = [get_method(name, budget=budget) for budget in budgets]
+    select = NestedSelections(methods)
+    for method in methods:
+        nested, alone = select(method, tokens), method.select(tokens)
+        assert torch.equal(nested.order, alone.order)
+        assert torch.equal(nested.indices, alone.indices)
+        assert torch.equal(nested.counts, alone.counts)
+        assert nested.requested == alone.requested
+
+
+def test_a_subclass_does_not_inherit_nesting():
+    class Reversed(METHODS["topk"]):
+        name = "reversed"
+
+    methods = [Reversed(budget=2), Reversed(budget=4)]
+    assert not NestedSelections(methods)._budgets
