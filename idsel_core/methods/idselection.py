@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.by_suppression import Greedy
@@ -24,6 +24,38 @@ class IDSelection(Greedy, Scored):
     name: ClassVar[str] = "idselection"
     label: ClassVar[str] = "ID-Selection"
     nested: ClassVar[bool] = True
+
+    @classmethod
+    def published(cls, budget: int | float, **knobs: Any) -> IDSelection:
+        """Return the method as the one public re-implementation reads the paper.
+
+        Scores are the attention of the prompt's last token in the language model's layer 2, min-maxed; picks subtract;
+        gamma is 20; tokens are alike by projector features; and the least suppressed token is next once scores have
+        run out. The authors published no code.
+
+        Parameters
+        ----------
+        budget : int or float
+            Number or share of tokens to keep.
+        knobs
+            Other values of knobs than these.
+
+        Notes
+        -----
+        Source: the baseline "idselection" of github.com/anonymous733882/q-cal-submission, which cites Eq. 7-9 of arXiv
+        2604.05601 for distance, weight and update.
+        """
+        reading = {
+            "importance": "instruction",
+            "instruction_layer": 2,
+            "instruction_tokens": "last",
+            "normalise": "minmax",
+            "features": "projector",
+            "gamma": 20.0,
+            "update": "subtract",
+            "exhausted": "continue",
+        }
+        return cls(budget, **(reading | knobs))
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""

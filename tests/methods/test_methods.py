@@ -62,6 +62,20 @@ def kept(method: Method, *images: dict[str, Tensor]) -> list[list[int]]:
     return [row.tolist() for row in method.select(batch(*images)).rows()]
 
 
+def test_the_published_reading_subtracts_and_goes_on_with_the_least_suppressed_token():
+    """Tokens 0 to 2 have one direction, token 3 another: after the first pick, scores are -0.6, -0.8 and about 0."""
+    x = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    tokens = VisualTokens(x, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, 2, dtype=torch.int64))
+    scores = torch.tensor([[1.0, 0.4, 0.2, 0.0]])
+    method = IDSelection.published(3)
+    assert method.pick(tokens, scores).order[0].tolist() == [0, 3, 1]
+    restarted = dataclasses.replace(method, exhausted="restart")
+    assert restarted.pick(tokens, scores).order[0].tolist() == [0, 1, 2]
+    assert (method.importance, method.instruction_layer, method.instruction_tokens) == ("instruction", 2, "last")
+    assert (method.update, method.gamma, method.features) == ("subtract", 20.0, "projector")
+    assert IDSelection.published(3, gamma=5.0) == dataclasses.replace(method, gamma=5.0)
+
+
 def test_the_matrix_has_a_row_for_every_method():
     # The budgets of the last two are not those of each image.
     apart = {Downsample, AdaptiveBudget}
