@@ -123,11 +123,10 @@ theme.save(figure, project_path(figures_dir), study.named("02_gamma"), drawn_fro
 # %% [markdown]
 # ## Conclusion
 #
-# Sharpness matters more than the rule. A pick has to spare tokens that differ from it: with gamma near 0, *multiply*
-# wipes out the whole image after the first pick, and *subtract* with a small gamma uses up all scores and falls back
-# on background, below plain top-K. With a large gamma both rules turn into top-K. In between lies a broad plateau, on
-# which the default stands; there the two rules are close, while *multiply* forgives a gamma that is too small. The
-# numbers of this run:
+# Sharpness matters more than the rule. A pick has to spare tokens that differ from it: with gamma near 0 a pick uses up
+# the scores of the whole image, and every pick begins a new sweep, which is top-K again. With a large gamma both rules
+# turn into top-K as well. In between lies a broad plateau, on which the default stands; there the two rules are close.
+# The numbers of this run:
 
 # %%
 Markdown(ablation_sentences.about_gamma(rows, resamples=resamples))

@@ -51,6 +51,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from idsel_core import InLLM, get_method, list_methods
+from idsel_core.methods import METHODS
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.evaluate import open_study
 from idsel_core.study.paths import project_path
@@ -69,7 +70,8 @@ theme.use_theme()
 # which asks ID-Selection and the controls; 05 draws them all together.
 
 # %%
-chosen = [name for name in methods or list_methods() if not (beside and name in controls)]
+fixed = [name for name in list_methods() if not METHODS[name].shares_budget]  # the same number for every image
+chosen = [name for name in methods or fixed if not (beside and name in controls)]
 swept = [get_method(name, budget=budget) for name in chosen for budget in budgets]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in shown_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]

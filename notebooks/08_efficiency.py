@@ -47,6 +47,7 @@ from tqdm.auto import tqdm
 
 # %%
 from idsel_core import IDSelection, InLLM, get_method, list_methods
+from idsel_core.methods import METHODS
 from idsel_core.study.cost import read_config
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import MODEL, project_path
@@ -72,7 +73,8 @@ theme.use_theme()
 backbone, _ = open_backbone(MODEL)
 config, size = read_config(MODEL)
 inputs = example_inputs(config, text_tokens, size)
-swept = [get_method(name, budget=budget) for name in methods or list_methods() for budget in budgets]
+fixed = [name for name in list_methods() if not METHODS[name].shares_budget]
+swept = [get_method(name, budget=budget) for name in methods or fixed for budget in budgets]
 swept += [IDSelection(budget) for budget in curve if IDSelection(budget) not in swept]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in final_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]

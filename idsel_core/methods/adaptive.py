@@ -57,6 +57,7 @@ class AdaptiveBudget(Scored):
 
     name: ClassVar[str] = "adaptive"
     label: ClassVar[str] = "adaptive budget"
+    shares_budget: ClassVar[bool] = True
 
     _: KW_ONLY
     demand: Demand = "energy"

@@ -15,7 +15,7 @@ from tests.support.family_prompts import GREEDY
 
 REFUSES_IMAGES = {"evs", "vidcom2"}
 """Methods of videos alone."""
-SHARES = {"adaptive"}
+SHARES = {name for name, method in METHODS.items() if method.shares_budget}
 """Methods that share the budget out over a batch, so that neighbours matter."""
 REFUSES_VIDEOS = {"downsample", "visionzip"}
 """Of those that prune images of a family, those that may refuse its videos."""

@@ -41,6 +41,9 @@ class Method(ABC):
     acts_on_pixels: ClassVar[bool] = False
     """Whether the method wants smaller images: true of those that have a `target_grid` of their own."""
 
+    shares_budget: ClassVar[bool] = False
+    """Whether the images of a batch share a budget, so that what one keeps depends on the others."""
+
     nested: ClassVar[bool] = False
     """Whether the picks of a small budget are the first picks of a large one; a subclass says so anew for itself."""
 
