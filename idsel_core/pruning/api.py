@@ -72,6 +72,11 @@ class TimedCall:
         """Which columns behind the prompts are read: none, bool (B, 0)."""
         return self.prompts.later
 
+    @property
+    def said(self) -> Tensor:
+        """The tokens of these columns, int64 (B, 0)."""
+        return self.prompts.said
+
 
 class Pruning:
     """The context manager that `prune` returns.
@@ -245,7 +250,7 @@ class Pruning:
         held = output if isinstance(output, tuple) else [cache_in(output)] if isinstance(output, dict) else []
         returned = next((each for each in held if isinstance(each, Cache)), None)
         prompts = replace(call.prompts, records=tuple(records), searched=searched)
-        prompts = answered(prompts, call.read, answer, setting_of(self.model, inputs, "eos_token_id"))
+        prompts = answered(prompts, call.read, call.said, answer, setting_of(self.model, inputs, "eos_token_id"))
         for cache in {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values():
             if cache.get_seq_length():
                 remember(cache, fitted(prompts, cache))

@@ -15,6 +15,9 @@ from idsel_core.backbones import Backbone, Encoded
 from idsel_core.methods import Method
 from idsel_core.pruning.pipeline import encode_images
 
+_SAMPLES = 16
+"""Numbers of each weight that are looked at."""
+
 
 class KeptEncodings:
     """The encodings of the last calls, by the content of their images.
@@ -68,10 +71,21 @@ class KeptEncodings:
 
     def _key(self, method: Method, inputs: Mapping[str, Any]) -> Hashable:
         images = self.backbone.image_arguments(inputs)
-        # A weight that is written to gets another version.
         weights = tuple((id(weight), weight._version) for weight in self.backbone.model.parameters())
         content = tuple((name, _content(value)) for name, value in sorted(images.items()))
-        return weights, self.backbone.target_grid(method, **images), tuple(method.tower_depths), content
+        grid, depths = self.backbone.target_grid(method, **images), tuple(method.tower_depths)
+        return weights, _sampled(self.backbone.model), grid, depths, content
+
+
+@torch.no_grad()
+def _sampled(model: Any) -> tuple[bytes, ...]:
+    """Return some numbers of each weight, because a write to ``weight.data`` does not change the weight's version."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for weight in model.parameters():
+        if weight.numel() and not weight.is_meta:
+            step = -(-weight.numel() // _SAMPLES)
+            by_device.setdefault(weight.device, []).append(weight.detach().reshape(-1)[::step].double())
+    return tuple(torch.cat(parts).cpu().numpy().tobytes() for parts in by_device.values())
 
 
 def _content(value: Any) -> Hashable:

@@ -46,6 +46,8 @@ class CutPrompts:
         The position, as of ``generate``, of a token that would follow each of these columns, int64 (R, W).
     later : Tensor
         Which columns behind the prompts are no padding, as far as that is known, bool (R, T).
+    said : Tensor
+        The tokens of these columns, int64 (R, T), -1 where they are not known.
     pixels : Tensor
         A number that depends on the pixels, int64 (1,).
     records : tuple[tuple[int, ImageRecord], ...]
@@ -64,6 +66,7 @@ class CutPrompts:
     seen: Tensor
     ends: Tensor
     later: Tensor
+    said: Tensor
     pixels: Tensor
     records: tuple[tuple[int, ImageRecord], ...] = ()
     searched: bool = False
@@ -80,7 +83,7 @@ class CutPrompts:
     def take(self, rows: Tensor) -> CutPrompts:
         """Return the prompts of these rows, int64, with repetition where a prompt has copies."""
         rows = rows.to(self.short.device)
-        tensors = ("given", "real", "images", "short", "seen", "ends", "later")
+        tensors = ("given", "real", "images", "short", "seen", "ends", "later", "said")
         records = tuple(
             (place, record) for place, row in enumerate(rows.tolist()) for owner, record in self.records if owner == row
         )
@@ -96,12 +99,17 @@ class CutPrompts:
             return dataclasses.replace(self, trouble="was cropped so far that an image may be gone")
         names = ("given", "real", "images", "short", "seen", "ends")
         left = {name: getattr(self, name)[:, :-columns] for name in names}
-        return dataclasses.replace(self, **left, later=self.later[:, :0])
+        return dataclasses.replace(self, **left, later=self.later[:, :0], said=self.said[:, :0])
 
     def known_later(self, columns: int) -> Tensor:
         """Return which of so many columns behind the prompts are no padding, as far as that is known, bool (R, T)."""
         known = self.later[:, :columns]
         return torch.nn.functional.pad(known, (0, columns - known.shape[1]), value=True)
+
+    def known_said(self, columns: int) -> Tensor:
+        """Return the tokens of so many columns behind the prompts, int64 (R, T), -1 where they are not known."""
+        known = self.said[:, :columns]
+        return torch.nn.functional.pad(known, (0, columns - known.shape[1]), value=-1)
 
 
 def cut_prompts(
@@ -129,6 +137,7 @@ def cut_prompts(
         seen=seen,
         ends=backbone.next_positions(short, generating).expand(len(ids), -1),
         later=seen[:, :0],
+        said=ids[:, :0],
         pixels=pixels_number(backbone, inputs),
     )
 
@@ -157,12 +166,15 @@ class NextTurn:
         What the cache knows, a row for each row of the call.
     read : Tensor
         Which columns behind the prompts are no padding, the new ones among them, bool (B, T).
+    said : Tensor
+        The tokens of these columns, int64 (B, T), -1 where they are not known.
     """
 
     inputs: dict[str, Any]
     cache: Any
     prompts: CutPrompts
     read: Tensor
+    said: Tensor
 
 
 def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -> NextTurn | None:
@@ -229,6 +241,7 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
         cache,
         prompts,
         seen[:, prompts.width :],
+        call.said(new),
     )
 
 
@@ -273,6 +286,15 @@ class _Call:
             raise ValueError(
                 "the conversation holds images, but does not begin with the prompts that the cache was filled with, "
                 f"column by column: append new text to what generate() returned, or {_ANEW}"
+            )
+        held = min(max(0, self.cached - self.prompts.width), ids.shape[1] - width)
+        known = self.prompts.known_said(held).to(ids.device)
+        again = ids[:, width : width + known.shape[1]]
+        real = self.prompts.known_later(known.shape[1]).to(ids.device)
+        if bool(((again != known) & (known >= 0) & real).any()):
+            raise ValueError(
+                "the conversation goes on from other tokens than those in the cache, such as an answer that was edited "
+                f"or tokenised anew: append new text to what generate() returned, or {_ANEW}"
             )
         if bool(marks[:, width:].any()):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
@@ -322,6 +344,13 @@ class _Call:
             f"{self.cached} + {new}, and the whole conversation {prompts.real.shape[1] + later + new}"
         )
 
+    def said(self, new: int) -> Tensor:
+        """Return the tokens of the columns behind the prompts, int64 (B, T), -1 where they are not known."""
+        before, ids = self.prompts.known_said(self.cached - self.prompts.width), self.inputs.get("input_ids")
+        if ids is None:
+            return torch.nn.functional.pad(before, (0, new), value=-1)
+        return torch.cat([before, ids[:, -new:].to(before)], 1)
+
     def arguments(self, whole: bool, new: int, seen: Tensor, generating: bool) -> dict[str, Any]:
         """Return the arguments that the model takes."""
         inputs, prompts, ids = self.inputs, self.prompts, self.inputs.get("input_ids")
@@ -358,7 +387,9 @@ class _Call:
         return torch.stack([text, *[positions] * self.backbone.position_axes])
 
 
-def answered(prompts: CutPrompts, read: Tensor, answer: Tensor | None, ends: int | list[int] | None) -> CutPrompts:
+def answered(
+    prompts: CutPrompts, read: Tensor, said: Tensor, answer: Tensor | None, ends: int | list[int] | None
+) -> CutPrompts:
     """Return what a cache knows after a call.
 
     Parameters
@@ -367,20 +398,24 @@ def answered(prompts: CutPrompts, read: Tensor, answer: Tensor | None, ends: int
         What it knew, a row for each prompt.
     read : Tensor
         Which columns behind the prompts are no padding, those that the call read among them, bool (B, T).
+    said : Tensor
+        The tokens of these columns, int64 (B, T), -1 where they are not known.
     answer : Tensor, optional
         What was generated, int64 (R, A), where R is a multiple of B.
     ends : int, list[int] or None
         The tokens that end an answer; padding follows them.
     """
     if answer is None:
-        return dataclasses.replace(prompts, later=read)
+        return dataclasses.replace(prompts, later=read, said=said)
     copies = len(answer) // len(prompts)
     prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies)) if copies > 1 else prompts
     real = torch.ones_like(answer, dtype=torch.bool)
     if ends is not None:
         ended = torch.isin(answer, torch.as_tensor(ends, device=answer.device))
         real = ended.cumsum(1) - ended.long() == 0
-    return dataclasses.replace(prompts, later=torch.cat([read.repeat_interleave(copies, 0), real.to(read.device)], 1))
+    read, said = read.repeat_interleave(copies, 0), said.repeat_interleave(copies, 0)
+    later = torch.cat([read, real.to(read.device)], 1)
+    return dataclasses.replace(prompts, later=later, said=torch.cat([said, answer.to(said)], 1))
 
 
 def fitted(prompts: CutPrompts, cache: Any) -> CutPrompts:

@@ -14,7 +14,7 @@ from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny
 from tests.support.chat import batch, plain, said, said_by, token_ids, tokenizer, user
-from tests.support.families import BOS, FAMILIES, IMAGE, LLAVA_REFUSED, PAD, Family
+from tests.support.families import BOS, FAMILIES, IMAGE, LLAVA_REFUSED, PAD, VIDEO, Family
 from tests.support.family_prompts import GREEDY
 
 ONE, TWO = "is the red star near us?", "is the tan bird over at?"
@@ -170,6 +170,12 @@ def test_the_answer_does_not_decide(family, model):
         for inputs in (prompt, one_answer, other):
             assert picks(model, method, inputs, processor=made) == wanted, method
         assert picks(model, method, {**one_answer, "labels": labels}, processor=made) == wanted
+        # Labels on what the template writes, on what the user says, and on everything: the same turn asks.
+        for start in (width - 1, width // 2, 1, 0):
+            early = one_answer["input_ids"].clone()
+            early[:, :start] = -100
+            early[torch.isin(early, torch.tensor([IMAGE, VIDEO]))] = -100
+            assert picks(model, method, {**one_answer, "labels": early}, processor=made) == wanted, (method, start)
     # Without a template, labels alone tell where the answer begins.
     for method in WORDS:
         with warnings.catch_warnings():
@@ -260,7 +266,10 @@ def test_question_mask_names_the_words(family, model):
         mask = torch.tensor([[False, True, True]])
         text |= family.marked(text["input_ids"])
         assert torch.equal(model(**text, question_mask=mask).logits, model(**text).logits)
-        for wrong, why in ((few[:, 1:], "question_mask must be .* like input_ids"), (few & False, "no words ask")):
+        for wrong, why in (
+            (few[:, 1:], "question_mask must be .* like input_ids"),
+            (few & False, "question_mask marks no text of prompt 0"),
+        ):
             with pytest.raises(ValueError, match=why):
                 model(**inputs, question_mask=wrong)
         labels = torch.where(few, inputs["input_ids"], -100)

@@ -369,9 +369,15 @@ def test_a_turn_that_does_not_fit_is_refused(llava):
         image = torch.cat([whole["input_ids"], torch.full((3, 1), 90)], 1)
         hidden = whole["attention_mask"].clone()
         hidden[:, width - 1] = 0
+        edited = whole["input_ids"].clone()
+        edited[:, width] += 1
+        # An answer of another length.
+        shorter = torch.cat([whole["input_ids"][:, :width], whole["input_ids"][:, width + 1 :]], 1)
         at = torch.arange(new.shape[1])[None].expand(3, -1)
         cases = [
             ({"input_ids": moved}, "does not begin with the prompts that the cache was filled with, column by column"),
+            ({**whole, "input_ids": edited}, "goes on from other tokens than those in the cache"),
+            ({"input_ids": shorter}, "goes on from other tokens than those in the cache"),
             ({"input_ids": image}, "cannot add an image to a cache"),
             ({"input_ids": new, "pixel_values": inputs["pixel_values"]}, "cannot add an image to a cache"),
             ({**whole, **pixels_of(model, other)}, "pixel_values holds other images than those"),
@@ -496,6 +502,14 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         with torch.enable_grad():
             model(**one)
     assert {record.source for record in run.report} == {"tower"}
+    projector = next(p for p in model.model.multi_modal_projector.parameters() if p.ndim == 2)
+    with run:
+        before = len(run.report)
+        model.generate(**one, **GREEDY)
+        projector.data += 0.25  # which does not change the version of the weight
+        model.generate(**one, **GREEDY)
+        projector.data -= 0.25
+    assert {record.source for record in run.report[before:]} == {"tower"}
     for wrong in (-1, True, 1.5, None):
         with pytest.raises(ValueError, match="keep_encodings must be a number of calls, or 0 to keep none, not"):
             prune(model, UniformGrid(3), keep_encodings=wrong)

@@ -119,25 +119,30 @@ class ChatTemplate:
         beside = [mark for kind in _KINDS if (mark := _beside_image(render, plain, opening, kind))]
         return cls(tokenizer, opening, closings, blanks, list(dict.fromkeys(beside)))
 
-    def last_turn(self, ids: Sequence[int], placeholder: Sequence[bool]) -> Turn | None:
+    def last_turn(self, ids: Sequence[int], placeholder: Sequence[bool], labelled: int | None = None) -> Turn | None:
         """Find the last user's turn among the tokens of a prompt; None where it has none.
 
         Parameters
         ----------
         ids : Sequence[int]
-            Token ids without padding, up to the answer where that is known.
+            Token ids without padding.
         placeholder : Sequence[bool]
             True at placeholders of images.
+        labelled : int, optional
+            The first token with a label: the turn is the last one that begins before it, or else the first one.
         """
         units = [
             PLACEHOLDER if image else self._plain.unit(number) for number, image in zip(ids, placeholder, strict=True)
         ]
         text = "".join(units)
-        begin = self._begin(text)
+        limit = len(text) if labelled is None else len("".join(units[:labelled]))
+        begin = self._begin(text[:limit])
+        if begin is None and labelled is not None:
+            begin = self._first(text)
         if begin is None:
             return None
         found = [(place, -len(mark)) for mark in self.opens_answer if (place := text.find(mark, begin)) >= 0]
-        stop, length = min(found, default=(len(text), 0))
+        stop, length = min(found, default=(max(limit, begin), 0))
         inside = [False] * begin + [True] * (stop - begin) + [False] * (len(text) - stop)
         for mark in self._beside.finditer(text, begin, stop):
             inside[mark.start() : mark.end()] = [False] * (mark.end() - mark.start())
@@ -160,7 +165,16 @@ class ChatTemplate:
         place = text.rfind(self.opens_question)
         if place >= 0:
             return place + len(self.opens_question)
-        # In a first turn the mark may lack what closes the turn before.
+        return self._opened(text)
+
+    def _first(self, text: str) -> int | None:
+        """Return where the words of the first user's turn begin."""
+        place, opened = text.find(self.opens_question), self._opened(text)
+        found = [place + len(self.opens_question)] * (place >= 0) + [opened] * (opened is not None)
+        return min(found, default=None)
+
+    def _opened(self, text: str) -> int | None:
+        """Return where the words of a first turn begin, whose mark may lack what closes the turn before."""
         start = re.match(f"{_SPECIALS}*", text)
         assert start is not None
         for cut in range(1, len(self.opens_question)):

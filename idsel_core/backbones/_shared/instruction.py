@@ -26,7 +26,8 @@ class Instruction:
     template does.
 
     In this order, words are those that the caller marked, those of the last user's turn by the chat template, or all
-    text before the answer, with a warning that says so.
+    text before the answer, with a warning that says so. Where tokens have labels, the turn is the one before the first
+    of them, or the one that it stands in: labels on what a user says change nothing.
 
     Parameters
     ----------
@@ -82,6 +83,10 @@ class Instruction:
     def words(self) -> Tensor:
         """True at the instruction's words, bool (B, L)."""
         if self._marked is not None:
+            beyond = self._marked & ~up_to(self._ends)
+            if bool(beyond.any()):
+                row = int(beyond.any(1).int().argmax())
+                raise ValueError(f"question_mask marks tokens of the answer of prompt {row}")
             return self._marked
         words = torch.zeros_like(self._real)
         plain = self._said()
@@ -124,15 +129,17 @@ class Instruction:
         template = self._backbone.chat_template
         if template is None:
             return [None] * len(self._input_ids)
-        ids, placeholder = self._input_ids.cpu(), self._placeholder.cpu()
-        return [
-            template.last_turn(ids[row, columns].tolist(), placeholder[row, columns].tolist())
-            for row, columns in ((row, self._columns(row).cpu()) for row in range(len(ids)))
-        ]
+        ids, placeholder, turns = self._input_ids.cpu(), self._placeholder.cpu(), []
+        for row in range(len(ids)):
+            columns = self._columns(row).cpu()
+            before = int(self._before[row].sum())
+            labelled = before if before < len(columns) else None
+            turns.append(template.last_turn(ids[row, columns].tolist(), placeholder[row, columns].tolist(), labelled))
+        return turns
 
     def _columns(self, row: int) -> Tensor:
-        """Return the columns of a prompt before its answer, int64."""
-        return self._before[row].nonzero()[:, 0]
+        """Return the columns of a prompt that are no padding, int64."""
+        return self._real[row].nonzero()[:, 0]
 
     def _said(self) -> Tensor:
         """Return a mask of the text that is no special token, as far as those are known, bool (B, L)."""
@@ -145,15 +152,16 @@ class Instruction:
         known = set() if backbone.processor is None else special_ids(backbone.processor)
         return known.union(*map(_ids_in, named))
 
-    def _checked(self, mask: Tensor) -> Tensor:
+    def _checked(self, mask: Any) -> Tensor:
+        mask = torch.as_tensor(mask)
         if mask.shape != self._input_ids.shape:
             raise ValueError(
                 f"question_mask must be {tuple(self._input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
             )
         mask = mask.to(self._input_ids.device).bool() & self._real & ~self._placeholder
-        beyond = mask & ~self._before
-        if bool(beyond.any()):
-            raise ValueError(f"question_mask marks tokens of the answer of prompt {int(beyond.any(1).int().argmax())}")
+        silent = self._of_image.any(1) & ~mask.any(1)
+        if bool(silent.any()):
+            raise ValueError(f"question_mask marks no text of prompt {int(silent.int().argmax())}")
         return mask
 
 
