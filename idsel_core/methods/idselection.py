@@ -45,7 +45,7 @@ class IDSelection(Greedy, Scored):
         Source: the baseline "idselection" of github.com/anonymous733882/q-cal-submission, which cites Eq. 7-9 of arXiv
         2604.05601 for distance, weight and update.
         """
-        reading = {
+        reading: dict[str, Any] = {
             "importance": "instruction",
             "instruction_layer": 2,
             "instruction_tokens": "last",

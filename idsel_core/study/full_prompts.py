@@ -31,7 +31,19 @@ class PromptWriter:
     dtype: torch.dtype
 
     def text(self, question: str, images: int) -> str:
-        """Return a prompt in which each image has its one mark, before the processor makes room for its tokens."""
+        """Return a prompt in which each image has its one mark, before the processor makes room for its tokens.
+
+        Raises
+        ------
+        ValueError
+            If the question holds such a mark itself.
+        """
+        for name in ("image_token", "video_token", "audio_token"):
+            mark = getattr(self.processor, name, None)
+            if isinstance(mark, str) and mark and mark in question:
+                raise ValueError(
+                    f"the question {question!r} holds {mark!r}, which this model reads as the place of input"
+                )
         if not getattr(self.processor, "chat_template", None):
             return f"{getattr(self.processor, 'image_token', '') * images}{question}"
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]

@@ -54,6 +54,8 @@ def open_backbone(
         If its weights are missing, damaged or do not fit, its family is not supported, or there is no such device.
     """
     check_device(device)
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        raise ValueError(f"dtype must be auto or a type of torch such as bfloat16, float16 or float32, not {dtype!r}")
     check_evaluable(backbone, revision)
     hub = is_hub_id(backbone)
     companion, dual = Path(backbone) / "companion", None

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from idsel_core import prune
 from idsel_core.methods import get_method
 from idsel_core.study.dataset import BLIND, FULL, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
 from idsel_core.study.evaluate import accuracy, open_study
+from idsel_core.study.full_prompts import PromptWriter
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.provenance import provenance
@@ -293,3 +295,16 @@ def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):
 def test_what_is_no_method_is_refused(study, methods, message):
     with pytest.raises(TypeError, match=message):
         study.run(methods)
+
+
+def test_a_question_that_holds_the_mark_of_an_image_is_refused():
+    mark = "<image>"
+    processor = AutoProcessor.from_pretrained(MODEL)
+    writer = PromptWriter(processor, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=f"the question 'What is {mark}\\?' holds '{mark}', which this model reads"):
+        writer.text(f"What is {mark}?", 1)
+
+
+def test_a_type_of_weights_that_torch_does_not_have_is_refused_before_loading():
+    with pytest.raises(ValueError, match=r"dtype must be auto or a type of torch .* not 'float7'"):
+        open_study("validation", limit=7, dtype="float7")

@@ -170,8 +170,8 @@ class ChatTemplate:
     def _first(self, text: str) -> int | None:
         """Return where the words of the first user's turn begin."""
         place, opened = text.find(self.opens_question), self._opened(text)
-        found = [place + len(self.opens_question)] * (place >= 0) + [opened] * (opened is not None)
-        return min(found, default=None)
+        found = [place + len(self.opens_question)] if place >= 0 else []
+        return min([*found, *([] if opened is None else [opened])], default=None)
 
     def _opened(self, text: str) -> int | None:
         """Return where the words of a first turn begin, whose mark may lack what closes the turn before."""
