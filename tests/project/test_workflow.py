@@ -250,7 +250,7 @@ def test_a_full_disk_and_a_read_only_store_lose_nothing(fresh, finished, tmp_pat
         remount("size=8m,ro")
         done = figures(project)
         assert done.returncode == 2
-        assert "rows could not be stored: the folder cannot be written to: 'results/rows'" in done.stderr
+        assert "results/rows: rows could not be stored: the folder cannot be written to" in done.stderr
         remount("rw")
         done = figures(project)
         assert done.returncode == 0, done.stderr

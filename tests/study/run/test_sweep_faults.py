@@ -60,7 +60,7 @@ def test_after_a_full_disk_and_a_read_only_store_a_sweep_goes_on(fresh, finished
         remount("size=8m,ro")
         done = sweep(project)
         assert done.returncode == 2
-        assert "rows could not be stored: the folder cannot be written to: 'results/sweeps/grid'" in done.stderr
+        assert "results/sweeps/grid: rows could not be stored: the folder cannot be written to" in done.stderr
         remount("rw")
         done = sweep(project)
         assert done.returncode == 0, done.stderr
