@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
 from idsel_core import IDSelection, get_method
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_sentences, theme
 from idsel_core.study.report.bootstrap import mean_scores

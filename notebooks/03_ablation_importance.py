@@ -50,7 +50,7 @@ import numpy as np
 from IPython.display import Markdown
 
 from idsel_core import IDSelection
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_sentences, theme
 from idsel_core.study.report.ablation_figures import named_importance

@@ -47,7 +47,7 @@ from IPython.display import Markdown
 
 from idsel_core import get_method
 from idsel_core.study.dataset import BLIND, FULL
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_figures, ablation_sentences, across_backbones, theme
 from idsel_core.study.report.bootstrap import share_of_full

@@ -53,7 +53,7 @@ from IPython.display import Markdown
 from idsel_core import InLLM, get_method, list_methods
 from idsel_core.methods import METHODS
 from idsel_core.study.dataset import BLIND, FULL
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, theme
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores

@@ -39,10 +39,12 @@ started = time.perf_counter()
 
 from IPython.display import Markdown
 
+from idsel_core.study.asked_methods import tower_depths
 from idsel_core.study.dataset import BLIND, FULL
-from idsel_core.study.evaluate import accuracy, open_study, tower_depths
 from idsel_core.study.knobs import build_method
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
+from idsel_core.study.report.tables import accuracy
 from idsel_core.study.run.sweeps import encodings
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results

@@ -36,7 +36,7 @@ from IPython.display import Markdown
 
 from idsel_core import Method, Selection, VisualTokens, get_method, take_best
 from idsel_core.study.dataset import FULL
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import MODEL, project_path
 from idsel_core.study.report import theme
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores, share_of_full

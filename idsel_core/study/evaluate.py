@@ -10,42 +10,37 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
-from idsel_core.loading.hub import Quantisation
 from idsel_core.methods import Method, UniformGrid, drops_inside
-from idsel_core.pruning.pipeline import read_tokens, shorten_call
+from idsel_core.pruning.pipeline import shorten_call
 from idsel_core.selection.result import Selection
-from idsel_core.study.backbone_folders import backbone_name, is_hub_id
+from idsel_core.study.asked_methods import checked_methods, title, tower_depths
 from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
 from idsel_core.study.cost.gflops import Gflops
-from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
-from idsel_core.study.encodings import encode_split, fingerprint, image_pixels, read_encoding, write_encoding
+from idsel_core.study.dataset import BLIND, FULL, Split
 from idsel_core.study.full_prompts import PromptWriter, short_hash
 from idsel_core.study.knobs import knob_columns
 from idsel_core.study.metrics import chance, score_each
 from idsel_core.study.nested_budgets import NestedSelections
-from idsel_core.study.open_backbone import open_backbone, weights_hash
-from idsel_core.study.paths import CACHE, DATA, MODEL, project_path
+from idsel_core.study.objects import Objects, shares_on_objects
+from idsel_core.study.open_backbone import weights_hash
+from idsel_core.study.paths import DATA
+from idsel_core.study.question_inputs import QuestionInputs, QuestionReader
 from idsel_core.study.store.provenance import installed, sha256
 from idsel_core.study.store.resume import ResumableRows
-from idsel_core.visual_tokens import VisualTokens
 
-_MOST_STORED = 2 * 2**30
-"""Bytes of the encodings of a split that are kept in memory and on disk."""
 _WAITING = 4
 """Batches whose prompts are shortened before they are sorted by length and answered."""
 
@@ -126,7 +121,7 @@ class Study:
         OSError
             If nothing can be written to the folder.
         """
-        methods = _checked(methods)
+        methods = checked_methods(methods)
         questions = self.split.questions
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
         asking = CommonBatches(self.backbone, batch, self._options)
@@ -182,7 +177,7 @@ class Study:
         asking = CommonBatches(self.backbone, 1, self._options)
         methods = list(methods)
         depths = tower_depths(methods)
-        whole = self._inputs(asked, depths)
+        whole = self._reader.read(asked, depths)
         for method in methods:
             try:
                 list(self._ask([method], asked, asking, whole=whole))
@@ -203,7 +198,7 @@ class Study:
         questions: pd.DataFrame,
         asking: CommonBatches,
         done: int = 0,
-        whole: _Inputs | None = None,
+        whole: QuestionInputs | None = None,
     ) -> Iterator[pd.DataFrame]:
         """Yield the rows of some questions for each method behind the first `done`, in order.
 
@@ -213,7 +208,7 @@ class Study:
             return
         try:
             for rows in self._ask_together(
-                methods, questions, asking, done, whole or self._inputs(questions, tower_depths(methods))
+                methods, questions, asking, done, whole or self._reader.read(questions, tower_depths(methods))
             ):
                 yield rows
                 done += 1
@@ -233,7 +228,7 @@ class Study:
         questions: pd.DataFrame,
         asking: CommonBatches,
         done: int,
-        whole: _Inputs,
+        whole: QuestionInputs,
     ) -> Iterator[pd.DataFrame]:
         """As `_ask`: the prompts of as many methods as `_WAITING` batches hold are answered together."""
         select = NestedSelections(methods)
@@ -248,7 +243,7 @@ class Study:
                 waiting = []
 
     def _shorten(
-        self, method: Method | str, questions: pd.DataFrame, whole: _Inputs, select: NestedSelections
+        self, method: Method | str, questions: pd.DataFrame, whole: QuestionInputs, select: NestedSelections
     ) -> _Asked:
         """Return the shortened prompts of a method; those of one that drops tokens inside are answered at once."""
         if method == BLIND:
@@ -263,7 +258,7 @@ class Study:
                 output = self.backbone.model.generate(**call.inputs, **self._options)
             new = list(output[:, call.inputs["input_ids"].shape[1] :])
             layers = inputs.by_question(passage.layers)
-            return _Asked(method, [], [], layers, words, inputs.before, self._shares(inputs, passage.left), new)
+            return _Asked(method, [], [], layers, words, inputs.before, _shares(inputs, passage.left), new)
         picks = _picks(selection)
         grouped: list[list[Hashable]] = [[] for _ in range(len(questions))]
         for row, pick in zip(inputs.rows.tolist(), picks, strict=True):
@@ -273,9 +268,7 @@ class Study:
         begins_like = list(zip(shown, kept, strict=True))
         short = split_prompts(self.backbone, call.inputs, inputs.rows, begins_like)
         layers = inputs.by_question(selection.counts[:, None].expand(-1, self.backbone.decoder_layers))
-        return _Asked(
-            method, list(enumerate(kept)), short, layers, words, inputs.before, self._shares(inputs, selection)
-        )
+        return _Asked(method, list(enumerate(kept)), short, layers, words, inputs.before, _shares(inputs, selection))
 
     def _without_images(self, questions: pd.DataFrame) -> _Asked:
         prompts = self.writer.write(questions["question"].tolist(), [[]] * len(questions))
@@ -287,13 +280,13 @@ class Study:
         layers = np.zeros((len(questions), self.backbone.decoder_layers), int)
         return _Asked(BLIND, keys, short, layers, self._words(prompts), nothing)
 
-    def _resized(self, method: Method, questions: pd.DataFrame, whole: _Inputs) -> _Inputs:
+    def _resized(self, method: Method, questions: pd.DataFrame, whole: QuestionInputs) -> QuestionInputs:
         """Return the inputs with images of the size that a method wants."""
         if not method.acts_on_pixels:
             return whole
         own = self.grid
         grid = self.backbone.target_grid(method, **whole.images) if own is None else method.target_grid(*own)
-        return whole if grid in (None, own) else self._inputs(questions, method.tower_depths, grid)
+        return whole if grid in (None, own) else self._reader.read(questions, method.tower_depths, grid)
 
     def _words(self, prompts: Mapping[str, Tensor]) -> list[int]:
         """Return the number of columns of each prompt that hold neither padding nor a visual token."""
@@ -366,104 +359,13 @@ class Study:
         return PromptWriter(self.processor, self.backbone.model.device, self.backbone.model.dtype)
 
     @functools.cached_property
+    def _reader(self) -> QuestionReader:
+        return QuestionReader(self.backbone, self.writer, self.split, self.encoded, Objects(self.split))
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of the images' tokens, where all have the same and were encoded before."""
-        if self.encoded is None:
-            return None
-        rows, columns = (self.encoded.grid[0].amax(0) + 1).tolist()
-        return rows, columns
-
-    @torch.no_grad()
-    def _inputs(
-        self, questions: pd.DataFrame, depths: Sequence[float] = (), grid: tuple[int, int] | None = None
-    ) -> _Inputs:
-        """Return full prompts and their visual tokens; of images resized to a grid, if one is given."""
-        asked = questions["question"].tolist()
-        images: dict[str, Any] = {}
-        if self.encoded is not None:
-            encoded = self._stored(questions, grid)
-            prompts = self.writer.write_with_placeholders(asked, encoded.placeholders.tolist())
-        else:
-            shown = [tuple(ids) for ids in questions["image_ids"]]
-            pictures = {name: self.split.picture(name) for name in dict.fromkeys(itertools.chain(*shown))}
-            given = [[pictures[name] for name in ids] for ids in shown]
-            if not all(given):
-                raise ValueError(f"question {questions['question_id'].iloc[given.index([])]!r} shows no image")
-            prompts = self.writer.write(asked, given)
-            encoded, images = self._encode(asked, shown, given, prompts, depths, grid)
-        prompts = {name: value for name, value in prompts.items() if name not in self.backbone.pixel_inputs}
-        tokens = read_tokens(self.backbone, encoded, prompts)
-        mask = prompts.get("attention_mask")
-        rows = self.backbone.locate(prompts["input_ids"], encoded.placeholders, encoded.video, mask).rows
-        return _Inputs(prompts, tokens, rows, grid or self.grid, images, self._boxes(questions, tokens, rows))
-
-    def _stored(self, questions: pd.DataFrame, grid: tuple[int, int] | None) -> Encoded:
-        """Return the stored encodings of the questions' images, a row a question; of resized images anew."""
-        assert self.encoded is not None
-        names, owner = np.unique(questions["image_id"], return_inverse=True)
-        if grid is None:
-            rows = self.split.images.index.get_indexer(pd.Index(names))
-            encoded = self.encoded.take(torch.from_numpy(rows))
-            encoded = replace(encoded, features=self.backbone.project(encoded.encoder_features))
-        else:
-            pictures = [self.split.picture(name) for name in names]
-            pixels = image_pixels(self.processor, pictures, self.backbone.model.device)
-            encoded = self.backbone.encode(pixels, grid=grid)
-        return encoded.take(torch.from_numpy(owner))
-
-    def _encode(
-        self,
-        asked: Sequence[str],
-        shown: Sequence[tuple[str, ...]],
-        given: Sequence[Sequence[Image.Image]],
-        prompts: Mapping[str, Any],
-        depths: Sequence[float],
-        grid: tuple[int, int] | None,
-    ) -> tuple[Encoded, dict[str, Any]]:
-        """Run the tower once for each different row of images, and return a row for each image of each prompt."""
-        first = {ids: row for row, ids in reversed(list(enumerate(shown)))}
-        rows = sorted(first.values())
-        apart = (
-            prompts
-            if len(rows) == len(shown)
-            else self.writer.write([asked[r] for r in rows], [given[r] for r in rows])
-        )
-        images = self.backbone.image_arguments(apart)
-        if not images:
-            raise ValueError(
-                f"the processor of {self.name} gave none of {', '.join(self.backbone.image_inputs)}: the model does "
-                "not read images"
-            )
-        encoded = self.backbone.encode(grid=grid, tower_depths=depths, **images)
-        if apart is prompts:
-            return encoded, images
-        owner = self.backbone.locate(
-            apart["input_ids"], encoded.placeholders, encoded.video, apart.get("attention_mask")
-        ).rows.tolist()
-        of_prompt = {shown[row]: [place for place, own in enumerate(owner) if own == n] for n, row in enumerate(rows)}
-        return encoded.take(torch.tensor([place for ids in shown for place in of_prompt[ids]])), images
-
-    def _boxes(self, questions: pd.DataFrame, tokens: VisualTokens, rows: Tensor) -> list[np.ndarray] | None:
-        """Return which places of a grid lie on an object, bool (rows, columns) for each image, if that is known."""
-        if not self.split.has_boxes or "crops" in tokens.sources or len(rows) != len(questions):
-            return None
-        if self.encoded is not None:
-            return [self._objects[name] for name in questions["image_id"]]
-        sides = (tokens.grid.amax(1) + 1).tolist()
-        return [self._on_objects(name, *side) for name, side in zip(questions["image_id"], sides, strict=True)]
-
-    def _shares(self, inputs: _Inputs, kept: Selection) -> list[float] | None:
-        """Return the share of the kept tokens of each question whose middles lie on an object."""
-        if inputs.on_objects is None:
-            return None
-        shares = []
-        for places, tokens, inside in zip(inputs.tokens.grid, kept.rows(), inputs.on_objects, strict=True):
-            own = (places.amax(0) + 1).tolist()
-            at = places[tokens.to(places.device)].cpu().numpy()
-            # Where all tokens that are left were merged, none has a place.
-            y, x = ((at[:, axis] * 2 + 1) * inside.shape[axis] // (2 * own[axis]) for axis in (0, 1))
-            shares.append(float(inside[y, x].mean()) if len(at) else float("nan"))
-        return shares
+        return self._reader.grid
 
     @functools.cached_property
     def _answer_tokens(self) -> int:
@@ -483,20 +385,7 @@ class Study:
         """
         if self.grid is None:
             raise ValueError("the images of this model have no fixed grid of tokens")
-        return self._on_objects(image_id, *self.grid).reshape(-1)
-
-    def _on_objects(self, image_id: str, rows: int, columns: int) -> np.ndarray:
-        width, height = self.split.picture(image_id).size
-        x, y = (np.arange(columns) + 0.5) * width / columns, (np.arange(rows)[:, None] + 0.5) * height / rows
-        inside = np.zeros((rows, columns), bool)
-        for box in cast(list[dict[str, int]], self.split.images.at[image_id, "objects"]):
-            inside |= (x >= box["left"]) & (x < box["right"]) & (y >= box["top"]) & (y < box["bottom"])
-        return inside
-
-    @functools.cached_property
-    def _objects(self) -> dict[str, np.ndarray]:
-        assert self.grid is not None
-        return {name: self._on_objects(name, *self.grid) for name in self.split.images.index}
+        return self._reader.objects.inside(image_id, *self.grid).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -533,69 +422,10 @@ class _Asked:
     answers: list[Tensor] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    """Full prompts and their visual tokens; the views that methods read are computed once for all of them.
-
-    Attributes
-    ----------
-    prompts : dict[str, Tensor]
-        Arguments of the model for B prompts, without pixels.
-    tokens : VisualTokens
-        I rows, one an image.
-    rows : Tensor
-        Prompt of each image, int64 (I,).
-    grid : tuple[int, int], optional
-        Of all images, where they have one.
-    images : dict[str, Any]
-        Arguments of the tower, where it was run.
-    on_objects : list[ndarray], optional
-        Which places of the whole image's grid lie on an object, for each prompt.
-    """
-
-    prompts: dict[str, Tensor]
-    tokens: VisualTokens
-    rows: Tensor
-    grid: tuple[int, int] | None
-    images: dict[str, Any]
-    on_objects: list[np.ndarray] | None
-
-    def by_question(self, values: Tensor) -> np.ndarray:
-        """Sum values (I, ...) over the images of each prompt, (B, ...)."""
-        total = np.zeros((len(self.prompts["input_ids"]), *values.shape[1:]), int)
-        np.add.at(total, self.rows.cpu().numpy(), values.cpu().numpy())
-        return total
-
-    @functools.cached_property
-    def before(self) -> np.ndarray:
-        """Visual tokens of each prompt's images, int (B,)."""
-        placeholders = self.tokens.placeholders
-        return self.by_question(self.tokens.lengths if placeholders is None else placeholders)
-
-
-def _checked(methods: Iterable[Method | str]) -> list[Method | str]:
-    """Return the methods of a run as a list; refuse names of methods and classes, which would mean another thing."""
-    if isinstance(methods, str) or not isinstance(methods, Iterable):
-        raise TypeError(f"give a list of methods, for example [IDSelection(budget=64)], not {methods!r}")
-    asked = list(methods)
-    for method in asked:
-        if not isinstance(method, Method) and method not in (FULL, BLIND):
-            raise TypeError(
-                f"{method!r} is no method: give one such as get_method('idselection', budget=64), or {FULL!r} for all "
-                f"tokens, or {BLIND!r} for no image"
-            )
-    return asked
-
-
-def tower_depths(methods: Iterable[Method | str]) -> list[float]:
-    """Return all depths of the tower that methods read."""
-    return sorted({depth for method in methods if isinstance(method, Method) for depth in method.tower_depths})
-
-
-def title(method: Method) -> str:
-    """Return the name of a method, and what its budget means where that is the tokens left at last."""
-    final = drops_inside(method) and method.budget_convention == "final"
-    return f"{method.name} (final)" if final else method.name
+def _shares(inputs: QuestionInputs, kept: Selection) -> list[float] | None:
+    if inputs.on_objects is None:
+        return None
+    return shares_on_objects(kept, inputs.tokens.grid, inputs.on_objects)
 
 
 def _picks(selection: Selection) -> Sequence[Hashable]:
@@ -606,107 +436,3 @@ def _picks(selection: Selection) -> Sequence[Hashable]:
     kept = (row[:count] for row, count in zip(selection.features, selection.counts.tolist(), strict=True))
     features = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in kept]
     return list(zip(indices, features, strict=True))
-
-
-def open_study(
-    split: str = "",
-    *,
-    limit: int = 0,
-    backbone: Path | str = MODEL,
-    data: Path | str = DATA,
-    cache: Path | str = CACHE,
-    device: str = "cpu",
-    dtype: str = "auto",
-    device_map: str | Mapping[str, Any] | None = None,
-    quantisation: Quantisation | None = None,
-    attention: str | None = None,
-    revision: str = "main",
-    new_tokens: int | None = None,
-    tower_depths: Sequence[float] | None = None,
-) -> Study:
-    """Load a model and a split of a data set.
-
-    The embedded data set is encoded once and for all for a model with a fixed grid of tokens, and the encodings are
-    stored; images of other data and models are encoded while their questions are asked.
-
-    Parameters
-    ----------
-    split, limit, data
-        As for `read_data`.
-    backbone, device, dtype, device_map, quantisation, attention, revision
-        As for `open_backbone`.
-    cache : Path or str
-        Folder of stored encodings.
-    new_tokens : int, optional
-        Most tokens of an answer; as many as the data set says by default.
-    tower_depths : sequence of float, optional
-        As for `encode_split`; such encodings are large and are not stored.
-
-    Raises
-    ------
-    FileNotFoundError, ImportError, ValueError
-        As for `read_data` and `open_backbone`.
-    """
-    backbone = backbone if is_hub_id(backbone) else _found(backbone)
-    data = data if str(data).startswith("lmms:") else _found(data)
-    chosen = read_data(data, split, limit)
-    opened, processor = open_backbone(
-        backbone,
-        device,
-        dtype=dtype,
-        device_map=device_map,
-        quantisation=quantisation,
-        attention=attention,
-        revision=revision,
-    )
-    loaded = [text for text in (quantisation, attention) if text]
-    study = Study(
-        opened,
-        processor,
-        chosen,
-        name=backbone_name(backbone),
-        revision=(getattr(opened.model.config, "_commit_hash", None) or "") if is_hub_id(backbone) else "",
-        settings="".join(f" {text}" for text in loaded),
-        new_tokens=new_tokens,
-        weights=tuple(sorted(backbone.rglob("*.safetensors"))) if isinstance(backbone, Path) else (),
-    )
-    plain = dtype == "auto" and not loaded and device_map is None
-    if not plain or not isinstance(backbone, Path) or not _is_stored(opened, chosen):
-        return study
-    if tower_depths is not None:
-        return replace(study, encoded=encode_split(opened, processor, chosen, tower_depths=tower_depths))
-    whole = read_split(split, Path(data))
-    made_from, path = fingerprint(whole, backbone), Path(cache) / f"{split}.safetensors"
-    encoded = read_encoding(path, made_from)
-    if encoded is not None:
-        rows = whole.images.index.get_indexer(chosen.images.index)
-        encoded = encoded if limit == 0 else encoded.take(torch.from_numpy(rows))
-    else:
-        encoded = encode_split(opened, processor, chosen)
-        if limit == 0:
-            write_encoding(encoded, path, made_from)
-    return replace(study, encoded=encoded)
-
-
-def _found(path: str | Path) -> Path:
-    """Return a path from the working folder, or else from the project's."""
-    return Path(path) if Path(path).exists() else project_path(path)
-
-
-def _is_stored(backbone: Backbone, split: Split) -> bool:
-    """Tell whether encodings of a split are stored: of the embedded kind, on a fixed grid, if not too many."""
-    config = backbone.model.config
-    if config.model_type != "llava" or not split.has_boxes:
-        return False
-    values = len(split.images) * config.image_seq_length * config.vision_config.hidden_size
-    return bool(values * 4 <= _MOST_STORED)
-
-
-def accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the accuracy of each method and budget, in all and by question type, with the chance level."""
-    by = ["method", "budget"]
-    chance = rows.drop_duplicates("question_id").assign(method="chance", budget=0.0, correct=lambda r: r["chance"])
-    rows = pd.concat([rows.assign(correct=rows["correct"].astype(float)), chance], ignore_index=True)
-    wide = rows.pivot_table(index=by, columns="question_type", values="correct", sort=False)
-    wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
-    return wide

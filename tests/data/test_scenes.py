@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from data.scenes.ask import QUESTION_TYPES, ask, vocabulary
 from data.scenes.draw import COLORS, NOUNS, SPLITS, Scene, draw_scene, handwriting, scene_rng
 from data.scenes.make import choose, encode_jpeg
-from idsel_core.study.evaluate import DATA
+from idsel_core.study.paths import DATA
 
 STORED = SPLITS[1:]
 each_part = pytest.mark.parametrize("split", STORED)

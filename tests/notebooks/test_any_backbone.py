@@ -46,7 +46,8 @@ def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
 def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
     """The rows of the first questions are kept, and those of the whole are as of a run that nothing stopped."""
     from idsel_core.methods import get_method
-    from idsel_core.study.evaluate import Study, open_study
+    from idsel_core.study.evaluate import Study
+    from idsel_core.study.open_study import open_study
     from idsel_core.study.store.resume import ResumableRows
 
     monkeypatch.setattr(ResumableRows.__init__, "__defaults__", (0.0,))

@@ -11,8 +11,8 @@ from idsel_core import load, prune
 from idsel_core.methods import get_method
 from idsel_core.study.backbone_folders import backbone_name, check_evaluable, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL
-from idsel_core.study.evaluate import open_study
 from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.open_study import open_study
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 from tests.support import hub_folders

@@ -13,10 +13,11 @@ from idsel_core import prune
 from idsel_core.methods import get_method
 from idsel_core.study.dataset import BLIND, FULL, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
-from idsel_core.study.evaluate import accuracy, open_study
 from idsel_core.study.full_prompts import PromptWriter
 from idsel_core.study.open_backbone import open_backbone
+from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import DATA, MODEL
+from idsel_core.study.report.tables import accuracy
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 

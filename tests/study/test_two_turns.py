@@ -8,7 +8,7 @@ import torch
 from idsel_core import TopK, get_method, prune
 from idsel_core.methods import FastV
 from idsel_core.study.dataset import FULL
-from idsel_core.study.evaluate import open_study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.report.two_turns import about_two_turns, two_turns_table
 from idsel_core.study.store.results import Results
 from idsel_core.study.two_turns import ALONE, ANEW, KEPT, ask_second_questions, pair_questions

@@ -72,7 +72,8 @@ def run(given: argparse.Namespace) -> int:
     check_evaluable(given.backbone, given.revision)
     read_data(given.data, given.split, given.limit)
 
-    from idsel_core.study.evaluate import accuracy, open_study
+    from idsel_core.study.open_study import open_study
+    from idsel_core.study.report.tables import accuracy
 
     study = open_study(
         given.split,

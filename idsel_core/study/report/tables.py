@@ -51,6 +51,24 @@ def loyalty_column(rows: pd.DataFrame, by: Sequence[str], resamples: int = 2000)
     return pd.Series(text, index=table.index, name="loyalty")
 
 
+def accuracy(rows: pd.DataFrame, by: Sequence[str] = ("method", "budget")) -> pd.DataFrame:
+    """Return the accuracy of each setting, in all and by question type, with the chance level, 0 to 1.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of the store.
+    by : sequence of str
+        The columns that tell settings apart, "method" and "budget" among them.
+    """
+    questions = [*(name for name in by if name not in ("method", "budget")), "question_id"]
+    chance = rows.drop_duplicates(questions).assign(method="chance", budget=0.0, correct=lambda one: one["chance"])
+    rows = pd.concat([rows.assign(correct=rows["correct"].astype(float)), chance], ignore_index=True)
+    wide = rows.pivot_table(index=list(by), columns="question_type", values="correct", sort=False)
+    wide.insert(0, "all", rows.groupby(list(by), sort=False)["correct"].mean())
+    return wide
+
+
 def accuracy_table(rows: pd.DataFrame, *, loyal: bool = False) -> pd.DataFrame:
     """Return the accuracy in percent of each split, method and budget, in all and by question type, and chance.
 
@@ -67,14 +85,9 @@ def accuracy_table(rows: pd.DataFrame, *, loyal: bool = False) -> pd.DataFrame:
         split, questions (how many), method, budget, all, a column a question type, and where asked for loyalty.
     """
     by = ["split", "method", "budget"]
-    chance = rows.drop_duplicates(["split", "question_id"])
-    chance = chance.assign(method="chance", budget=0.0, correct=chance["chance"])
-    agreeing = as_loyal(rows).groupby(by)["correct"].mean() if loyal else None
-    rows = pd.concat([rows, chance], ignore_index=True)
-    wide = rows.pivot_table(index=by, columns="question_type", values="correct", sort=False)
-    wide.insert(0, "all", rows.groupby(by, sort=False)["correct"].mean())
-    if agreeing is not None:
-        wide["loyalty"] = agreeing
+    wide = accuracy(rows, by)
+    if loyal:
+        wide["loyalty"] = as_loyal(rows).groupby(by)["correct"].mean()
     wide = wide.mul(100).round(1).sort_index(level="split", sort_remaining=False, ascending=False).reset_index()
     wide.insert(1, "questions", wide["split"].map(rows.groupby("split")["question_id"].nunique()))
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))

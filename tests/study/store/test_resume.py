@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from idsel_core.methods import get_method
-from idsel_core.study.evaluate import Study, open_study
+from idsel_core.study.evaluate import Study
+from idsel_core.study.open_study import open_study
 from idsel_core.study.store import resume
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.resume import ResumableRows
@@ -24,7 +25,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from idsel_core.study.store import resume
-from idsel_core.study.evaluate import Study, open_study
+from idsel_core.study.evaluate import Study
+from idsel_core.study.open_study import open_study
 from tests.support.resumed import BATCH, METHODS
 
 resume.ResumableRows.__init__.__defaults__ = (0.0,)
