@@ -46,8 +46,8 @@ def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
 def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
     """The rows of the first questions are kept, and those of the whole are as of a run that nothing stopped."""
     from idsel_core.methods import get_method
-    from idsel_core.study.evaluate import Study
     from idsel_core.study.open_study import open_study
+    from idsel_core.study.question_inputs import QuestionReader
     from idsel_core.study.store.resume import ResumableRows
 
     monkeypatch.setattr(ResumableRows.__init__, "__defaults__", (0.0,))
@@ -57,15 +57,15 @@ def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
         study = open_study("photos", backbone=hub_folders.save("internvl", tmp_path / "internvl"), data=photos)
     methods = [get_method("idselection", budget=4, gamma=gamma) for gamma in (1.0, 20.0)]
     whole = study.run(methods, batch=2)
-    plain, asked = Study._inputs, []
+    plain, asked = QuestionReader.read, []
 
-    def stops(study, questions, *others):
+    def stops(reader, questions, *others, **named):
         asked.extend(questions["question_id"])
         if len(asked) == 6:
             raise KeyboardInterrupt
-        return plain(study, questions, *others)
+        return plain(reader, questions, *others, **named)
 
-    monkeypatch.setattr(Study, "_inputs", stops)
+    monkeypatch.setattr(QuestionReader, "read", stops)
     with pytest.raises(KeyboardInterrupt):
         study.run(methods, batch=2, resume=tmp_path / "kept")
     asked.append("more")
