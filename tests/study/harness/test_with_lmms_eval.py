@@ -40,7 +40,7 @@ from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.results import Results
-from tests.support import harness_folders
+from tests.support import harness_folders, hub_folders
 from tests.support.project import PROJECT
 
 QUESTIONS = 12
@@ -184,6 +184,20 @@ def test_a_family_without_a_class_of_its_own_is_asked_as_by_hand(family, text, t
                 output = loaded.generate(**inputs, max_new_tokens=1, do_sample=False)
             said = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
             assert rows.loc[(method, str(place)), "prediction"] == said.strip()
+
+
+@pytest.mark.parametrize(("family", "positions"), [("qwen2_5_vl", "keep"), ("paligemma", "compact")])
+def test_rows_say_which_positions_the_family_gives_its_tokens(family, positions, tasks, manager, tmp_path):
+    folder = str(hub_folders.save(family, tmp_path / family))
+    model = run.find_model(folder, GENERIC)(**run.arguments_of(folder, dtype="float32"))
+    store, one = Results(tmp_path / "rows"), {"scenes_pope": tasks["scenes_pope"]}
+    settings = [Setting(), setting_from("random", 4), setting_from("random", 4, positions="keep")]
+    _, refused = run.evaluate(model, "tiny", one, settings, store, manager=manager, limit=1)
+    assert refused == {}
+    rows = store.frame().sort_values("tokens_kept")
+    assert sorted(rows["positions"]) == sorted([positions, positions, "keep"])
+    assert (rows.loc[rows["method"] == FULL, "positions"] == positions).all()
+    assert model.run.positions == "keep"
 
 
 def changed(folder, name, text, **config):
