@@ -60,6 +60,22 @@ def published_models() -> str:
     return ", ".join(sorted(path.stem for path in _CONFIGS.glob("*.json")))
 
 
+def parse_budget(text: str) -> int | float:
+    """Return what ``--budget`` says: an int of visual tokens, or a share of them as a float.
+
+    Raises
+    ------
+    ValueError
+        If it is no number.
+    """
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(
+            f"--budget must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
+        ) from None
+
+
 def positive(text: str) -> int:
     """Return a text as an int of 1 or more."""
     return _at_least(1, text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from idsel_core.study.commands._arguments import add_study_arguments, natural, positive
+from idsel_core.study.commands._arguments import add_study_arguments, natural, parse_budget, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
         settings = {name: parse_knob(given.method, name, text) for name, text in given.knob if name != "budget"}
         if len(settings) < len(given.knob):
             raise ValueError("each knob may be given once, and the budget is given by --budget")
-        method = get_method(given.method, budget=_budget(given.budget), **settings)
+        method = get_method(given.method, budget=parse_budget(given.budget), **settings)
     else:
         raise _unknown(given.method, [*ends, *METHODS])
     check_device(given.device)
@@ -95,15 +95,6 @@ def run(given: argparse.Namespace) -> int:
         print(f"the budget of {method.budget} is above the tokens of some images, which are left whole")
     print(accuracy(rows).round(3).to_string())
     return 0
-
-
-def _budget(text: str) -> int | float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise ValueError(
-            f"--budget must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
-        ) from None
 
 
 def _unknown(name: str, known: list[str]) -> ValueError:
