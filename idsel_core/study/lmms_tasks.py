@@ -7,7 +7,6 @@ asked for.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -19,11 +18,8 @@ from typing import Any, Final
 
 from PIL import Image
 
+from idsel_core.study.harness.find_tasks import check_names, index_of_tasks, load_tasks, version_of
 from idsel_core.study.harness.rows import NoScore, chance_of, score_of, type_of
-from idsel_core.study.paths import PACKAGE
-
-TASKS: Final = PACKAGE / "study/harness/tasks"
-"""Folder of tasks that lmms-eval lacks."""
 
 _NEW_TOKENS: Final = 32
 """Most tokens of an answer, for tasks that say nothing; lmms-eval's models then take 1024 or more."""
@@ -93,8 +89,8 @@ class Task:
 
     @property
     def version(self) -> str:
-        """What tells the data from another version of it."""
-        return str(getattr(self.docs, "_fingerprint", ""))
+        """What tells prompts, scoring and data from another version of them."""
+        return version_of(self.inner)
 
     def score(self, number: int, prediction: str) -> float:
         """Return how right an answer is, from 0 to 1, by the task's own filters and functions.
@@ -152,30 +148,20 @@ def open_task(spec: str) -> Task:
     ------
     ImportError
         If lmms-eval is not installed.
+    ConnectionError, PermissionError
+        If its data cannot be fetched; see `load_tasks`.
     ValueError
-        If there is no such task, it does not ask for one text, its data cannot be fetched, or a judge scores it.
+        If there is no such task, it does not ask for one text, or a judge scores it.
     """
     check_installed(spec)
     folder, _, name = spec.rpartition("/")
     if folder and not Path(folder).is_dir():
         raise ValueError(f"there is no folder {folder} of tasks, as asked for by lmms:{spec}")
-    more = [str(path) for path in (TASKS, *([Path(folder)] if folder else [])) if path.is_dir()]
-    manager = _task_manager(*more)
-    if name not in manager.all_tasks:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "; `lmms-eval tasks` lists all"
-        raise ValueError(f"lmms-eval has no task {name!r}{hint}")
+    manager = _task_manager(folder)
+    check_names([name], manager)
     if name not in manager.all_subtasks:
         raise ValueError(f"{name!r} of lmms-eval stands for several tasks; name one of them")
-    try:
-        inner = manager.load_task_or_group(name)[name]
-    except Exception as error:
-        last = getattr(error, "last_attempt", None)
-        cause = last.exception() if last is not None else error
-        raise ValueError(
-            f"task {name!r} cannot be opened: {type(cause).__name__}: {cause}. Its data may need a network, a login "
-            "(`hf auth login`), or that you accept its terms on the hub"
-        ) from error
+    inner = load_tasks([name], manager, chat=False)[name]
     if inner.OUTPUT_TYPE != "generate_until":
         raise ValueError(
             f"task {name!r} asks for {inner.OUTPUT_TYPE}; only tasks that ask for one text can be read here"
@@ -189,13 +175,13 @@ def open_task(spec: str) -> Task:
 
 
 @functools.cache
-def _task_manager(*folders: str) -> Any:
-    """Return lmms-eval's list of tasks, which takes ten seconds to make, with those of more folders."""
-    from lmms_eval.tasks import TaskManager
+def _task_manager(folder: str) -> Any:
+    """Return lmms-eval's index of tasks, which takes ten seconds to make, with those of one more folder, if any."""
     from loguru import logger
 
-    logger.disable("lmms_eval")
-    return TaskManager("WARNING", include_path=list(folders) or None)
+    for part in ("api", "tasks"):
+        logger.disable(f"lmms_eval.{part}")
+    return index_of_tasks([folder] if folder else [])
 
 
 def _asks_a_judge(function: Any) -> bool:

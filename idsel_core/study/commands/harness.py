@@ -79,18 +79,21 @@ def run(given: argparse.Namespace) -> int:
     settings = _settings(given)
     more = {"template": given.template, "companion": given.companion, **dict(_pair(text) for text in given.model_args)}
     tasks = [name for text in given.tasks for name in text.split(",") if name]
+    from idsel_core.study.backbone_folders import backbone_name
+    from idsel_core.study.harness import find_tasks
     from idsel_core.study.harness import run as harness
     from idsel_core.study.store.results import Results
 
     kind = harness.find_model(given.backbone, given.model)
     arguments = harness.arguments_of(given.backbone, given.device, **more)
     kind.checked(**arguments)
-    manager = harness.check_tasks(tasks, given.include, kind.native_name)
+    manager = find_tasks.index_of_tasks(given.include, kind.native_name)
+    find_tasks.check_names(tasks, manager)
     store = Results(given.results)
     store.check()
-    loaded = harness.load_tasks(tasks, manager, chat=not kind.is_simple)
+    loaded = find_tasks.load_tasks(tasks, manager, chat=not kind.is_simple)
     found, refused = harness.evaluate(
-        kind(**arguments), harness.called(given.backbone), loaded, settings, store, manager=manager,
+        kind(**arguments), backbone_name(given.backbone), loaded, settings, store, manager=manager,
         limit=given.limit, options=given.options,
     )  # fmt: skip
     if len(found):

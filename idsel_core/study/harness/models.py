@@ -26,10 +26,10 @@ from tqdm import tqdm
 from idsel_core.backbones import ClipCompanion, Relevance, adapter_for
 from idsel_core.pruning import prune
 from idsel_core.study.harness.arguments import check_given, knobs_in, read_template
-from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, logged_errors, watched
+from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, is_refusal, logged_errors, watched
 from idsel_core.study.harness.journal import Journal, digest
 from idsel_core.study.harness.registry import PREFIX, WRAPPED, check_version, class_path, native_name
-from idsel_core.study.harness.setting import Setting, setting_from
+from idsel_core.study.harness.setting import Setting, Unpruned, setting_from
 from idsel_core.study.open_backbone import open_companion, weights_hash
 from idsel_core.study.paths import PACKAGE, code_of
 from idsel_core.study.store.provenance import installed, sha256
@@ -64,10 +64,6 @@ def _keep_prompts_of_the_wrapped_models() -> None:
         lambda manager: native_name(vars(manager).get("model_name")),
         lambda manager, name: vars(manager).update(model_name=name),
     )
-
-
-class Unpruned(ValueError):
-    """A request that cannot be answered under `prune`."""
 
 
 def pruned(base: Any, name: str) -> type:
@@ -162,14 +158,17 @@ def pruned(base: Any, name: str) -> type:
             self.setting, self.notes, self.times = setting, {}, Counter()
             self.run = None
             if setting.method is not None:
-                self.run = prune(
-                    self.model,
-                    setting.method,
-                    positions=setting.positions,
-                    relevance=self.relevance,
-                    budget_scope=setting.budget_scope,
-                    processor=getattr(self, self.processor_name).processor,
-                )
+                try:
+                    self.run = prune(
+                        self.model,
+                        setting.method,
+                        positions=setting.positions,
+                        relevance=self.relevance,
+                        budget_scope=setting.budget_scope,
+                        processor=getattr(self, self.processor_name).processor,
+                    )
+                except ValueError as error:
+                    raise Unpruned(str(error)) from error
             self.journal = Journal(journal, {} if journal is None else self.key())
 
         def key(self) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def pruned(base: Any, name: str) -> type:
             with self.run or nullcontext(), watched(self.model) as seen, logged_errors() as logged:
                 answers = super().generate_until([given])
             if seen.errors:
-                kind = Unpruned if isinstance(seen.errors[0], ValueError) else RuntimeError
+                kind = Unpruned if self.run is not None and is_refusal(seen.errors[0]) else RuntimeError
                 raise kind(f"{where}: {seen.errors[0]}") from seen.errors[0]
             if logged:
                 raise RuntimeError(f"{where}: {logged[0]}")

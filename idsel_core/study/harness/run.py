@@ -8,7 +8,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,13 @@ import pandas as pd
 
 from idsel_core.loading.hub import read_family_config
 from idsel_core.study.devices import check_device
+from idsel_core.study.harness.find_tasks import version_of
 from idsel_core.study.harness.journal import digest
 from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, check_version, manifests
 from idsel_core.study.harness.rows import NoScore, rows_of
-from idsel_core.study.harness.setting import Setting
-from idsel_core.study.paths import MODEL
+from idsel_core.study.harness.setting import Setting, Unpruned
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
-
-TASKS = Path(__file__).parent / "tasks"
-"""Tasks of our own, where the harness has none that runs without a judge."""
-
-NO_NETWORK = ("OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError", "ConnectError", "RetryError")
-NO_LOGIN = ("LocalTokenNotFoundError", "GatedRepoError", "RepositoryNotFoundError", "DatasetNotFoundError")
 
 
 def usual_model(backbone: str) -> str:
@@ -98,106 +92,6 @@ def arguments_of(backbone: str, device: str = "cpu", **arguments: Any) -> dict[s
     return {"pretrained": backbone, **where, **arguments}
 
 
-def called(backbone: str) -> str:
-    """Return what rows call a model: its hub id, the name of its folder, or ``embedded``."""
-    if not Path(backbone).is_dir():
-        return backbone
-    return "embedded" if Path(backbone).resolve() == MODEL.resolve() else Path(backbone).resolve().name
-
-
-def check_tasks(names: Sequence[str], include: Sequence[str] = (), model: str = "") -> Any:
-    """Return the harness's index of tasks, ours among them, when it holds all of these names.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Tasks or groups of tasks.
-    include : sequence of str
-        Folders of further tasks.
-    model : str
-        The harness's own name of the model, by which tasks choose prompts.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder is not there.
-    ValueError
-        If a name is unknown; names the nearest ones.
-    """
-    from lmms_eval.tasks import TaskManager
-
-    for folder in include:
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"there is no folder of tasks {folder}")
-    manager = TaskManager("ERROR", include_path=[str(TASKS), *include], model_name=model or None)
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=5, cutoff=0.5)
-            hint = f"; near it are: {', '.join(near)}" if near else ""
-            raise ValueError(f"unknown task {name!r} among {len(manager.all_tasks)}{hint} (docs/benchmarks.md)")
-    return manager
-
-
-def load_tasks(names: Sequence[str], manager: Any, chat: bool) -> dict[str, Any]:
-    """Load tasks with their data sets; of a group, all its members.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Tasks or groups of tasks.
-    manager : TaskManager
-        What `check_tasks` returned.
-    chat : bool
-        Whether the model reads messages.
-
-    Raises
-    ------
-    ConnectionError, PermissionError
-        If a data set cannot be had: there is no network, or it wants a login.
-    """
-    from lmms_eval.evaluator import _enable_reentrant_filelocks
-    from lmms_eval.tasks import get_task_dict
-
-    _enable_reentrant_filelocks()
-    found: dict[str, Any] = {}
-    for name in names:
-        try:
-            loaded = get_task_dict([name], manager, "chat" if chat else "simple")
-        except Exception as error:
-            raise _unavailable(name, error) from error
-        found |= _leaves(loaded)
-    return found
-
-
-def _leaves(tasks: Mapping[Any, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, task in tasks.items():
-        found |= _leaves(task) if isinstance(task, Mapping) else {str(name): task}
-    return found
-
-
-def _unavailable(name: str, error: BaseException) -> Exception:
-    """Return an error that says in a sentence why the data set of a task cannot be had, or the error itself."""
-    causes: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in causes:
-        causes.append(link)
-        attempt = getattr(link, "last_attempt", None)  # of tenacity's RetryError
-        link = (attempt.exception() if attempt is not None else None) or link.__cause__ or link.__context__
-    kinds = [type(cause).__name__ for cause in causes]
-    said = re.sub(r"\s+", " ", str(causes[-1]))[:200]
-    if any(kind in NO_LOGIN for kind in kinds) and not any(kind in NO_NETWORK[:2] for kind in kinds):
-        return PermissionError(
-            f"the data set of task {name} wants a login, or is not there: run `hf auth login`, and accept its terms on "
-            f"its page if it has any ({said})"
-        )
-    if any(kind in NO_NETWORK for kind in kinds):
-        return ConnectionError(
-            f"the data set of task {name} is not in the local cache, and there is no network to fetch it ({said})"
-        )
-    return ValueError(f"task {name} cannot be loaded: {said}")
-
-
 def job_name(backbone: str, task: str, setting: Setting, **given: Any) -> str:
     """Return the name under which the store keeps a task's rows of one setting."""
     last = Path(backbone).name
@@ -234,7 +128,7 @@ def evaluate(
     store : Results
         Where rows go.
     manager : TaskManager
-        What `check_tasks` returned.
+        What `index_of_tasks` returned.
     limit : int
         Ask the first so many questions of each task; 0 asks all.
     options : str
@@ -243,7 +137,13 @@ def evaluate(
     Returns
     -------
     tuple
-        The metrics, one row a setting, task and metric; and what could not be asked, and why.
+        The metrics, one row a setting, task and metric; and what could not be asked, and why: a setting that `prune`
+        refuses, or a task that gives no score to a single question.
+
+    Raises
+    ------
+    RuntimeError
+        If the model fails on a question; of other kinds, whatever else goes wrong.
     """
     found: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
@@ -252,7 +152,7 @@ def evaluate(
             job = job_name(backbone, name, setting, model=model.native_name, limit=limit, options=options)
             try:
                 found += _evaluate(model, backbone, name, task, setting, store, job, manager, limit, options)
-            except (NoScore, ValueError) as error:
+            except (NoScore, Unpruned) as error:
                 print(f"{setting.title}, {name}: {error}", file=sys.stderr, flush=True)
                 refused[f"{setting.title}, {name}"] = str(error)
     columns = ["setting", "task", "questions", "tokens", "metric", "value", "stored"]
@@ -268,7 +168,7 @@ def _evaluate(
     store.check(job)
     started, files = time.perf_counter(), store.root / "files" / job
     model.use(setting, store.resume_folder(job) / "requests.jsonl")
-    key = digest(model.key())
+    key = digest([model.key(), version_of(task)])
     stored = store.provenance(job)["parameters"] if job in store.jobs() else {}
     if stored.get("key") == key:
         return [{**one, "stored": True} for one in stored["metrics"]]

@@ -14,6 +14,10 @@ from idsel_core.study.knobs import build_method, parse_knob
 POSITIONS = ("compact", "keep")
 
 
+class Unpruned(ValueError):
+    """A setting, or a request, that `prune` refuses."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What `prune` is called with.

@@ -23,7 +23,7 @@ def said(text: str) -> Literal["yes", "no"] | None:
 
     A text that begins with yes or no says that: "Yes, there is no doubt" says yes. Otherwise the first sentence
     decides: with a yes and no negation it says yes, with a negation and no yes it says no ("There is no dog", "It
-    isn't"). Anything else says neither.
+    isn't"). With both it says neither ("I say yes and not no"), and so does anything else.
     """
     words = re.findall(r"[a-z]+(?:['\u2019][a-z]+)?", re.split(r"[.!?\n]", text.strip().lower(), maxsplit=1)[0])
     if words and words[0] in ("yes", "no"):

@@ -9,6 +9,7 @@ from idsel_core.study.harness.journal import Journal, digest
 from idsel_core.study.harness.rows import NoScore, chance_of, score_of
 from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.harness.tasks import scoring
+from idsel_core.study.metrics.yes_no import yes_no
 
 
 def test_answers_of_the_same_key_are_found_again_and_others_are_not(tmp_path):
@@ -97,10 +98,30 @@ def test_the_chance_of_a_guess():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("Yes.", "yes"), ("No, it is not", "no"), ("I know nothing", ""), ("", ""), ("yes or no", "yes")]
+    ("text", "said"),
+    [
+        ("Yes.", "yes"),
+        ("No, it is not", "no"),
+        ("I know nothing", ""),
+        ("", ""),
+        ("yes or no", "yes"),
+        ("No, yes would be wrong", "no"),
+        ("It is not yes but no", ""),
+        ("There is no dog.", "no"),
+    ],
 )
-def test_the_first_of_yes_and_no_counts(text, said):
-    assert scoring.yes_or_no(text) == said
+def test_answers_to_hallusion_bench_are_read_by_the_rule_of_the_metric(text, said):
+    doc = {
+        "category": "VD",
+        "subcategory": "map",
+        "set_id": "0",
+        "figure_id": "0",
+        "question_id": "0",
+        "gt_answer": "1",
+    }
+    value = scoring.hallusion_results(doc, [text])["aAcc"]
+    assert value["prediction"] == said and value["score"] == yes_no(text, ["yes"]) == (said == "yes")
+    assert scoring.hallusion_results({**doc, "gt_answer": "0"}, [text])["aAcc"]["score"] == yes_no(text, ["no"])
 
 
 def test_hallusion_bench_is_scored_by_answer_question_and_figure():

@@ -27,12 +27,14 @@ from data.scenes import as_benchmarks
 from idsel_core.loading.hub import load
 from idsel_core.methods import get_method
 from idsel_core.pruning import prune
+from idsel_core.study.backbone_folders import backbone_name
 from idsel_core.study.cli import main
 from idsel_core.study.dataset import FULL, read_split
 from idsel_core.study.encodings import encode_split
 from idsel_core.study.evaluate import Study
 from idsel_core.study.harness import run
 from idsel_core.study.harness.arguments import read_template
+from idsel_core.study.harness.find_tasks import TASKS, index_of_tasks, load_tasks, version_of
 from idsel_core.study.harness.guards import content_of, image_id
 from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, class_path
 from idsel_core.study.harness.rows import score_of
@@ -63,12 +65,12 @@ def asked(folder):
 
 @pytest.fixture(scope="module")
 def manager(folder, asked):
-    return run.check_tasks(list(asked), [str(folder)], "llava_hf")
+    return index_of_tasks([str(folder)], "llava_hf")
 
 
 @pytest.fixture(scope="module")
 def tasks(manager, asked):
-    return run.load_tasks(list(asked), manager, chat=True)
+    return load_tasks(list(asked), manager, chat=True)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness(model, tasks, manager, store, asked):
     """The metrics, and the rows of all tasks and settings with the question ids of the study."""
-    metrics, refused = run.evaluate(model, run.called(str(PROJECT / MODEL)), tasks, SETTINGS, store, manager=manager)
+    metrics, refused = run.evaluate(model, backbone_name(PROJECT / MODEL), tasks, SETTINGS, store, manager=manager)
     assert refused == {}
     rows = store.frame()
     rows["question_id"] = [
@@ -141,6 +143,30 @@ def test_what_is_stored_is_not_asked_again_and_says_where_it_comes_from(harness,
         note = store.provenance(job)
         assert note["packages"]["lmms-eval"] and note["files"]["weights"] and note["parameters"]["key"]
         assert not store.resume_folder(job).exists()
+
+
+def test_a_task_that_changed_is_asked_again(model, tmp_path):
+    folder = tmp_path / "tasks"
+    as_benchmarks.write(folder, read_split("test", PROJECT / DATA), 2)
+    store, found = Results(tmp_path / "rows"), []
+
+    def again():
+        manager = index_of_tasks([str(folder)], "llava_hf")
+        task = load_tasks(["scenes_pope"], manager, chat=True)
+        metrics, _ = run.evaluate(model, "embedded", task, [Setting()], store, manager=manager, limit=1)
+        found.append(version_of(task["scenes_pope"]))
+        return metrics["stored"].all()
+
+    assert [again(), again()] == [False, True]
+    for file in ("scenes_pope.yaml", "utils.py"):
+        text = (folder / file).read_text()
+        (folder / file).write_text(text.replace("max_new_tokens: ", "max_new_tokens: 1") + "\n# other\n")
+        assert [again(), again()] == [False, True], file
+    as_benchmarks.write(tmp_path / "other", read_split("validation", PROJECT / DATA), 2)
+    (data,) = (tmp_path / "other").glob("scenes_pope*.parquet")
+    data.replace(folder / data.name)
+    assert [again(), again()] == [False, True]
+    assert len(set(found)) == 4
 
 
 def test_a_model_is_what_it_was_after_an_evaluation(harness, model):
@@ -212,8 +238,8 @@ def test_answers_without_a_score_are_a_file_for_the_server(folder, asked, model,
     text = (folder / "scenes_textvqa.yaml").read_text().replace("task: scenes_textvqa", "task: scenes_hidden")
     given = "submission\n  aggregation: !function lmms_eval.tasks.textvqa.utils.textvqa_aggregate_submissions"
     (folder / "scenes_hidden.yaml").write_text(text.replace("exact_match\n  aggregation: mean", given))
-    manager = run.check_tasks(["scenes_hidden"], [str(folder)], "llava_hf")
-    loaded, store = run.load_tasks(["scenes_hidden"], manager, chat=True), Results(tmp_path)
+    manager = index_of_tasks([str(folder)], "llava_hf")
+    loaded, store = load_tasks(["scenes_hidden"], manager, chat=True), Results(tmp_path)
     found, refused = run.evaluate(model, "embedded", loaded, SETTINGS[:1], store, manager=manager, limit=2)
     assert refused == {} and store.jobs() == [] and found["metric"].tolist() == ["submission"]
     (file,) = tmp_path.glob("files/*/submissions/*.json")
@@ -223,8 +249,8 @@ def test_answers_without_a_score_are_a_file_for_the_server(folder, asked, model,
 
 def test_a_question_without_an_image_is_answered(folder, asked, model, tmp_path):
     changed(folder, "scenes_pope", "scenes_blind", doc_to_visual="!function utils.no_image")
-    manager = run.check_tasks(["scenes_blind"], [str(folder)], "llava_hf")
-    loaded = run.load_tasks(["scenes_blind"], manager, chat=True)
+    manager = index_of_tasks([str(folder)], "llava_hf")
+    loaded = load_tasks(["scenes_blind"], manager, chat=True)
     store = Results(tmp_path)
     _, refused = run.evaluate(model, "embedded", loaded, SETTINGS[::2], store, manager=manager, limit=3)
     assert refused == {}
@@ -253,6 +279,21 @@ def test_what_the_classes_swallow_is_raised(model, tasks, manager, tmp_path, mon
     monkeypatch.setitem(vars(model.model), "generate", broken)
     with pytest.raises(RuntimeError, match="scenes_pope, question 0: out of memory"):
         run.evaluate(model, "x", {"scenes_pope": tasks["scenes_pope"]}, [Setting()], Results(tmp_path), manager=manager)
+
+
+@pytest.mark.parametrize("setting", [Setting(), SETTINGS[1]])
+def test_an_error_that_is_no_refusal_ends_the_run(setting, model, tasks, manager, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("image features and image tokens do not match")
+
+    monkeypatch.setattr(model.model.get_input_embeddings(), "forward", broken)
+    one = {"scenes_pope": tasks["scenes_pope"]}
+    with pytest.raises(RuntimeError, match="scenes_pope, question 0: image features and image tokens do not match"):
+        run.evaluate(model, "x", one, [setting], Results(tmp_path), manager=manager)
+    monkeypatch.undo()
+    monkeypatch.setattr(Results, "write", broken)
+    with pytest.raises(ValueError, match="do not match"):
+        run.evaluate(model, "x", one, [setting], Results(tmp_path), manager=manager, limit=1)
 
 
 def test_images_and_files_name_the_content_and_other_lists_do_not(tmp_path):
@@ -425,7 +466,7 @@ def test_every_task_of_the_page_is_there_and_ours_load(manager):
     assert len(named) > 20
     assert sorted(named - set(manager.all_tasks)) == []
     ours = {name for name in manager.all_tasks if name.startswith(PREFIX)}
-    assert ours <= named and len(ours) == len([*run.TASKS.glob("*.yaml")])
+    assert ours <= named and len(ours) == len([*TASKS.glob("*.yaml")])
     for name in ours:
         config = TaskConfig(**manager._get_config(name))
         assert config.dataset_path and config.test_split and callable(config.process_results)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-
-def yes_or_no(text: str) -> str:
-    """Return the one of yes and no that an answer says first, "" where it says neither."""
-    found = re.search(r"\b(yes|no)\b", text.lower())
-    return found[1] if found else ""
+from idsel_core.study.metrics.yes_no import said
 
 
 def hallusion_target(doc: Mapping[str, Any]) -> str:
@@ -21,9 +16,9 @@ def hallusion_target(doc: Mapping[str, Any]) -> str:
 
 
 def hallusion_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Score an answer to a question of HallusionBench without a judge: neither yes nor no is wrong."""
+    """Score an answer to a question of HallusionBench without a judge, read by `said`: neither yes nor no is wrong."""
     names = ("category", "subcategory", "set_id", "figure_id", "question_id")
-    value: dict[str, Any] = {name: str(doc[name]) for name in names} | {"prediction": yes_or_no(results[0])}
+    value: dict[str, Any] = {name: str(doc[name]) for name in names} | {"prediction": said(results[0]) or ""}
     value["score"] = float(value["prediction"] == hallusion_target(doc))
     return {metric: value for metric in ("aAcc", "qAcc", "fAcc")}
 
