@@ -23,6 +23,7 @@ from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
 from idsel_core.methods.holov import HoloV
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.idselection_inside import IDSelectionInside
 from idsel_core.methods.mmr import MMR
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
@@ -59,6 +60,7 @@ __all__ = [
     "HiRED",
     "HoloV",
     "IDSelection",
+    "IDSelectionInside",
     "InLLM",
     "LayerTokens",
     "MMTok",
@@ -111,6 +113,7 @@ METHODS: Mapping[str, type[Method]] = {
         VScan,
         EVS,
         VidCom2,
+        IDSelectionInside,
         FastV,
         SparseVLM,
         PyramidDrop,

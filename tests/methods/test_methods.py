@@ -48,6 +48,7 @@ MATRIX = [
 ]
 # Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
+    METHODS["idselection-inside"](budget=1),
     METHODS["fastv"](budget=1),
     METHODS["sparsevlm"](budget=1),
     METHODS["pyramiddrop"](budget=1),
