@@ -185,6 +185,31 @@ def test_the_answer_does_not_decide(family, model):
 
 
 @pytest.mark.feature("labels")
+def test_labels_on_everything_tell_nothing_without_a_template(family, model):
+    """As if there were none, with the warning that there is without them."""
+    inputs = one(family, [user(size(family), ONE)], ANSWERS[0])
+    everywhere = inputs["input_ids"].clone()
+    everywhere[torch.isin(everywhere, torch.tensor([IMAGE, VIDEO]))] = -100
+    for method in [*WORDS, *inside(family)[:1]]:
+        with pytest.warns(UserWarning, match="so all text of the prompt asks|so the last token asks, of the answer"):
+            wanted = picks(model, method, inputs, order=True)
+        for labels in (everywhere, inputs["input_ids"]):
+            with pytest.warns(
+                UserWarning, match="so all text of the prompt asks|so the last token asks, of the answer"
+            ):
+                assert picks(model, method, {**inputs, "labels": labels}, order=True) == wanted, method
+    # Labels behind words tell.
+    start = inputs["input_ids"].shape[1] - 3
+    answer = torch.arange(start + 3)[None] >= start
+    backbone = adapter_for(model)
+    encoded = backbone.encode(**backbone.image_arguments(inputs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "[^,]*, so the last token asks")
+        tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"], answer=answer)
+        assert tokens.prompts.ends.nonzero().tolist() == [[0, start - 1]]
+
+
+@pytest.mark.feature("labels")
 def test_of_several_labelled_turns_the_first_asks(family, model):
     turns = [user(size(family), ONE), said("assistant", ANSWERS[0]), user(TWO)]
     inputs, first = one(family, turns, ANSWERS[1]), one(family, turns[:1])
@@ -361,6 +386,11 @@ def test_the_suffix_does_not_decide(prefix, family):
             assert picks(prefix, method, inputs) == wanted
             labels = torch.where(inputs["token_type_ids"] == 1, inputs["input_ids"], -100)
             assert picks(prefix, method, {**inputs, "labels": labels}) == wanted
+            # The prefix is no answer, whatever is labelled.
+            assert picks(prefix, method, {**inputs, "labels": inputs["input_ids"]}) == wanted
+    inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
+    with pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"):
+        picks(prefix, WORDS[0], inputs)
 
 
 # ------------------------------------------------------------------------------------------------ the formula
