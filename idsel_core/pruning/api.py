@@ -30,7 +30,7 @@ from idsel_core.pruning.patch import calls_of, close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
-from idsel_core.pruning.turns import CutPrompts, NextTurn, answered, cut_prompts, fitted, next_turn
+from idsel_core.pruning.turns import CutPrompts, NextTurn, answer_words, answered, cut_prompts, fitted, next_turn
 from idsel_core.pruning.wrappers import unwrapped
 
 _READS_CHUNKS = "5.23"
@@ -250,7 +250,8 @@ class Pruning:
         held = output if isinstance(output, tuple) else [cache_in(output)] if isinstance(output, dict) else []
         returned = next((each for each in held if isinstance(each, Cache)), None)
         prompts = replace(call.prompts, records=tuple(records), searched=searched)
-        prompts = answered(prompts, call.read, call.said, answer, setting_of(self.model, inputs, "eos_token_id"))
+        words = None if answer is None else answer_words(self.model, inputs, answer)
+        prompts = answered(prompts, call.read, call.said, answer, words)
         for cache in {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values():
             if cache.get_seq_length():
                 remember(cache, fitted(prompts, cache))

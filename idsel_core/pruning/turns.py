@@ -36,6 +36,8 @@ class CutPrompts:
     ----------
     model : str
         The model that filled the cache, as `name_of` calls it.
+    origin : Tensor
+        Which prompt of the call that filled the cache each row is a copy of, int64 (R,).
     given, real : Tensor
         The prompts as the caller gave them, int64 (R, L), and which columns are no padding, bool (R, L).
     images : Tensor
@@ -59,6 +61,7 @@ class CutPrompts:
     """
 
     model: str
+    origin: Tensor
     given: Tensor
     real: Tensor
     images: Tensor
@@ -83,7 +86,7 @@ class CutPrompts:
     def take(self, rows: Tensor) -> CutPrompts:
         """Return the prompts of these rows, int64, with repetition where a prompt has copies."""
         rows = rows.to(self.short.device)
-        tensors = ("given", "real", "images", "short", "seen", "ends", "later", "said")
+        tensors = ("origin", "given", "real", "images", "short", "seen", "ends", "later", "said")
         records = tuple(
             (place, record) for place, row in enumerate(rows.tolist()) for owner, record in self.records if owner == row
         )
@@ -130,6 +133,7 @@ def cut_prompts(
     seen, real = (_marks(arguments.get("attention_mask"), arguments["input_ids"]) for arguments in (short, inputs))
     return CutPrompts(
         model=name_of(backbone.model),
+        origin=torch.arange(len(ids), device=ids.device),
         given=given,
         real=real,
         images=backbone.placeholders(given),
@@ -217,7 +221,7 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
             f"the cache holds the beams of a search, not the answers that it returned: crop() the "
             f"{cached - prompts.width} tokens behind the prompt, or {_ANEW}"
         )
-    prompts = _rows_of_the_call(backbone, inputs, prompts, generating)
+    prompts = _rows_of_the_call(backbone, inputs, prompts, cached, generating)
     call = _Call(backbone, dict(inputs), prompts, cached)
     marks = None if ids is None else backbone.placeholders(ids)
     whole = marks is not None and bool(marks.any())
@@ -253,20 +257,40 @@ def _last(values: Any, columns: int) -> Any:
 
 
 def _rows_of_the_call(
-    backbone: Backbone, inputs: Mapping[str, Any], prompts: CutPrompts, generating: bool
+    backbone: Backbone, inputs: Mapping[str, Any], prompts: CutPrompts, cached: int, generating: bool
 ) -> CutPrompts:
     """Return one row of a cache for each row of the call, of which ``generate`` may read several copies."""
     given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     names = ("num_beams", "num_return_sequences") if generating else ()
     copies = max((setting_of(backbone.model, dict(inputs), name) or 1 for name in names), default=1)
     if len(prompts) == len(given) * copies:
-        return prompts.take(torch.arange(0, len(prompts), copies)) if copies > 1 else prompts
+        return _one_of_each(prompts, copies, cached - prompts.width) if copies > 1 else prompts
     if copies > 1 and len(prompts) == len(given):
         raise ValueError(
             f"generate() reads {copies} copies of each prompt, of which the cache holds one: call "
             f"batch_repeat_interleave({copies}) of the cache before"
         )
     raise ValueError(f"the cache holds {len(prompts)} pruned prompts, but {len(given) * copies} go on from it")
+
+
+def _one_of_each(prompts: CutPrompts, copies: int, later: int) -> CutPrompts:
+    """Return the first of so many copies of each prompt, behind which the cache holds `later` columns."""
+    firsts = torch.arange(0, len(prompts), copies)
+    first = prompts.take(firsts.repeat_interleave(copies))
+    read, said = prompts.known_later(later), prompts.known_said(later)
+    known = first.known_later(later), first.known_said(later)
+    other = (prompts.origin != first.origin) | (read != known[0]).any(1)
+    # Tokens that are not known, such as those of embeddings, may be any.
+    other |= (((said != known[1]) | (said < 0)) & read).any(1)
+    other[::copies] = False
+    if bool(other.any()):
+        row = int(other.int().argmax())
+        raise ValueError(
+            f"generate() would read {copies} rows of the cache as copies of one prompt, but row {row} is none of row "
+            f"{row // copies * copies}, such as another sample's answer: give each row of the cache a row of input_ids "
+            f"with num_beams=1 and num_return_sequences=1, or take one of each by batch_select_indices() and repeat it"
+        )
+    return prompts.take(firsts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,7 +412,7 @@ class _Call:
 
 
 def answered(
-    prompts: CutPrompts, read: Tensor, said: Tensor, answer: Tensor | None, ends: int | list[int] | None
+    prompts: CutPrompts, read: Tensor, said: Tensor, answer: Tensor | None, words: Tensor | None
 ) -> CutPrompts:
     """Return what a cache knows after a call.
 
@@ -400,22 +424,48 @@ def answered(
         Which columns behind the prompts are no padding, those that the call read among them, bool (B, T).
     said : Tensor
         The tokens of these columns, int64 (B, T), -1 where they are not known.
-    answer : Tensor, optional
-        What was generated, int64 (R, A), where R is a multiple of B.
-    ends : int, list[int] or None
-        The tokens that end an answer; padding follows them.
+    answer, words : Tensor, optional
+        What was generated, int64 (R, A), where R is a multiple of B, and which of it is no padding, bool (R, A).
     """
-    if answer is None:
+    if answer is None or words is None:
         return dataclasses.replace(prompts, later=read, said=said)
     copies = len(answer) // len(prompts)
     prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies)) if copies > 1 else prompts
-    real = torch.ones_like(answer, dtype=torch.bool)
-    if ends is not None:
-        ended = torch.isin(answer, torch.as_tensor(ends, device=answer.device))
-        real = ended.cumsum(1) - ended.long() == 0
     read, said = read.repeat_interleave(copies, 0), said.repeat_interleave(copies, 0)
-    later = torch.cat([read, real.to(read.device)], 1)
+    later = torch.cat([read, words.to(read.device)], 1)
     return dataclasses.replace(prompts, later=later, said=torch.cat([said, answer.to(said)], 1))
+
+
+def answer_words(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> Tensor:
+    """Return which tokens of answers are no padding of ``generate``, which follows those that ended first, bool (R, A).
+
+    An answer ends with a token that ends answers, or where a stopping criterion or a stop string ended it. Where one of
+    the latter did, and padding is the only token that ends answers, the first such token counts as the end.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model.
+    inputs : Mapping[str, Any]
+        Arguments of ``generate``.
+    answer : Tensor
+        What was generated, int64 (R, A).
+    """
+    ends = setting_of(model, dict(inputs), "eos_token_id")
+    if ends is None:
+        return torch.ones_like(answer, dtype=torch.bool)
+    ends = torch.as_tensor(ends, device=answer.device).reshape(-1)
+    ended = torch.isin(answer, ends)
+    words = ended.cumsum(1) - ended.long() == 0
+    pad = setting_of(model, dict(inputs), "pad_token_id")
+    pad = int(ends[0] if pad is None else pad)
+    stops = bool(inputs.get("stopping_criteria")) or setting_of(model, dict(inputs), "stop_strings") is not None
+    if not stops or ends.tolist() == [pad]:
+        return words
+    # (R, A): the run of such tokens at the end, which is said where it is shortest, because one answer always goes on.
+    run = (answer == pad).flip(1).long().cumprod(1).flip(1)
+    count = run.sum(1, keepdim=True)
+    return words & ~((run > 0) & (count > count.min()))
 
 
 def fitted(prompts: CutPrompts, cache: Any) -> CutPrompts:

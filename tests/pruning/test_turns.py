@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
 from idsel_core.methods import FastV, PyramidDrop, VScan
+from tests.support.families import PAD
 from tests.support.family_prompts import BARRED, CLOSE, by_hand, modes, of_prompt, ragged
 from tests.support.llava_prompts import Fixed, same, state
 from tests.support.turns import ALL_FAMILIES, GREEDY, MIXED, SECOND, STEPS, THIRD, conversation, padded
@@ -283,6 +284,29 @@ def test_answers_that_ended_early_are_not_read_on(llava):
         assert got[row, new.shape[1] :].tolist() == steps, wanted
 
 
+@pytest.mark.parametrize("ends", [BARRED[0], [BARRED[0], PAD]], ids=["one end", "padding ends too"])
+@torch.no_grad()
+def test_answers_that_a_criterion_ended_early_are_not_read_on(llava, ends):
+    """What ``generate`` pads them with is nothing that was said."""
+    family, model = ALL_FAMILIES["llava"], llava
+    inputs, method = family.prompts(MIXED), ragged(family, MIXED)
+    width = inputs["input_ids"].shape[1]
+
+    def stop(input_ids, scores):
+        return torch.tensor([True, False, input_ids.shape[1] > width + 1])
+
+    with prune(model, method):
+        options = {**GREEDY, "eos_token_id": ends, "pad_token_id": PAD, "stopping_criteria": [stop]}
+        first = model.generate(**inputs, **options, return_dict_in_generate=True)
+        assert (first.sequences[:, width:] == PAD).tolist() == [[False, True, True], [False] * 3, [False, False, True]]
+        new, real = padded(SECOND)
+        new = torch.cat([first.sequences[:, -1:], new], 1)
+        mask = torch.cat([torch.tensor([[0], [1], [0]]), real], 1)
+        got = model.generate(input_ids=new, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY)
+    for row, length in enumerate((1, 3, 2)):
+        assert got[row, new.shape[1] :].tolist() == by_hand_after(family, model, row, method, length)
+
+
 def by_hand_after(family, model, row, method, length):
     """Answer in `length` tokens, then the second text in as many as all tests do."""
     single, text = family.alone(MIXED, row), SECOND[row]
@@ -322,7 +346,31 @@ def test_searches_and_samples_go_on(llava):
         options = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True}
         sampled = model.generate(**inputs, **options)
         ids = torch.cat([sampled.sequences[:, -1:], new.repeat_interleave(2, 0)], 1)
+        spare = copy.deepcopy(sampled.past_key_values)
         assert model.generate(input_ids=ids, past_key_values=sampled.past_key_values, **GREEDY).shape == (6, 9)
+        # No two samples of a prompt are copies, unless their answers are forgotten.
+        for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
+            with pytest.raises(ValueError, match="2 rows of the cache as copies of one prompt, but row 1 is none of"):
+                second(model, copy.deepcopy(spare), **options)
+        spare.crop(-2)
+        assert torch.equal(second(model, spare, num_beams=2), got)
+
+
+@torch.no_grad()
+def test_rows_with_other_images_or_unknown_words_are_no_copies(llava):
+    family, model = ALL_FAMILIES["llava"], llava
+    inputs = family.prompts(((1,), (1,)))
+    inputs["input_ids"] = inputs["input_ids"][:1].repeat(2, 1)
+    with prune(model, UniformGrid(3)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="row 1 is none of row 0"):
+            second(model, cache, [SECOND[0]], num_beams=2)
+        cache.batch_select_indices(torch.tensor([1, 1]))
+        assert second(model, copy.deepcopy(cache), [SECOND[0]], num_beams=2).shape == (1, STEPS)
+        embeddings = model.get_input_embeddings()(torch.tensor([[5, 6], [7, 8]]))
+        model(inputs_embeds=embeddings, past_key_values=cache)
+        with pytest.raises(ValueError, match="row 1 is none of row 0"):
+            second(model, cache, [SECOND[0]], num_beams=2)
 
 
 @torch.no_grad()
