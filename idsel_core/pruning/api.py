@@ -17,6 +17,7 @@ from transformers import __version__ as TRANSFORMERS
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones._shared.caches import cache_in, handed_out, remember
+from idsel_core.backbones._shared.prompts import PER_TOKEN
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
@@ -139,14 +140,8 @@ class Pruning:
             warn_of_unpruned(self.passed_by, calls)
 
     def fills_logits(self, inputs: dict[str, Any]) -> bool:
-        """Tell whether the logits of a call get the columns of the prompts as given; ValueError where they cannot."""
-        if self.full_logits is False or drops_inside(self.method):
-            return False
-        if not inputs.get("logits_to_keep"):
-            return True
-        if self.full_logits:
-            raise ValueError("full_logits=True needs all logits: leave out logits_to_keep")
-        return False
+        """Tell whether the logits of a call get the columns of the prompts as given."""
+        return self.full_logits is not False and not drops_inside(self.method) and not inputs.get("logits_to_keep")
 
     def shorten(self, inputs: dict[str, Any], generating: bool) -> TimedCall | NextTurn | None:
         """Return a shorter call than one with these arguments, or None where there is no image to prune.
@@ -170,11 +165,13 @@ class Pruning:
             return None
         if input_ids is None or inputs.get("inputs_embeds") is not None:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
-        check_tensors(inputs, ("input_ids", "attention_mask", *self.backbone.pixel_inputs))
+        check_tensors(inputs, (*PER_TOKEN, *self.backbone.pixel_inputs))
         if cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number inside prune(), because columns move")
+        if self.full_logits and not generating and inputs.get("logits_to_keep"):
+            raise ValueError("full_logits=True needs all logits: leave out logits_to_keep")
         if mask is not None and mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, as input_ids, not {tuple(mask.shape)}")
         if generating and mask is None and (mask := inferred_mask(self.model, inputs)) is not None:
@@ -196,7 +193,7 @@ class Pruning:
             tokens = read_tokens(self.backbone, encoded, inputs, answered=not generating)
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
-        prompts = cut_prompts(self.backbone, inputs, short.inputs, generating)
+        prompts = cut_prompts(self.backbone, inputs, short.inputs, generating, self.positions)
         images = tokens.lengths if tokens.placeholders is None else tokens.placeholders
         rows = self.backbone.locate(input_ids, images, tokens.video, inputs.get("attention_mask")).rows
         return TimedCall(short, prompts, rows, kept, encode_ms(), select_ms())

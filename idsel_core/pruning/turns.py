@@ -16,7 +16,7 @@ from idsel_core.backbones import Backbone
 from idsel_core.backbones._shared.caches import cache_in, cached_rows, prompts_of
 from idsel_core.backbones._shared.prompts import PER_TOKEN
 from idsel_core.backbones._shared.tensors import pixel_key
-from idsel_core.pruning.arguments import setting_of
+from idsel_core.pruning.arguments import check_tensors, setting_of
 from idsel_core.pruning.preconditions import check_window
 from idsel_core.pruning.records import ImageRecord
 
@@ -52,6 +52,8 @@ class CutPrompts:
         The tokens of these columns, int64 (R, T), -1 where they are not known.
     pixels : Tensor
         A number that depends on the pixels, int64 (1,).
+    keeps_positions : bool
+        Whether tokens kept the positions that they had in the full prompts.
     records : tuple[tuple[int, ImageRecord], ...]
         The row and the record of each image.
     searched : bool
@@ -71,6 +73,7 @@ class CutPrompts:
     later: Tensor
     said: Tensor
     pixels: Tensor
+    keeps_positions: bool
     records: tuple[tuple[int, ImageRecord], ...] = ()
     searched: bool = False
     trouble: str = ""
@@ -116,7 +119,7 @@ class CutPrompts:
 
 
 def cut_prompts(
-    backbone: Backbone, inputs: Mapping[str, Any], short: Mapping[str, Any], generating: bool
+    backbone: Backbone, inputs: Mapping[str, Any], short: Mapping[str, Any], generating: bool, positions: str
 ) -> CutPrompts:
     """Return what a cache shall know that is filled by a shortened call.
 
@@ -128,6 +131,8 @@ def cut_prompts(
         Arguments of the call before and after `Backbone.shorten`, which was its last call.
     generating : bool
         Whether the call is one of ``generate``.
+    positions : {"compact", "keep"}
+        How the remaining tokens are numbered.
     """
     given, ids = inputs["input_ids"], short["input_ids"]
     seen, real = (_marks(arguments.get("attention_mask"), arguments["input_ids"]) for arguments in (short, inputs))
@@ -143,6 +148,7 @@ def cut_prompts(
         later=seen[:, :0],
         said=ids[:, :0],
         pixels=pixels_number(backbone, inputs),
+        keeps_positions=positions == "keep",
     )
 
 
@@ -206,6 +212,8 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
     prompts: CutPrompts | None = prompts_of(cache)
     if prompts is None:
         return None
+    pixels = backbone.pixel_inputs
+    check_tensors(dict(inputs), ("inputs_embeds", *PER_TOKEN, *pixels))
     ids, cached = inputs.get("input_ids"), int(cache.get_seq_length())
     if prompts.model != name_of(backbone.model):
         raise ValueError(
@@ -221,13 +229,18 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
             f"the cache holds the beams of a search, not the answers that it returned: crop() the "
             f"{cached - prompts.width} tokens behind the prompt, or {_ANEW}"
         )
+    if inputs.get("question_mask") is not None:
+        raise ValueError(
+            f"question_mask can change nothing in a call that goes on from a shortened cache, whose visual tokens were "
+            f"selected before: leave it out, or {_ANEW}"
+        )
     prompts = _rows_of_the_call(backbone, inputs, prompts, cached, generating)
     call = _Call(backbone, dict(inputs), prompts, cached)
     marks = None if ids is None else backbone.placeholders(ids)
     whole = marks is not None and bool(marks.any())
     if whole and ids is not None and marks is not None:
         call.check_conversation(ids, marks)
-    elif any(inputs.get(name) is not None for name in backbone.pixel_inputs):
+    elif any(inputs.get(name) is not None for name in pixels):
         raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
     new = call.new_columns(whole)
     seen = call.seen(whole, new)
@@ -237,8 +250,8 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
             f"token_type_ids are 0 at new text, so the prompt in the cache would have to attend to it: give 1 there, "
             f"then it attends to what is before it, or {_ANEW}"
         )
-    if backbone.position_axes == 1 and bool((prompts.ends[:, -1] > prompts.width).any()):
-        length = int((prompts.ends[:, -1] + seen[:, prompts.width :].sum(1)).max())
+    if backbone.position_axes == 1 and prompts.keeps_positions:
+        length = int((prompts.real.sum(1) + seen[:, prompts.width :].sum(1)).max())
         check_window(backbone, dict(inputs), generating, length)
     return NextTurn(
         call.arguments(whole, new, seen, generating),
@@ -378,7 +391,7 @@ class _Call:
     def arguments(self, whole: bool, new: int, seen: Tensor, generating: bool) -> dict[str, Any]:
         """Return the arguments that the model takes."""
         inputs, prompts, ids = self.inputs, self.prompts, self.inputs.get("input_ids")
-        dropped = {*self.backbone.image_inputs, *PER_TOKEN, "question_mask"} - {"input_ids", "labels"}
+        dropped = {*self.backbone.image_inputs, *PER_TOKEN} - {"input_ids", "labels"}
         changed = {name: value for name, value in inputs.items() if name not in dropped}
         if whole:
             assert ids is not None

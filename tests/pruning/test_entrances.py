@@ -87,8 +87,13 @@ def test_full_logits_are_left_out_or_refused_where_they_cannot_be_had(family, mo
     if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
         with prune(model, METHOD), torch.no_grad():
             assert model(**inputs, logits_to_keep=1).logits.shape[1] == 1
+    passes = []
+    hooks = [part.register_forward_hook(lambda *_: passes.append(1)) for part in model.base_model.children()]
     with prune(model, METHOD, full_logits=True), pytest.raises(ValueError, match="leave out logits_to_keep"):
         model(**inputs, logits_to_keep=1)
+    assert not passes
+    for hook in hooks:
+        hook.remove()
     with pytest.raises(ValueError, match=r"fastv drops tokens inside .* full_logits cannot be had"):
         prune(model, FastV(budget=4), full_logits=True)
     with pytest.raises(ValueError, match="full_logits must be True or False, not 'yes'"):

@@ -395,11 +395,18 @@ def test_static_and_windowed_caches_go_on(llava):
                 model(input_ids=torch.tensor([[token]]), past_key_values=cache)
             assert torch.equal(decoded(model, cache, torch.tensor([[SECOND[row][-1]]]))[0], got[row])
     model = family.build(window=64)
-    with prune(model, ragged(family, ((1,),)), positions="keep"):
-        cache = model(**family.prompts(((1,),)), use_cache=True).past_key_values
-        assert second(model, copy.deepcopy(cache), [SECOND[0]]).shape == (1, STEPS)
-        with pytest.raises(ValueError, match='positions="keep" cannot be had for 69 tokens, prompt and answer'):
-            second(model, cache, [tuple(range(3, 41))])
+    inputs = family.prompts(((1,),))
+    padding = {"input_ids": PAD, "attention_mask": 0, "token_type_ids": 0}
+    wide = {
+        name: torch.nn.functional.pad(value, (40, 0), value=padding[name]) if name in padding else value
+        for name, value in inputs.items()
+    }
+    for each in (inputs, wide):
+        with prune(model, ragged(family, ((1,),)), positions="keep"):
+            cache = model(**each, use_cache=True).past_key_values
+            assert second(model, copy.deepcopy(cache), [SECOND[0]]).shape == (1, STEPS)
+            with pytest.raises(ValueError, match='positions="keep" cannot be had for 69 tokens, prompt and answer'):
+                second(model, cache, [tuple(range(3, 41))])
 
 
 @torch.no_grad()
@@ -432,6 +439,10 @@ def test_a_turn_that_does_not_fit_is_refused(llava):
             ({"input_ids": first.sequences[:, : width + 1]}, "all of which the cache holds already"),
             ({**whole, "attention_mask": hidden}, "hides other columns of the prompts than in the call"),
             ({"input_ids": new, "attention_mask": torch.ones(3, 7)}, "attention_mask has 7 columns, but the shortened"),
+            ({"input_ids": new, "attention_mask": [[1] * 5] * 3}, "attention_mask must be a tensor, not a list"),
+            ({"input_ids": new.tolist()}, "input_ids must be a tensor, not a list"),
+            ({**whole, "pixel_values": list(inputs["pixel_values"])}, "pixel_values must be a tensor, not a list"),
+            ({"input_ids": new, "question_mask": new > 0}, "question_mask can change nothing in a call that goes on"),
             ({"input_ids": new[:2]}, "the cache holds 3 pruned prompts, but 2 go on from it"),
             ({"input_ids": new, "position_ids": at}, "only model.* takes them: prune.* knows where a shortened cache"),
         ]
