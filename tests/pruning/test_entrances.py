@@ -179,10 +179,18 @@ def test_a_trainer_trains_evaluates_and_predicts(family, smoothing, tmp_path):
 @pytest.mark.feature("every entrance prunes")
 @torch.no_grad()
 def test_the_core_of_a_model_is_pruned_too(family, model):
-    inputs = family.alone(LAYOUT, 0)
+    inputs, came = family.alone(LAYOUT, 0), []
+    hooks = [
+        model.base_model.register_forward_pre_hook(lambda *_: came.append("before")),
+        model.base_model.register_forward_hook(lambda *_: came.append("after")),
+    ]
     with prune(model, METHOD, full_logits=False) as run:
         states = model.base_model(**inputs).last_hidden_state
+        assert came == ["before", "after"]
         logits = model(**inputs).logits
+        assert came == ["before", "after"] * 2
+    for hook in hooks:
+        hook.remove()
     assert torch.equal(model.lm_head(states), logits) and len(run.report) == 2
 
 

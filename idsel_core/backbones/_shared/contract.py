@@ -80,7 +80,7 @@ class Backbone(ABC):
     text_looks_ahead: ClassVar[bool] = False
     """Whether words of a prompt attend to later words, where ``token_type_ids`` are 0."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()
-    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
+    """Of "image", "video" and "audio", those whose features the core takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
     no_resize_reason: ClassVar[str] = "this model family does not resize images"
@@ -208,18 +208,28 @@ class Backbone(ABC):
         """
         return {name: inputs[name] for name in self.image_inputs if inputs.get(name) is not None}
 
+    def joined(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the model's core in which what `shorten` gives is one tensor where the core expects one.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``forward``, with a list of features, one an image, of each kind in ``mm_encoder_outputs``.
+        """
+        outputs: dict[str, Any] = dict(inputs.get("mm_encoder_outputs") or {})
+        for kind in self.joined_kinds:
+            kept = getattr(outputs.get(kind), "pooler_output", None)
+            if isinstance(kept, list):
+                output: Any = BaseModelOutputWithPooling
+                outputs[kind] = output(pooler_output=torch.cat(kept)[None])
+        return {**inputs, "mm_encoder_outputs": outputs} if outputs else dict(inputs)
+
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
+        """Let the model read what `shorten` gives, a list of features, also where its core expects one tensor."""
 
         def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
-            for kind in self.joined_kinds:
-                kept = getattr(outputs.get(kind), "pooler_output", None)
-                if isinstance(kept, list):
-                    joined: Any = BaseModelOutputWithPooling
-                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
-            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
+            return args, self.joined(kwargs)
 
         with ExitStack() as stack:
             if self.joined_kinds:
