@@ -569,6 +569,51 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         model.generate(**one, **GREEDY)
         projector.data -= 0.25
     assert {record.source for record in run.report[before:]} == {"tower"}
+    buffer = model.model.vision_tower.embeddings.position_ids
+    with run:
+        before = len(run.report)
+        model.generate(**one, **GREEDY)
+        model.model.vision_tower.train()
+        model.generate(**one, **GREEDY)
+        model.model.vision_tower.eval()
+        buffer.data = buffer.flip(-1)
+        model.generate(**one, **GREEDY)
+        buffer.data = buffer.flip(-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model.generate(**one, **GREEDY)
+    assert {record.source for record in run.report[before:]} == {"tower"}
     for wrong in (-1, True, 1.5, None):
         with pytest.raises(ValueError, match="keep_encodings must be a number of calls, or 0 to keep none, not"):
             prune(model, UniformGrid(3), keep_encodings=wrong)
+
+
+def test_weights_made_in_inference_mode_keep_encodings():
+    family = ALL_FAMILIES["llava"]
+    with torch.inference_mode():
+        model, inputs = family.build(), family.prompts(MIXED)
+        assert next(model.parameters()).is_inference()
+        with prune(model, UniformGrid(3), keep_encodings=1) as run:
+            first, again = (model.generate(**inputs, **GREEDY) for _ in range(2))
+            model.model.vision_tower.embeddings.patch_embedding.weight.mul_(2.0)
+            model.generate(**inputs, **GREEDY)
+    assert torch.equal(first, again)
+    assert [run.report[3 * call].source for call in range(3)] == ["tower", "kept encoding", "tower"]
+
+
+@torch.no_grad()
+def test_adapters_that_act_are_part_of_an_encoding():
+    peft = pytest.importorskip("peft")
+    family = ALL_FAMILIES["llava"]
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    model, inputs = peft.get_peft_model(family.build(), settings), family.prompts(MIXED)
+    model.add_adapter("other", settings)
+    with prune(model, UniformGrid(3), keep_encodings=1) as run:
+        for _ in range(2):
+            model.generate(**inputs, **GREEDY)
+        with model.disable_adapter():
+            model.generate(**inputs, **GREEDY)
+        model.generate(**inputs, **GREEDY)
+        model.set_adapter("other")
+        model.generate(**inputs, **GREEDY)
+    sources = [run.report[3 * call].source for call in range(5)]
+    assert sources == ["tower", "kept encoding", *["tower"] * 3]
