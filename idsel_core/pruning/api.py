@@ -31,7 +31,16 @@ from idsel_core.pruning.patch import calls_of, close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
-from idsel_core.pruning.turns import CutPrompts, NextTurn, answer_words, answered, cut_prompts, fitted, next_turn
+from idsel_core.pruning.turns import (
+    CutPrompts,
+    NextTurn,
+    answer_words,
+    answered,
+    cut_prompts,
+    fitted,
+    next_turn,
+    pixels_number,
+)
 from idsel_core.pruning.wrappers import unwrapped
 
 _READS_CHUNKS = "5.23"
@@ -194,8 +203,7 @@ class Pruning:
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
         prompts = cut_prompts(self.backbone, inputs, short.inputs, generating, self.positions)
-        images = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-        rows = self.backbone.locate(input_ids, images, tokens.video, inputs.get("attention_mask")).rows
+        rows = self.backbone.locate(input_ids, tokens.full_lengths, tokens.video, inputs.get("attention_mask")).rows
         return TimedCall(short, prompts, rows, kept, encode_ms(), select_ms())
 
     @contextmanager
@@ -249,9 +257,12 @@ class Pruning:
         prompts = replace(call.prompts, records=tuple(records), searched=searched)
         words = None if answer is None else answer_words(self.model, inputs, answer)
         prompts = answered(prompts, call.read, call.said, answer, words)
-        for cache in {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values():
-            if cache.get_seq_length():
-                remember(cache, fitted(prompts, cache))
+        caches = {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values()
+        filled = [each for each in caches if each.get_seq_length()]
+        if filled and prompts.pixels is None:
+            prompts = replace(prompts, pixels=pixels_number(self.backbone, inputs))
+        for cache in filled:
+            remember(cache, fitted(prompts, cache))
 
     def _add(self, records_of: Callable[[int], list[ImageRecord]]) -> list[ImageRecord]:
         """Add the records of one more call, of this number, to the report; return them."""
@@ -264,7 +275,7 @@ class Pruning:
     def _records(self, call: TimedCall, passage: Passage, number: int) -> list[ImageRecord]:
         tokens, selection = call.short.tokens, call.short.selection
         images = len(tokens)
-        before = (tokens.lengths if tokens.placeholders is None else tokens.placeholders).tolist()
+        before = tokens.full_lengths.tolist()
         layers, drops = passage.layers.tolist(), passage.drops
         select_ms = call.select_ms + sum(drop.milliseconds for drop in drops)
         records = []

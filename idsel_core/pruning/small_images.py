@@ -36,8 +36,7 @@ def select_from_larger(method: Method, tokens: VisualTokens) -> Selection:
     TypeError
         If the method's ``select`` does not return a selection of so many rows.
     """
-    full = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-    larger = (~is_above(method.budget, full)).to(tokens.mask.device).nonzero()[:, 0]
+    larger = (~is_above(method.budget, tokens.full_lengths)).to(tokens.mask.device).nonzero()[:, 0]
     if len(larger) == len(tokens):
         return _selected(method, tokens)
     place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
@@ -68,7 +67,7 @@ def _rows(tokens: VisualTokens, rows: Tensor) -> VisualTokens:
         mask=tokens.mask[rows],
         grid=tokens.grid[rows],
         sources={name: source(name, of) for name, of in tokens.sources.items()},
-        placeholders=None if tokens.placeholders is None else tokens.placeholders.to(rows.device)[rows],
+        placeholders=tokens.full_lengths.to(rows.device)[rows],
         video=None if tokens.video is None else tokens.video.to(rows.device)[rows],
         _cache={},
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from idsel_core.backbones import Backbone
 from idsel_core.backbones._shared.caches import cache_in, cached_rows, prompts_of
-from idsel_core.backbones._shared.prompts import PER_TOKEN
+from idsel_core.backbones._shared.prompts import PER_TOKEN, real_columns
 from idsel_core.backbones._shared.tensors import pixel_key
 from idsel_core.pruning.arguments import check_tensors, setting_of
 from idsel_core.pruning.preconditions import check_window
@@ -50,8 +50,8 @@ class CutPrompts:
         Which columns behind the prompts are no padding, as far as that is known, bool (R, T).
     said : Tensor
         The tokens of these columns, int64 (R, T), -1 where they are not known.
-    pixels : Tensor
-        A number that depends on the pixels, int64 (1,).
+    pixels : Tensor, optional
+        A number that depends on the pixels, int64 (1,), of prompts that a cache holds.
     keeps_positions : bool
         Whether tokens kept the positions that they had in the full prompts.
     records : tuple[tuple[int, ImageRecord], ...]
@@ -72,8 +72,8 @@ class CutPrompts:
     ends: Tensor
     later: Tensor
     said: Tensor
-    pixels: Tensor
     keeps_positions: bool
+    pixels: Tensor | None = None
     records: tuple[tuple[int, ImageRecord], ...] = ()
     searched: bool = False
     trouble: str = ""
@@ -135,7 +135,9 @@ def cut_prompts(
         How the remaining tokens are numbered.
     """
     given, ids = inputs["input_ids"], short["input_ids"]
-    seen, real = (_marks(arguments.get("attention_mask"), arguments["input_ids"]) for arguments in (short, inputs))
+    seen, real = (
+        real_columns(arguments["input_ids"], arguments.get("attention_mask")) for arguments in (short, inputs)
+    )
     return CutPrompts(
         model=name_of(backbone.model),
         origin=torch.arange(len(ids), device=ids.device),
@@ -147,13 +149,8 @@ def cut_prompts(
         ends=backbone.next_positions(short, generating).expand(len(ids), -1),
         later=seen[:, :0],
         said=ids[:, :0],
-        pixels=pixels_number(backbone, inputs),
         keeps_positions=positions == "keep",
     )
-
-
-def _marks(mask: Tensor | None, ids: Tensor) -> Tensor:
-    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().to(ids.device)
 
 
 def pixels_number(backbone: Backbone, inputs: Mapping[str, Any]) -> Tensor:
@@ -170,8 +167,6 @@ class NextTurn:
     ----------
     inputs : dict[str, Any]
         Arguments of ``generate`` or ``forward`` that fit the cache.
-    cache : Any
-        The cache.
     prompts : CutPrompts
         What the cache knows, a row for each row of the call.
     read : Tensor
@@ -181,7 +176,6 @@ class NextTurn:
     """
 
     inputs: dict[str, Any]
-    cache: Any
     prompts: CutPrompts
     read: Tensor
     said: Tensor
@@ -255,7 +249,6 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
         check_window(backbone, dict(inputs), generating, length)
     return NextTurn(
         call.arguments(whole, new, seen, generating),
-        cache,
         prompts,
         seen[:, prompts.width :],
         call.said(new),
@@ -338,7 +331,7 @@ class _Call:
         pixels = [name for name in self.backbone.pixel_inputs if self.inputs.get(name) is not None]
         if pixels:
             number = pixels_number(self.backbone, self.inputs)
-            if not torch.equal(number, self.prompts.pixels.to(number.device)):
+            if self.prompts.pixels is None or not torch.equal(number, self.prompts.pixels.to(number.device)):
                 raise ValueError(f"{pixels[0]} holds other images than those that the cache was filled with: {_ANEW}")
 
     def new_columns(self, whole: bool) -> int:

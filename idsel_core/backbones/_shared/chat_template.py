@@ -90,14 +90,14 @@ class ChatTemplate:
     @classmethod
     def of(cls, processor: Any) -> ChatTemplate | None:
         """Read the chat template of a processor or tokenizer; None where it has none, or one without marks."""
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = tokenizer_of(processor)
         return cls._read(processor, str([getattr(each, "chat_template", None) for each in (processor, tokenizer)]))
 
     @classmethod
     @functools.lru_cache(maxsize=8)
     def _read(cls, processor: Any, source: str) -> ChatTemplate | None:
         """Read a chat template, which may be changed on a processor, and then has another source."""
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = tokenizer_of(processor)
         render = _renderer(processor)
         if render is None:
             return None
@@ -210,9 +210,14 @@ class Plain:
         return "".join(map(self.unit, self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor, which may be one itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def special_ids(processor: Any) -> set[int]:
     """Return the special tokens of a processor or tokenizer, but for unknown words."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
@@ -249,7 +254,7 @@ def _read_processor(model: Any) -> Any:
         # A processor may need a package that is missing, where its tokenizer does not; failing means not known.
         with suppress(Exception):
             found: Any = read.from_pretrained(name, **source)
-            if hasattr(getattr(found, "tokenizer", found), "all_special_ids"):
+            if hasattr(tokenizer_of(found), "all_special_ids"):
                 return found
     return None
 
@@ -284,7 +289,7 @@ class _Renderer:
 
 
 def _renderer(processor: Any) -> _Renderer | None:
-    owners = [processor, getattr(processor, "tokenizer", processor)]
+    owners = [processor, tokenizer_of(processor)]
     for owner in dict.fromkeys(owners):
         if not hasattr(owner, "apply_chat_template"):
             continue

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, tokenizer_of
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
 from idsel_core.backbones._shared.instruction import Instruction
 from idsel_core.backbones._shared.own_thread import in_this_thread
@@ -23,6 +23,7 @@ from idsel_core.backbones._shared.prompts import (
     drop_columns,
     kept_columns,
     locate_images,
+    real_columns,
 )
 from idsel_core.backbones._shared.question_views import QuestionViews
 from idsel_core.backbones.relevance.companion import Relevance
@@ -93,7 +94,7 @@ class Backbone(ABC):
     def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
             raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
-        if processor is not None and not hasattr(getattr(processor, "tokenizer", processor), "all_special_ids"):
+        if processor is not None and not hasattr(tokenizer_of(processor), "all_special_ids"):
             raise TypeError(f"processor must be a processor or tokenizer, which {type(processor).__name__} is not")
         self.model = model
         self.relevance = relevance
@@ -332,7 +333,7 @@ class Backbone(ABC):
         """
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
         slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        real = real_columns(input_ids, attention_mask)
         instruction = Instruction(self, input_ids, real, slots, question_mask, answer, answered)
         asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, instruction)
         sources: dict[str, Callable[..., Tensor]] = {
@@ -411,17 +412,27 @@ class Backbone(ABC):
             inputs["position_ids"] = self.full_positions(inputs)
         left_out = (*self.image_inputs, "question_mask")
         inputs = {name: value for name, value in inputs.items() if name not in left_out}
-        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-        slots = self.locate(input_ids, placeholders, tokens.video, mask)
-        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-        keep = kept_columns(slots, real, tokens.lengths, selection)
+        keep, real = self.kept(inputs, tokens, selection)
         if positions == "compact" and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] - (real & ~keep).cumsum(1)
         pad_token_id = getattr(self.model.generation_config, "pad_token_id", None) or 0
         short = drop_columns(inputs, keep, real, pad_token_id)
         short["mm_encoder_outputs"] = self.encoder_outputs(tokens, selection)
         return short
+
+    def kept(self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Return which columns of full prompts stay, and which are no padding, bool (B, L) each.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        tokens, selection
+            As for `shorten`.
+        """
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        slots, real = self.locate(input_ids, tokens.full_lengths, tokens.video, mask), real_columns(input_ids, mask)
+        return kept_columns(slots, real, tokens.lengths, selection), real
 
     def positions_of(self, positions: str | None) -> str:
         """Return how the remaining tokens are numbered, "compact" or "keep", given what was asked for, if anything.
@@ -470,7 +481,7 @@ class Backbone(ABC):
         """
         ids, mask, positions = (short.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
         assert ids is not None
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_columns(ids, mask)
         if positions is None:
             positions = real.cumsum(1) - 1 if generating else torch.arange(ids.shape[1], device=ids.device)[None]
         elif not generating:
