@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from idsel_core import adapter_for, prune
-from idsel_core.backbones._shared.chat_template import processor_of, remember_processor
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, remember_processor
 from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny
@@ -300,6 +301,22 @@ def test_question_mask_names_the_words(family, model):
         labels = torch.where(few, inputs["input_ids"], -100)
         with pytest.raises(ValueError, match="question_mask marks tokens of the answer of prompt 0"):
             model(**inputs, labels=labels, question_mask=few)
+
+
+def test_what_a_processor_writes_beside_images_is_known_by_family():
+    family = CHATS["llava"]
+    ids = token_ids(family, [user("near 1:", size(family), ONE)])
+    for beside, said_beside in (((), "near1:"), ((r"near\d+:",), "")):
+        template = ChatTemplate.of(tokenizer("llava"), beside)
+        words = template.last_turn(ids, [number == IMAGE for number in ids]).words
+        assert said_by("llava", torch.tensor(ids), torch.tensor(words)) == said_beside + plain(ONE)
+    for written, families in (
+        ("Frame12:", {"internvl"}),
+        ("andherearesomecropstohelpyouseebetter", {"gemma3"}),
+        ("<row_1_col_2>", set(CHATS)),
+    ):
+        of = {name: adapter_for(one.build()).beside_images for name, one in CHATS.items()}
+        assert {name for name, marks in of.items() if any(re.fullmatch(mark, written) for mark in marks)} == families
 
 
 def test_a_model_without_a_template_warns_once_and_asks_with_all_text():

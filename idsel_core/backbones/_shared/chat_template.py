@@ -24,14 +24,6 @@ _SPECIAL = 0xF0000
 """First of the characters that stand for special tokens, from a private plane of Unicode."""
 _SPECIALS = "[\U000f0000-\U0010fffd]"
 
-_OF_PROCESSORS = (
-    r"<[^<>]{1,40}>",
-    r"Frame\d+:",
-    "Hereistheoriginalimage",
-    "andherearesomecropstohelpyouseebetter",
-)
-"""What processors of transformers, not templates, write in front of an image where that is no special token."""
-
 _QUESTIONS, _ANSWERS = ("qqfirstqq", "qqsecondqq", "qqthirdqq"), ("aafirstaa", "aasecondaa")
 _SYSTEM = "sssystemss"
 _KINDS = ("image", "video", "audio")
@@ -84,18 +76,25 @@ class ChatTemplate:
     ) -> None:
         self.opens_question, self.opens_answer, self.blanks = opens_question, tuple(opens_answer), blanks
         self._plain = Plain(tokenizer)
-        written = "|".join([*beside_images, *_OF_PROCESSORS])
-        self._beside = re.compile(f"(?:{written})(?={_SPECIALS}*{PLACEHOLDER})")
+        self._beside = re.compile(f"(?:{'|'.join(beside_images) or '(?!)'})(?={_SPECIALS}*{PLACEHOLDER})")
 
     @classmethod
-    def of(cls, processor: Any) -> ChatTemplate | None:
-        """Read the chat template of a processor or tokenizer; None where it has none, or one without marks."""
-        tokenizer = tokenizer_of(processor)
-        return cls._read(processor, str([getattr(each, "chat_template", None) for each in (processor, tokenizer)]))
+    def of(cls, processor: Any, beside_images: Sequence[str] = ()) -> ChatTemplate | None:
+        """Read the chat template of a processor or tokenizer; None where it has none, or one without marks.
+
+        Parameters
+        ----------
+        processor : ProcessorMixin or PreTrainedTokenizerBase
+            Of the prompts.
+        beside_images : Sequence[str]
+            Regular expressions of what the processor, not the template, writes in front of an image, plain.
+        """
+        source = str([getattr(each, "chat_template", None) for each in (processor, tokenizer_of(processor))])
+        return cls._read(processor, source, tuple(beside_images))
 
     @classmethod
     @functools.lru_cache(maxsize=8)
-    def _read(cls, processor: Any, source: str) -> ChatTemplate | None:
+    def _read(cls, processor: Any, source: str, beside_images: tuple[str, ...]) -> ChatTemplate | None:
         """Read a chat template, which may be changed on a processor, and then has another source."""
         tokenizer = tokenizer_of(processor)
         render = _renderer(processor)
@@ -117,7 +116,7 @@ class ChatTemplate:
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         blanks = len(ids) - len(_without_blanks_behind([plain.unit(number) for number in ids]))
         beside = [mark for kind in _KINDS if (mark := _beside_image(render, plain, opening, kind))]
-        return cls(tokenizer, opening, closings, blanks, list(dict.fromkeys(beside)))
+        return cls(tokenizer, opening, closings, blanks, list(dict.fromkeys([*beside, *beside_images])))
 
     def last_turn(self, ids: Sequence[int], placeholder: Sequence[bool], labelled: int | None = None) -> Turn | None:
         """Find the last user's turn among the tokens of a prompt; None where it has none.

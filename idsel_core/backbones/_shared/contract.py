@@ -90,6 +90,8 @@ class Backbone(ABC):
     """Why this family lacks views, by view, if the reason is not the usual one."""
     has_chat_template: ClassVar[bool] = True
     """Whether prompts follow a chat template; all text in front of the answer is the question where they do not."""
+    beside_images: ClassVar[tuple[str, ...]] = (r"<[^<>]{1,40}>",)
+    """Regular expressions of what the processor writes in front of an image, but for special tokens, without blanks."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
@@ -111,7 +113,7 @@ class Backbone(ABC):
         """Chat template of the prompts; None where it is not known, or where prompts follow none."""
         if not self.has_chat_template or self.processor is None:
             return None
-        return ChatTemplate.of(self.processor)
+        return ChatTemplate.of(self.processor, self.beside_images)
 
     def warn_of_question(self, consequence: str) -> None:
         """Warn, once, of what follows from not knowing which words of a prompt are the question."""
