@@ -25,22 +25,14 @@ from idsel_core.methods import Method, drops_inside
 from idsel_core.methods._shared.checks import check_flag
 from idsel_core.pruning.arguments import cached_tokens, check_tensors, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
+from idsel_core.pruning.cut_prompts import CutPrompts, answer_words, answered, cut_prompts, fitted, pixels_number
 from idsel_core.pruning.kept_encodings import KeptEncodings
 from idsel_core.pruning.passed_by import warn_of_unpruned
 from idsel_core.pruning.patch import calls_of, close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
-from idsel_core.pruning.turns import (
-    CutPrompts,
-    NextTurn,
-    answer_words,
-    answered,
-    cut_prompts,
-    fitted,
-    next_turn,
-    pixels_number,
-)
+from idsel_core.pruning.turns import NextTurn, next_turn
 from idsel_core.pruning.wrappers import unwrapped
 
 _READS_CHUNKS = "5.23"
@@ -62,7 +54,8 @@ class TimedCall:
     kept : bool
         Whether the encoding of an earlier call was used.
     encode_ms, select_ms : float
-        Wall time of the tower pass, and of the selection with its scores.
+        Wall time of the tower pass, or of finding a kept encoding, and of the selection with its scores, which holds
+        the time to read the chat template where the method reads text for the first time.
     """
 
     short: ShortCall
@@ -355,7 +348,7 @@ def prune(
     processor : ProcessorMixin or PreTrainedTokenizerBase, optional
         Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
         that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
-        all text in front of the answer asks, with a warning.
+        all text in front of the answer asks, with a warning. PaliGemma has no template and needs no processor.
     full_logits : bool, optional
         Whether the logits of ``model(...)`` have the columns of the prompt as it was given, (B, L, V), and so compare
         with the caller's labels, as metrics and label smoothing of a ``Trainer`` do; the column of a dropped token has
