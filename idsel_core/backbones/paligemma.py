@@ -16,7 +16,7 @@ class PaliGemma(Llava):
 
     In the language model the tokens of images and prompt attend to each other in both directions where
     ``token_type_ids`` are 0; kept tokens still do. There is no chat template: all text of a prompt in front of the
-    suffix asks about its images.
+    suffix asks about its images, and no warning says so.
     """
 
     image_inputs = ("pixel_values",)
