@@ -123,6 +123,12 @@ class VisualTokens:
         return self.mask.sum(1)
 
     @property
+    def full_lengths(self) -> Tensor:
+        """Number of placeholders in the prompt for each row, int64 (B,); more than tokens of an image made smaller."""
+        assert self.placeholders is not None
+        return self.placeholders
+
+    @property
     def computed(self) -> frozenset[str]:
         """Names of the views that have been computed."""
         return frozenset(key[0] for key in self._cache)

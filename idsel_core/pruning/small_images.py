@@ -30,14 +30,29 @@ def select_from_larger(method: Method, tokens: VisualTokens) -> Selection:
     -------
     Selection
         I rows. A whole image's picks are in raster order, and its scores equal.
+
+    Raises
+    ------
+    TypeError
+        If the method's ``select`` does not return a selection of so many rows.
     """
-    full = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-    larger = (~is_above(method.budget, full)).to(tokens.mask.device).nonzero()[:, 0]
+    larger = (~is_above(method.budget, tokens.full_lengths)).to(tokens.mask.device).nonzero()[:, 0]
     if len(larger) == len(tokens):
-        return method.select(tokens)
+        return _selected(method, tokens)
     place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
     whole = Selection.from_order(place.masked_fill(~tokens.mask, -1), tokens.mask.float().log(), method.budget)
-    return whole if len(larger) == 0 else _with_rows(whole, larger, method.select(_rows(tokens, larger)), tokens)
+    return whole if len(larger) == 0 else _with_rows(whole, larger, _selected(method, _rows(tokens, larger)), tokens)
+
+
+def _selected(method: Method, tokens: VisualTokens) -> Selection:
+    selection = method.select(tokens)
+    if not isinstance(selection, Selection) or len(selection) != len(tokens):
+        found = f"{len(selection)} rows" if isinstance(selection, Selection) else type(selection).__name__
+        raise TypeError(
+            f"select() of method {method.name!r} must return a Selection with {len(tokens)} rows, one an image, not "
+            f"{found}; see take_best() and Selection.from_order()"
+        )
+    return selection
 
 
 def _rows(tokens: VisualTokens, rows: Tensor) -> VisualTokens:
@@ -52,7 +67,7 @@ def _rows(tokens: VisualTokens, rows: Tensor) -> VisualTokens:
         mask=tokens.mask[rows],
         grid=tokens.grid[rows],
         sources={name: source(name, of) for name, of in tokens.sources.items()},
-        placeholders=None if tokens.placeholders is None else tokens.placeholders.to(rows.device)[rows],
+        placeholders=tokens.full_lengths.to(rows.device)[rows],
         video=None if tokens.video is None else tokens.video.to(rows.device)[rows],
         _cache={},
     )

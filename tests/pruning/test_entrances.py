@@ -87,8 +87,13 @@ def test_full_logits_are_left_out_or_refused_where_they_cannot_be_had(family, mo
     if "logits_to_keep" in inspect.signature(type(model).forward).parameters:
         with prune(model, METHOD), torch.no_grad():
             assert model(**inputs, logits_to_keep=1).logits.shape[1] == 1
+    passes = []
+    hooks = [part.register_forward_hook(lambda *_: passes.append(1)) for part in model.base_model.children()]
     with prune(model, METHOD, full_logits=True), pytest.raises(ValueError, match="leave out logits_to_keep"):
         model(**inputs, logits_to_keep=1)
+    assert not passes
+    for hook in hooks:
+        hook.remove()
     with pytest.raises(ValueError, match=r"fastv drops tokens inside .* full_logits cannot be had"):
         prune(model, FastV(budget=4), full_logits=True)
     with pytest.raises(ValueError, match="full_logits must be True or False, not 'yes'"):
@@ -174,10 +179,18 @@ def test_a_trainer_trains_evaluates_and_predicts(family, smoothing, tmp_path):
 @pytest.mark.feature("every entrance prunes")
 @torch.no_grad()
 def test_the_core_of_a_model_is_pruned_too(family, model):
-    inputs = family.alone(LAYOUT, 0)
+    inputs, came = family.alone(LAYOUT, 0), []
+    hooks = [
+        model.base_model.register_forward_pre_hook(lambda *_: came.append("before")),
+        model.base_model.register_forward_hook(lambda *_: came.append("after")),
+    ]
     with prune(model, METHOD, full_logits=False) as run:
         states = model.base_model(**inputs).last_hidden_state
+        assert came == ["before", "after"]
         logits = model(**inputs).logits
+        assert came == ["before", "after"] * 2
+    for hook in hooks:
+        hook.remove()
     assert torch.equal(model.lm_head(states), logits) and len(run.report) == 2
 
 
