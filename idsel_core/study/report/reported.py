@@ -12,6 +12,7 @@ from idsel_core.methods import METHODS
 from idsel_core.study.paths import PROJECT
 from idsel_core.study.report.agreement import f1_scores
 from idsel_core.study.report.bootstrap import mean_scores
+from idsel_core.study.report.settings import check_one_setting, own_positions
 
 REPORTED: Final = PROJECT / "data/reported"
 COLUMNS: Final = (
@@ -110,7 +111,8 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     ----------
     rows : DataFrame
         Rows of the store, of any backbones and data sets; may be empty. Those of methods whose budget is what is left
-        at last, and those with other positions than compact, are left out.
+        at last, of second questions in a conversation, and those with other positions than the default of a
+        backbone's family (`own_positions`) are left out.
     resamples : int
         Bootstrap resamples of the intervals.
 
@@ -119,10 +121,21 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     DataFrame
         backbone, benchmark, method, tokens, metric, measured, low, high (percent), questions. A backbone or data set
         that no paper knows keeps its own name. POPE comes twice, as accuracy and as F1.
+
+    Raises
+    ------
+    ValueError
+        If a method has several settings at one budget, see `check_one_setting`.
     """
     found = []
     if len(rows):
-        rows = rows[(rows["positions"] == "compact") & (rows["convention"].fillna("average") != "final")]
+        rows = rows[(rows["convention"].fillna("average") != "final") & rows["conversation"].isna()]
+        rows = own_positions(rows)
+        # The number of all tokens may differ from image to image.
+        whole = rows["method"] == "full"
+        most = rows.groupby(["backbone", "dataset", "split", "method"])["budget"].transform("max")
+        rows = rows.assign(budget=rows["budget"].where(~whole, most))
+        check_one_setting(rows)
     # Each setting by itself, as some may have been asked fewer questions than others.
     by = ["method", "budget"]
     for key, part in rows.groupby(["backbone", "dataset", "split", *by]) if len(rows) else ():

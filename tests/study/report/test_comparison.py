@@ -125,6 +125,13 @@ def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
     asked = [("divprune", 64), ("divprune", 16), ("random", 64), ("random", 16), ("full", 576)]
     assert counts == dict.fromkeys(asked, 12)
     assert len(both) == 60 and set(both["job"]) == {"peers", "controls"}
+    kept = pd.concat([more, make_rows(14, (576,), "full")], ignore_index=True).assign(positions="keep")
+    store.write("controls", kept, {})
+    with pytest.raises(ValueError, match=r"random at 16 on scenes, .* with positions 'keep' alone"):
+        comparison.read_comparison(store, "peers", "controls")
+    store.write("peers", store.frame("peers").drop(columns=["job", "run_id"]).assign(positions="keep"), {})
+    # As of a family that has no compact ones.
+    assert set(comparison.read_comparison(store, "peers", "controls")["method"]) == {"divprune", "random", "full"}
     store.write("controls", make_rows(10, (64, 16), "random"), {})
     with pytest.raises(ValueError, match="controls asked 10 of the 12 questions of peers; it must ask them all"):
         comparison.read_comparison(store, "peers", "controls")
