@@ -36,7 +36,16 @@ from IPython.display import Markdown, display
 
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import theme
-from idsel_core.study.report.reported import called, measured_scores, not_comparable, read_reported, set_beside
+from idsel_core.study.report.reported import (
+    REPORTED,
+    called,
+    mean_over_benchmarks,
+    measured_scores,
+    not_comparable,
+    read_reported,
+    set_beside,
+)
+from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
 
 theme.use_theme()
@@ -91,7 +100,23 @@ for protocol, axis in zip(panels, axes.flat, strict=False):
     theme.budget_axis(axis, means["tokens"], "visual tokens")
     axis.legend(fontsize=6, loc="lower right")
 axes[0, 0].set_ylabel("reported share of full, %")
-theme.save(figure, project_path(figures_dir), "13_reported", {"files": ["data/reported"]})
+drawn_from = origin(sorted(REPORTED.glob("*.csv")), backbone=backbone)
+theme.save(figure, project_path(figures_dir), "13_reported", drawn_from)
+
+# %% [markdown]
+# ## Means of what was measured
+#
+# The mean over benchmarks of score / score with all tokens, over those that were asked with every method and budget.
+# Which benchmarks these are is a choice, and each paper has its own; so it stands beside no reported mean.
+
+# %%
+mine = rows[rows["backbone"].map(called) == backbone]
+said = f"The store holds no rows of {backbone} with all tokens, so there is no mean."
+if len(mine) and (mine["method"] == "full").any():
+    averages = mean_over_benchmarks(mine, resamples).round(1)
+    over, without = averages.pop("benchmarks")[0], averages.pop("left out")[0]
+    said = f"{averages.to_markdown(index=False)}\n\nPercent, over {over}; left out: {without or 'none'}."
+Markdown(said)
 
 # %% [markdown]
 # ## What must not be compared

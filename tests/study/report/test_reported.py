@@ -12,6 +12,7 @@ from idsel_core.study.report.reported import (
     REPORTED,
     called,
     check_reported,
+    mean_over_benchmarks,
     measured_scores,
     not_comparable,
     read_reported,
@@ -175,6 +176,39 @@ def test_positions_are_those_of_the_family():
     lost = pd.concat([compact, compact[compact["method"] == "fastv"].assign(method="vscan", positions="keep")])
     with pytest.raises(ValueError, match=r"vscan at 64 on gqa, validation, .* with positions 'keep' alone"):
         measured_scores(lost, 50)
+
+
+def test_mme_and_mmbench_are_known_but_stand_apart():
+    table = pd.DataFrame([ROW | {"benchmark": "MME", "unit": "points", "metric": "perception"}])
+    table = pd.concat([table, pd.DataFrame([ROW | {"benchmark": "MMBench"}])])
+    for task, benchmark in (("mme", "MME"), ("mmbench_en_dev_static", "MMBench")):
+        measured = measured_scores(stored(task), 50)
+        assert set(measured["benchmark"]) == {benchmark}
+        assert set_beside(table, measured)["measured"].isna().all()
+        assert not_comparable(table, measured)["benchmark"].tolist() == [benchmark]
+
+
+def test_a_mean_is_over_the_benchmarks_that_all_were_asked():
+    gqa, mme, pope = stored("gqa"), stored("mme"), stored("pope", answer="yes", prediction="yes")
+    mme.loc[mme["method"] == "full", "correct"] = 1.0
+    more = gqa[gqa["method"] == "fastv"].assign(method="vscan", correct=1.0)
+    rows = pd.concat([gqa, mme, pope[pope["method"] == "full"]])
+    table = mean_over_benchmarks(rows, 50).set_index("method")
+
+    def share(part):
+        score = part.groupby("method")["correct"].mean()
+        return score["fastv"] / score["full"]
+
+    assert table.at["fastv", "share"] == pytest.approx(50 * (share(gqa) + share(mme)))
+    assert table.at["full", "share"] == 100 and table.at["full", "tokens"] == 576
+    assert table.at["fastv", "benchmarks"] == "gqa, mme" and table.at["fastv", "left out"] == "pope"
+    assert table.at["fastv", "low"] <= table.at["fastv", "share"] <= table.at["fastv", "high"]
+    alone = mean_over_benchmarks(pd.concat([gqa, more, mme]), 50).set_index("method")
+    assert alone.at["fastv", "benchmarks"] == "gqa" and alone.at["fastv", "share"] == pytest.approx(100 * share(gqa))
+    with pytest.raises(ValueError, match="no benchmark was asked with all methods and budgets; there are gqa, pope"):
+        mean_over_benchmarks(pd.concat([gqa, pope[pope["method"] == "full"], more.assign(dataset="pope")]), 50)
+    with pytest.raises(ValueError, match="a mean is of one backbone; there are embedded, llava-hf"):
+        mean_over_benchmarks(pd.concat([gqa, gqa.assign(backbone="embedded")]), 50)
 
 
 def test_all_tokens_may_be_of_different_numbers():
