@@ -135,6 +135,21 @@ def versus_each(rows: pd.DataFrame, method: str = "idselection", resamples: int 
     return table.assign(outcome=np.select([found_out & (table["mean"] > 0), found_out], ["win", "loss"], "tie"))
 
 
+def on_front(table: pd.DataFrame, cost: str) -> pd.Series:
+    """Tell of each row whether no other one is as cheap and has as large a share of full performance.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the column `share`.
+    cost : str
+        The column of the cost, such as milliseconds.
+    """
+    order = table.sort_values([cost, "share"], ascending=[True, False])
+    best = order["share"].cummax().shift(fill_value=-1.0)
+    return (order["share"] > best).reindex(table.index)
+
+
 def by_difficulty(rows: pd.DataFrame, easy: str = "downsample") -> pd.DataFrame:
     """Keep the questions that all tokens answer, and call those easy that a smaller image answers at the same budget.
 

@@ -150,6 +150,26 @@ def test_the_cost_figure_has_a_line_for_each_method(rows):
     assert {drawn.get_label() for drawn in axis.lines} >= {"ID-Selection", "random", "smaller image"}
 
 
+def test_the_front_holds_what_nothing_beats_at_its_cost():
+    points = [("a", 1.0, 0.5), ("a", 4.0, 0.6), ("b", 2.0, 0.7), ("c", 2.0, 0.6), ("d", 9.0, 0.9), ("d", 9.5, 0.9)]
+    table = pd.DataFrame(points, columns=["method", "gflops", "share"])
+    assert comparison.on_front(table, "gflops").tolist() == [True, False, True, False, True, False]
+
+
+def test_the_cost_figure_greys_the_crowd_and_leaves_out_unknown_costs(rows):
+    worse = rows[rows["method"] == "random"].assign(correct=0.0)
+    crowd = [worse.assign(method=name) for name in ("fastv", "vscan")]
+    unknown = rows[rows["method"] == "topk"].assign(method="divprune", scoring_gflops=float("nan"), correct=1.0)
+    figure = comparison_figures.cost_figure(pd.concat([rows, *crowd, unknown]), resamples=50)
+    axis = figure.axes[0]
+    entries = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert entries.count("other methods") == 1 and len(entries) == 5
+    assert sum(line.get_color() == "0.75" for line in axis.lines) == 2
+    assert len(axis.lines) == 6
+    assert "left out where their cost is not known: DivPrune" in figure.get_supxlabel()
+    assert "grey: 2 others" in figure.get_supxlabel()
+
+
 def test_the_versus_each_figure_draws_each_gap(table):
     figure = comparison_figures.versus_each_figure(table, [64, 16])
     drawn = [x for axis in figure.axes for held in axis.containers for x in held.lines[0].get_xdata()]
