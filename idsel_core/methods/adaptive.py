@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -47,8 +48,9 @@ class AdaptiveBudget(Scored):
     demand : {"energy", "importance", "both"}
         What the budget is distributed by.
     chooser : str
-        Name of the method that chooses the tokens: one that selects before the language model. It takes the knobs of
-        the importance from this one, and its own defaults otherwise.
+        Name of the method that chooses the tokens: one that selects before the language model, and keeps as many
+        tokens of each image as its budget says. It takes the knobs of the importance from this one, and its own
+        defaults otherwise. A subclass of a method counts if it has a name of its own.
     least : float
         Least share of its fixed budget that an image gets, rounded down, one token at least.
     threshold : float, optional
@@ -74,16 +76,23 @@ class AdaptiveBudget(Scored):
             check_share("threshold", self.threshold)
             if self.threshold == 0:
                 raise ValueError(f"threshold must be above 0, not {self.threshold!r}")
-        usable = _choosers()
-        if self.chooser not in usable:
-            raise ValueError(f"chooser must be one of {', '.join(usable)}, not {self.chooser!r}")
+        kind = _chooser(self.chooser)
+        if lacking := [field.name for field in fields(kind) if _is_required(field) and field.name not in self._shared]:
+            raise ValueError(
+                f"chooser must be a method whose knobs have defaults: {self.chooser!r} needs {', '.join(lacking)}"
+            )
 
     @property
     def inner(self) -> Method:
         """The method that chooses the tokens, at this method's budget."""
-        kind = _choosers()[self.chooser]
-        shared = {field.name for field in fields(Scored)} & {field.name for field in fields(kind)}
+        kind = _chooser(self.chooser)
+        shared = self._shared & {field.name for field in fields(kind)}
         return kind(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def _shared(self) -> set[str]:
+        """Knobs that the chooser takes from this method."""
+        return {field.name for field in fields(Scored)}
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
@@ -126,19 +135,41 @@ class AdaptiveBudget(Scored):
         inner, parts = self.inner, []
         for count in sorted(set(counts.tolist())):
             rows = (counts == count).nonzero()[:, 0]
-            parts.append((rows, replace(inner, budget=count).select(image_part(tokens, rows))))
+            chosen = replace(inner, budget=count).select(image_part(tokens, rows))
+            if bool((chosen.counts != count).any()):
+                raise ValueError(
+                    f"chooser must keep as many tokens as its budget; {self.chooser!r} keeps {chosen.counts.tolist()} "
+                    f"of {count}"
+                )
+            parts.append((rows, chosen))
         return _joined(parts, len(counts), self.budget)
 
 
-def _choosers() -> dict[str, type[Method]]:
-    """Return the methods, by name, that choose tokens of an image at any budget before the language model."""
-    named = {kind.name: kind for kind in _below(Method) if hasattr(kind, "name")}
-    apart = (InLLM, AdaptiveBudget)
-    return {
-        name: named[name]
-        for name in sorted(named)
-        if not (issubclass(named[name], apart) or named[name].acts_on_pixels)
-    }
+def _chooser(name: str) -> type[Method]:
+    """Return the method of a name that chooses tokens of an image, at any budget, before the language model.
+
+    Raises
+    ------
+    ValueError
+        If no method of this name does, or more than one.
+    """
+    usable: dict[str, dict[str, type[Method]]] = {}
+    for kind in _below(Method):
+        # A class that inherits its name is another form of the method that has it, not the method.
+        if "name" in vars(kind) and not (
+            inspect.isabstract(kind) or kind.shares_budget or kind.acts_on_pixels or issubclass(kind, InLLM)
+        ):
+            # A class that was defined again, as in a notebook, takes the place of the first.
+            usable.setdefault(kind.name, {})[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    if name not in usable:
+        raise ValueError(f"chooser must be one of {', '.join(sorted(usable))}, not {name!r}")
+    if len(usable[name]) > 1:
+        raise ValueError(f"chooser must be the name of one method; {name!r} is that of {' and '.join(usable[name])}")
+    return next(iter(usable[name].values()))
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _below(kind: Any) -> Iterator[type[Method]]:

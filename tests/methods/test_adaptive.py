@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idsel_core.methods import AdaptiveBudget, get_method
+from idsel_core.methods import AdaptiveBudget, Method, TopK, get_method, take_best
 from idsel_core.methods._shared.allocation import allocate, energy_curves, mass_curves
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.visual_tokens import Unavailable
@@ -205,3 +207,57 @@ def test_padding_does_not_matter():
 def test_wrong_knobs_are_refused(knobs, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveBudget(8, **knobs)
+
+
+@pytest.fixture
+def define():
+    """Return a function that defines a method, which no later test sees."""
+    names = []
+
+    def define(name: str | None, base: type[Method] = TopK, **members):
+        names.append(f"Passing{len(names)}")
+        members |= {"__module__": __name__} | ({"name": name} if name else {})
+        return dataclass(frozen=True)(type(names[-1], (base,), members))
+
+    yield define
+    gc.collect()
+    assert not [kind for kind in TopK.__subclasses__() if kind.__name__ in names]
+
+
+def test_a_method_with_a_name_of_its_own_can_choose(define):
+    kind = define("passing", select=lambda self, tokens: get_method("random", budget=self.budget).select(tokens))
+    picks = AdaptiveBudget(8, chooser="passing").select(batch(*IMAGES))
+    assert picks.order.tolist() == AdaptiveBudget(8, chooser="random").select(batch(*IMAGES)).order.tolist()
+    del kind
+
+
+def test_a_subclass_that_inherits_its_name_does_not_take_the_place_of_the_method(define):
+    kind = define(None, select=lambda self, tokens: 1 / 0)
+    assert kind.name == "topk" and type(AdaptiveBudget(8, chooser="topk").inner) is TopK
+    del kind
+
+
+def test_a_name_that_two_methods_have_is_refused(define):
+    kinds = [define("topk")]
+    with pytest.raises(ValueError, match=r"chooser must be the name of one method; 'topk' is that of .* and .*"):
+        AdaptiveBudget(8, chooser="topk")
+    del kinds
+
+
+def test_methods_that_cannot_choose_are_refused(define):
+    kinds = [
+        define("passing", shares_budget=True),
+        define("unfinished", Method),
+        define("fewer", select=lambda self, tokens: take_best(self.scores(tokens), tokens, 1)),
+        define("asking", __annotations__={"depth": int}, depth=field(kw_only=True)),
+    ]
+    for name in ("passing", "unfinished"):
+        with pytest.raises(ValueError, match=f"chooser must be one of .*, not '{name}'"):
+            AdaptiveBudget(8, chooser=name)
+    with pytest.raises(ValueError, match="chooser must be a method whose knobs have defaults: 'asking' needs depth"):
+        AdaptiveBudget(8, chooser="asking")
+    with pytest.raises(
+        ValueError, match=r"chooser must keep as many tokens as its budget; 'fewer' keeps \[1, .*1\] of \d"
+    ):
+        AdaptiveBudget(8, chooser="fewer").select(batch(*IMAGES))
+    kinds.clear()
