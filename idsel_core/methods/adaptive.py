@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -11,12 +10,12 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.allocation import allocate, energy_curves, image_part, mass_curves
-from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.allocation import allocate, energy_curves, mass_curves
+from idsel_core.methods._shared.base import Method, keep_all
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.checks import check_share
 from idsel_core.methods._shared.in_llm import InLLM
-from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.budget import is_above, resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -33,7 +32,8 @@ class AdaptiveBudget(Scored):
     language model reads, in the sum of all. So an image of many alike tokens gets few. With *importance* they hold the
     share of its K largest importance scores; *both* is the mean of the two. Each image gets at least `least` times its
     fixed budget. A batch of one image gets its fixed budget. What an image gets depends on the other images of its
-    batch but not on their order.
+    batch but not on their order. An image with fewer tokens than the budget adds them all to the total, and may get
+    fewer; it stays whole, with nothing merged, if it gets all.
 
     With a `threshold` each image gets the fewest tokens that hold that share, whatever its batch, and `budget` sets the
     least alone; `threshold_of` gives the threshold at which a batch, or all images of a data set as one, has the mean
@@ -116,6 +116,8 @@ class AdaptiveBudget(Scored):
     def counts(self, tokens: VisualTokens) -> Tensor:
         """Return the number of tokens that each image gets, int64 (B,)."""
         least, fixed = self.bounds(tokens)
+        if self.threshold is None and torch.equal(fixed, tokens.lengths):
+            return fixed
         curves = self.curves(tokens)
         if self.threshold is None:
             return allocate(curves, least, tokens.lengths, int(fixed.sum()))[0]
@@ -132,17 +134,21 @@ class AdaptiveBudget(Scored):
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""
         counts = self.counts(tokens)
+        whole = is_above(self.budget, tokens.lengths) & (counts == tokens.lengths)
         inner, parts = self.inner, []
-        for count in sorted(set(counts.tolist())):
-            rows = (counts == count).nonzero()[:, 0]
-            chosen = replace(inner, budget=count).select(image_part(tokens, rows))
+        for count in sorted(set(counts[~whole].tolist())):
+            rows = (~whole & (counts == count)).nonzero()[:, 0]
+            chosen = replace(inner, budget=count).select(tokens.take(rows))
             if bool((chosen.counts != count).any()):
                 raise ValueError(
                     f"chooser must keep as many tokens as its budget; {self.chooser!r} keeps {chosen.counts.tolist()} "
                     f"of {count}"
                 )
             parts.append((rows, chosen))
-        return _joined(parts, len(counts), self.budget)
+        if bool(whole.any()):
+            rows, merged = whole.nonzero()[:, 0], any(chosen.features is not None for _, chosen in parts)
+            parts.append((rows, keep_all(tokens.take(rows), self.budget, merged)))
+        return Selection.join(parts, self.budget)
 
 
 def _chooser(name: str) -> type[Method]:
@@ -176,18 +182,3 @@ def _below(kind: Any) -> Iterator[type[Method]]:
     for below in kind.__subclasses__():
         yield from _below(below)
         yield below
-
-
-def _joined(parts: list[tuple[Tensor, Selection]], rows: int, requested: int | float) -> Selection:
-    """Join the selections of parts of a batch, each with its rows."""
-    first = parts[0][1]
-    widest = max(selection.order.shape[1] for _, selection in parts)
-    order = first.order.new_full((rows, widest), -1)
-    scores = first.scores.new_full((rows, first.scores.shape[1]), -math.inf)
-    features = None if first.features is None else first.features.new_zeros(rows, widest, first.features.shape[2])
-    for places, selection in parts:
-        order[places, : selection.order.shape[1]] = selection.order
-        scores[places] = selection.scores
-        if features is not None and selection.features is not None:
-            features[places, : selection.features.shape[1]] = selection.features
-    return replace(Selection.from_order(order, scores, requested), features=features)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from idsel_core.methods import AdaptiveBudget, Method, TopK, get_method, take_best
 from idsel_core.methods._shared.allocation import allocate, energy_curves, mass_curves
+from idsel_core.pruning.pipeline import select_tokens
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.visual_tokens import Unavailable
 from tests.support.images import batch, image
@@ -162,6 +163,34 @@ def test_the_least_number_of_tokens_reaches_the_threshold():
     curves, counts = method.curves(tokens), method.counts(tokens)
     for row, count in enumerate(counts.tolist()):
         assert curves[row, count - 1] >= 0.8 and (count == 1 or curves[row, count - 2] < 0.8)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3, 0.9])
+@pytest.mark.parametrize("demand", DEMANDS)
+@pytest.mark.parametrize("budget", [20, 30, 40])
+def test_small_images_get_the_same_in_a_model_as_outside(budget, demand, threshold):
+    """Of 36, 24, 30, 9 and 36 tokens; a method that shares no budget leaves the small ones whole in a model."""
+    tokens = batch(*IMAGES)
+    method = AdaptiveBudget(budget, demand=demand, threshold=threshold)
+    outside, inside = method.select(tokens), select_tokens(method, tokens)
+    assert torch.equal(outside.order, inside.order) and torch.equal(outside.counts, inside.counts)
+    if threshold:
+        for row, one in enumerate(IMAGES):
+            assert torch.equal(select_tokens(method, batch(one)).rows()[0], inside.rows()[row])
+        assert threshold > 0.5 or bool((inside.counts < resolve_budget(budget, tokens.lengths)).any())
+
+
+def test_an_image_that_keeps_all_of_its_tokens_is_left_whole_and_asks_for_no_view():
+    tokens = batch(*IMAGES)
+    lost = dataclasses.replace(tokens, sources={})
+    for method in (AdaptiveBudget(40), AdaptiveBudget(40, demand="importance", chooser="visionzip")):
+        picks = method.select(lost)
+        assert torch.equal(picks.counts, lost.lengths) and picks.features is None
+        assert [row.tolist() for row in picks.rows()] == [list(range(length)) for length in lost.lengths.tolist()]
+    merging = AdaptiveBudget(20, chooser="visionzip", least=1.0).select(tokens)
+    assert merging.counts.tolist() == [20, 20, 20, 9, 20]
+    assert torch.equal(merging.features[3, :9], tokens.features[3, :9].to(merging.features.dtype))
+    assert not torch.equal(merging.features[0, :9], tokens.features[0, :9].to(merging.features.dtype))
 
 
 def test_views_are_computed_once_for_the_whole_batch():
