@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods import METHODS, InLLM, Method, get_method
+from idsel_core.methods.prunesid import _components
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
 from tests.support import peers_reference as reference
@@ -800,6 +801,42 @@ def test_prunesid_takes_one_token_of_each_group_and_sets_similar_ones_aside():
     image["cls_attention"] = torch.linspace(1, 0.5, 20, dtype=torch.float64)
     kept = peer("prunesid", budget=4, per_group=1).select(batch(image)).rows()[0]
     assert len(set((kept // 5).tolist())) >= 3
+
+
+@pytest.mark.parametrize("width", [8, 40])
+def test_prunesid_has_no_more_groups_than_the_image_has_components(width):
+    """Three kinds of token span three components, however many the budget would pay for."""
+    kinds = torch.randn(3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = {**picture(0, 4, 6), "encoder_features": kinds[torch.arange(24) % 3]}
+    tokens = batch(image, image)
+    group = _components(tokens.encoder_features, tokens.mask, torch.tensor([2, 9]))
+    assert group[0].max() <= 1 and group[1].max() <= 2
+    assert all(len(set(group[row, start::3].tolist())) == 1 for row in (0, 1) for start in range(3))
+    mixed = torch.randperm(width, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(_components(tokens.encoder_features[..., mixed], tokens.mask, torch.tensor([2, 9])), group)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_prunesid_without_a_component_is_one_group(value):
+    image = {**picture(0, 4, 6), "encoder_features": torch.full((24, 8), value, dtype=torch.float64)}
+    tokens = batch(image)
+    assert _components(tokens.encoder_features, tokens.mask, torch.tensor([6])).tolist() == [[0] * 24]
+    kept = peer("prunesid", budget=12).select(tokens).rows()[0].tolist()
+    assert kept == sorted(reference.prunesid(numpy_of(image), 12).tokens)
+
+
+@pytest.mark.parametrize("knobs", [{"per_group": 1}, {"per_group": 9}, {"scale": 8.0}, {"scale": 200.0}])
+def test_prunesid_follows_the_formula_at_other_knobs(knobs):
+    changed = 0
+    for budget in (12, 30):
+        tokens = batch(*PICTURES)
+        plain, other = (peer("prunesid", budget=budget, **given).select(tokens) for given in ({}, knobs))
+        for row, image in enumerate(map(numpy_of, PICTURES)):
+            wanted = reference.prunesid(image, budget, **knobs)
+            if wanted.gap > 1e-7:
+                assert other.rows()[row].tolist() == sorted(wanted.tokens)
+                changed += not torch.equal(other.rows()[row], plain.rows()[row])
+    assert changed
 
 
 # ------------------------------------------------------------------------------------------------ HiRED's crops
