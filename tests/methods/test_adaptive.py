@@ -221,6 +221,27 @@ def test_padding_does_not_matter():
 
 
 @pytest.mark.parametrize(
+    "knobs", [{"normalise": "raw"}, {"importance": "saliency"}, {"importance": "instruction", "instruction_layer": 2}]
+)
+def test_knobs_of_the_importance_reach_the_demand_and_the_chooser(knobs):
+    images = [{**one, "cls_attention": one["cls_attention"] + 5} for one in IMAGES]
+    tokens = batch(*images)
+    later = tokens.sources["instruction_attention"]
+    read = {"instruction_attention": lambda layer, which: later() / (1 + layer * torch.arange(36)) + 5}
+    tokens = dataclasses.replace(tokens, sources={**tokens.sources, **read})
+    other = AdaptiveBudget(8, demand="importance", chooser="topk", **knobs)
+    plain = dataclasses.replace(other, importance="instruction" if "instruction_layer" in knobs else "unified")
+    plain = dataclasses.replace(plain, normalise="minmax", instruction_layer=0)
+    wanted = get_method("topk", budget=8, **knobs).scores(tokens)
+    assert torch.equal(other.curves(tokens), mass_curves(wanted, tokens.mask))
+    assert not torch.allclose(other.curves(tokens), plain.curves(tokens))
+    picks = other.select(tokens)
+    for row, count in enumerate(picks.counts.tolist()):
+        masked = wanted[row].masked_fill(~tokens.mask[row], -math.inf)
+        assert set(picks.rows()[row].tolist()) == set(masked.topk(count).indices.tolist())
+
+
+@pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"demand": "size"}, "demand must be one of energy, importance, both, not 'size'"),
@@ -231,6 +252,9 @@ def test_padding_does_not_matter():
         ({"chooser": "adaptive"}, "chooser must be one of .*, not 'adaptive'"),
         ({"chooser": "downsample"}, "chooser must be one of .*cdpruner, .*, not 'downsample'"),
         ({"importance": "size"}, "importance must be one of"),
+        ({"normalise": "sum"}, "normalise must be one of minmax, raw, not 'sum'"),
+        ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
+        ({"instruction_tokens": "all"}, "instruction tokens must be one of words, last, not 'all'"),
     ],
 )
 def test_wrong_knobs_are_refused(knobs, message):

@@ -737,7 +737,32 @@ def test_vidcom2_reads_the_quiet_half_of_the_channels():
     assert not torch.equal(peer("vidcom2", budget=30).select(videos(shown)).rows()[0], whole)
 
 
+@pytest.mark.parametrize("knobs", [{"temperature": 0.1}, {"temperature": 1.0}, {"channels": 0.1}, {"channels": 0.9}])
+def test_vidcom2_follows_the_formula_at_other_knobs(knobs):
+    tokens, changed = videos(*VIDEOS), 0
+    plain, other = (peer("vidcom2", budget=30, **given).select(tokens) for given in ({}, knobs))
+    for row, shown in enumerate(map(numpy_of, VIDEOS)):
+        wanted = reference.vidcom2(shown, 30, **knobs)
+        if wanted.gap > 1e-6:
+            assert other.rows()[row].tolist() == sorted(wanted.tokens)
+            changed += not torch.equal(other.rows()[row], plain.rows()[row])
+    assert changed
+
+
 # ------------------------------------------------------------------------------------------------ HoloV, PruneSID, MMR
+
+
+@pytest.mark.parametrize("balance", [0.2, 0.8])
+def test_mmr_weighs_importance_by_its_balance(balance):
+    plain, other = (
+        peer("mmr", budget=20, **given).select(batch(*PICTURES)).order for given in ({}, {"balance": balance})
+    )
+    assert not torch.equal(plain, other)
+    for order, image in zip(other.tolist(), map(numpy_of, PICTURES), strict=True):
+        for step in range(20):
+            scores = reference.mmr(image, order[:step], balance)
+            scores[order[:step]] = -np.inf
+            assert scores[order[step]] >= scores.max() - TIE
 
 
 @pytest.mark.parametrize("budget", [20, 64])
@@ -791,6 +816,16 @@ def test_holov_shares_the_budget_by_attention_where_tokens_differ():
     tokens = batch(*PICTURES)
     plain, varied = (peer("holov", budget=40, alpha=alpha).select(tokens).indices for alpha in (1e-9, 5.0))
     assert torch.equal(plain, varied)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_holov_gives_less_to_stretches_whose_tokens_are_all_alike_by_alpha(alpha):
+    image = dict(PICTURES[0])
+    image["features"] = torch.cat([image["features"][:1].repeat(50, 1), image["features"][50:]])
+    plain, varied = (peer("holov", budget=40, alpha=weight).select(batch(image)).rows()[0] for weight in (1e-9, alpha))
+    wanted = reference.holov(numpy_of(image), 40, alpha=alpha)
+    assert wanted.gap > 1e-6 and varied.tolist() == sorted(wanted.tokens)
+    assert int((varied < 50).sum()) < int((plain < 50).sum())
 
 
 def test_prunesid_takes_one_token_of_each_group_and_sets_similar_ones_aside():
