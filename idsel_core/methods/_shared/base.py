@@ -44,9 +44,6 @@ class Method(ABC):
     shares_budget: ClassVar[bool] = False
     """Whether the images of a batch share a budget, so that what one keeps depends on the others."""
 
-    nested: ClassVar[bool] = False
-    """Whether the picks of a small budget are the first picks of a large one; a subclass says so anew for itself."""
-
     budget: int | float
 
     def __init_subclass__(cls) -> None:
