@@ -279,9 +279,10 @@ def test_answers_that_ended_early_are_not_read_on(llava):
             **GREEDY,
         )
     for row, length in enumerate(lengths):
-        wanted = by_hand(family, model, MIXED, row, method.picks, length, said=(SECOND[row],))
-        steps = by_hand_after(family, model, row, method, length)
-        assert got[row, new.shape[1] :].tolist() == steps, wanted
+        _, chosen, _ = by_hand(family, model, MIXED, row, method.picks, length, said=(SECOND[row],))
+        answered = got[row, new.shape[1] :].tolist()
+        assert chosen == rows[row][:length] + answered[:length]
+        assert answered == by_hand_after(family, model, row, method, length)
 
 
 @pytest.mark.parametrize("ends", [BARRED[0], [BARRED[0], PAD]], ids=["one end", "padding ends too"])
