@@ -17,21 +17,8 @@ from idsel_core.methods._shared.published_counts import is_share
 from idsel_core.methods._shared.ragged import cosine_distance, cosines
 from idsel_core.visual_tokens import VisualTokens
 
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Tokens of one frame, or means of places that stand still, of which some are kept.
-
-    Parameters
-    ----------
-    tokens : Tensor
-        int64 (T,); of a mean, the token in the first frame.
-    means : Tensor, optional
-        Features, (T, D), if they are means.
-    """
-
-    tokens: Tensor
-    means: Tensor | None = None
+Group = tuple[Tensor, Tensor | None]
+"""Tokens, int64 (T,), of which some are kept; means of places that stand still, (T, D), belong to their first token."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +100,22 @@ class HoliTom(Attended, FrameByFrame):
             changed[table[1:][later[1:]]] = change[later[1:]]
             alone[best_first(table[later].sort().values, changed, count - left)] = True
         # Places that are merged, by frame.
-        gone, groups = torch.zeros_like(table, dtype=torch.bool), []
+        gone = torch.zeros_like(table, dtype=torch.bool)
+        groups: list[Group] = []
         for begin, end, places in chains:
             gone[begin:end] = places
             together = ~alone[table[begin:end, places]]  # (frames, S)
             means = (x[table[begin:end, places]] * together[..., None]).sum(0) / together.sum(0)[:, None]
-            groups.append(Group(table[begin, places], means))
-        groups += [Group(row[(row >= 0) & ~out]) for row, out in zip(table, gone, strict=True)]
+            groups.append((table[begin, places], means))
+        groups += [(row[(row >= 0) & ~out], None) for row, out in zip(table, gone, strict=True)]
         order, targets, merged = [alone.nonzero()[:, 0]], [], []
-        for group, number in zip(groups, self._counts(count, groups, sum(video.sizes), left), strict=True):
-            attended = 0 if group.means is not None else round(number * (1 - self.context))
-            kept = best_first(group.tokens, video.attention, attended)
-            rest = ~torch.isin(group.tokens, kept)
-            values = x[group.tokens] if group.means is None else group.means
-            centres, features = self._cluster(values[rest], number - attended)
-            order += [kept, group.tokens[rest][centres]]
-            targets.append(group.tokens[rest][centres])
+        for (tokens, values), number in zip(groups, self._counts(count, groups, sum(video.sizes), left), strict=True):
+            attended = round(number * (1 - self.context)) if values is None else 0
+            kept = best_first(tokens, video.attention, attended)
+            rest = ~torch.isin(tokens, kept)
+            centres, features = self._cluster((x[tokens] if values is None else values)[rest], number - attended)
+            order += [kept, tokens[rest][centres]]
+            targets.append(tokens[rest][centres])
             merged.append(features)
         if not sum(map(len, targets)):
             return Picks(torch.cat(order), video.attention)
@@ -136,14 +123,14 @@ class HoliTom(Attended, FrameByFrame):
 
     def _counts(self, count: int, groups: list[Group], full: int, left: int) -> list[int]:
         """Return how many of each group are kept, where merging has left `left` of `full` tokens."""
-        sizes = [len(group.tokens) for group in groups]
+        sizes = [len(tokens) for tokens, _ in groups]
         if not self.faithful:
             most = min(count, left)
             return share_out(most, [most * size / max(left, 1) for size in sizes], sizes)
         share = float(self.budget) if is_share(self.budget) else count / max(full, 1)
         share = min(share / (left / max(full, 1)), 1) if left else 1
         dues = [size * share for size in sizes]
-        return [math.ceil(due) if group.means is None else round(due) for due, group in zip(dues, groups, strict=True)]
+        return [math.ceil(due) if means is None else round(due) for due, (_, means) in zip(dues, groups, strict=True)]
 
     def _cluster(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Return the centres (M,) of some features (T, D), by index, and their features after the others joined."""
