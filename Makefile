@@ -27,7 +27,9 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures sweep report test test-all test-slurm eval-env test-eval benchmarks publish lab lint hooks clean
+RUN_ALONE = OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/$(1).ipynb logs/$(2).ipynb -f config/$(2).yaml $(ARGS)
+
+.PHONY: help env figures default comparison sweep report test test-all test-slurm eval-env test-eval benchmarks publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,6 +39,9 @@ env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbon
 figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tables into results/
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
 	@$(BIN)/idsel figures --cores $(CORES) $(ARGS)
+
+default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
+	@$(call RUN_ALONE,14_default,14_default)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
