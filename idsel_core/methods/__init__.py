@@ -16,11 +16,14 @@ from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
 from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
+from idsel_core.methods.dycoke import DyCoke
 from idsel_core.methods.evs import EVS
 from idsel_core.methods.fastervlm import FasterVLM
 from idsel_core.methods.fastv import FastV
+from idsel_core.methods.fastvid import FastVID
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
+from idsel_core.methods.holitom import HoliTom
 from idsel_core.methods.holov import HoloV
 from idsel_core.methods.idselection import IDSelection
 from idsel_core.methods.idselection_inside import IDSelectionInside
@@ -54,10 +57,13 @@ __all__ = [
     "DivPrune",
     "DiversityOnly",
     "Downsample",
+    "DyCoke",
     "FastV",
+    "FastVID",
     "FasterVLM",
     "HiPrune",
     "HiRED",
+    "HoliTom",
     "HoloV",
     "IDSelection",
     "IDSelectionInside",
@@ -114,6 +120,9 @@ METHODS: Mapping[str, type[Method]] = {
         EVS,
         VidCom2,
         IDSelectionInside,
+        DyCoke,
+        FastVID,
+        HoliTom,
         FastV,
         SparseVLM,
         PyramidDrop,

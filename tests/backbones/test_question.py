@@ -15,7 +15,7 @@ from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny
 from tests.support.chat import batch, plain, said, said_by, token_ids, tokenizer, user
-from tests.support.families import BOS, FAMILIES, IMAGE, LLAVA_REFUSED, PAD, VIDEO, Family
+from tests.support.families import BOS, FAMILIES, IMAGE, NO_FRAMES, PAD, VIDEO, Family
 from tests.support.family_prompts import GREEDY
 
 ONE, TWO = "is the red star near us?", "is the tan bird over at?"
@@ -38,7 +38,7 @@ class Llava(Family):
         return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
 
 
-CHATS = {**FAMILIES, "llava": Llava("llava", {0: 36, 1: 36}, has_cls=True, refused=LLAVA_REFUSED)}
+CHATS = {**FAMILIES, "llava": Llava("llava", {0: 36, 1: 36}, has_cls=True, refused=NO_FRAMES)}
 del CHATS["paligemma"]
 
 

@@ -978,6 +978,9 @@ def test_hired_gives_the_rest_of_a_full_crop_to_other_crops():
         ("vscan", "cls_attention@0.25"),
         ("evs", "frames"),
         ("vidcom2", "frames"),
+        ("dycoke", "frames"),
+        ("fastvid", "frames"),
+        ("holitom", "frames"),
         ("holov", "cls_attention"),
         ("prunesid", "encoder_features"),
     ],
@@ -1046,4 +1049,5 @@ def test_wrong_knobs_are_refused(name, knobs, message):
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
     inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)} - {"vscan"}
-    assert {*PEERS, "hired", "evs", "vidcom2"} == set(METHODS) - controls - inside - {"adaptive"}
+    videos_alone = {"evs", "vidcom2", "dycoke", "fastvid", "holitom"}
+    assert {*PEERS, "hired", *videos_alone} == set(METHODS) - controls - inside - {"adaptive"}

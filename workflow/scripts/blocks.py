@@ -292,7 +292,7 @@ def _place(method: type[Method]) -> str:
     before = not inside or "select" in vars(method)
     merges = before and _read_and_merged(method)[1]
     places = ["before the language model"] * before + ["inside it" if before else "inside the language model"] * inside
-    return " and ".join(places) + (", merges" if merges or "recycle" in _knobs(method) else "")
+    return " and ".join(places) + (", merges" if merges or {"recycle", "own"} & set(_knobs(method)) else "")
 
 
 def _knobs(method: type[Method]) -> dict[str, str]:
