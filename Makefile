@@ -27,9 +27,7 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-RUN_ALONE = OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/$(1).ipynb logs/$(2).ipynb -f config/$(2).yaml $(ARGS)
-
-.PHONY: help env figures default comparison sweep report test test-all test-slurm eval-env test-eval benchmarks publish lab lint hooks clean
+.PHONY: help env figures default sweep report test test-all test-slurm eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,7 +39,7 @@ figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tab
 	@$(BIN)/idsel figures --cores $(CORES) $(ARGS)
 
 default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
-	@$(call RUN_ALONE,14_default,14_default)
+	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/14_default.ipynb logs/14_default.ipynb -f config/14_default.yaml $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
@@ -67,8 +65,12 @@ eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks
 test-eval: eval-env $(ASSEMBLED) ## Compare lmms-eval with the study, question by question, in .venv-eval
 	@OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(EVAL_BIN)/python -m pytest --noconftest tests/study/harness $(ARGS)
 
-benchmarks: env ## Time the selection, answers and the store on this machine
+benchmarks: env ## Time the selection, answers and the store on this machine's CPU
 	@$(BIN)/python benchmarks/all.py $(ARGS)
+
+bench-gpu: ## Measure all that needs a GPU, with the torch of PYTHON; installs nothing
+	@$(find_python) \
+	$$found benchmarks/gpu.py $(ARGS)
 
 publish: env ## Maintainers: copy what README and docs show into docs/, write their generated parts
 	@$(BIN)/python workflow/scripts/publish.py $(ARGS)

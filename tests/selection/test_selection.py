@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,6 +298,15 @@ def test_the_tf32_setting_is_restored():
         matmul.fp32_precision = before
 
 
+def test_the_tf32_setting_of_an_older_torch_is_restored(monkeypatch):
+    """Before 2.9 it is a flag of another name."""
+    older = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", older)
+    with full_precision(torch.device("cuda")):
+        assert older == SimpleNamespace(allow_tf32=False)
+    assert older == SimpleNamespace(allow_tf32=True)
+
+
 class Watch(TorchDispatchMode):
     """Counts kernels and host syncs, and remembers the largest tensor."""
 
@@ -390,7 +400,7 @@ def test_lazy_picks_the_same_tokens_with_several_threads():
 
 def test_auto_takes_lazy_on_a_cpu_and_torch_for_a_trace(monkeypatch):
     seen = []
-    monkeypatch.setattr(selection, "pick_lazily", lambda *given: seen.append(given) or [0, 1])
+    monkeypatch.setattr(cpu_lazy, "pick_lazily", lambda *given: seen.append(given) or [0, 1])
     assert id_select(X, S, 2).order.tolist() == [[0, 1]] * 2
     assert len(seen) == 2
     id_select(X, S, 2, trace=True)
