@@ -27,7 +27,7 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures sweep report test test-all test-slurm eval-env test-eval benchmarks publish lab lint hooks clean
+.PHONY: help env figures sweep report test test-all test-slurm test-browser eval-env test-eval benchmarks publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,16 +46,21 @@ report: env ## Write results/report.html: figures, tables, parameters, environme
 	@$(BIN)/idsel report $(ARGS)
 
 test: env ## Run the tests of everything, in a few minutes
-	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm" $(ARGS)
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm and not browser" $(ARGS)
 
 test-all: env ## Run the slow tests that `make test` leaves out
-	@$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not slurm" $(ARGS)
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not slurm and not browser" $(ARGS)
 
 test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	@$(BIN)/python tests/support/start_slurm.py true
 	@$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
 	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
+
+test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt playwright
+	@$(PYTEST) -m browser tests/browser $(ARGS)
 
 eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks public benchmarks through lmms-eval
 
