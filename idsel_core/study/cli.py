@@ -19,7 +19,7 @@ COMMANDS = {
     "figures": "figures",
     "explain": "explain",
     "run": "run_notebook",
-    "report": "report",
+    "gallery": "gallery",
     "lease": "lease",
     "harness": "harness",
 }

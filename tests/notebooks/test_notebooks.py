@@ -158,13 +158,13 @@ def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monk
 
 def test_the_greedy_is_drawn_pick_by_pick(smoke, monkeypatch):
     monkeypatch.chdir(PROJECT)
-    figures = smoke("14_pick_by_pick") / "figures"
-    with Image.open(figures / "14_pick_by_pick.gif") as animation:
+    figures = smoke("15_pick_by_pick") / "figures"
+    with Image.open(figures / "15_pick_by_pick.gif") as animation:
         count = animation.n_frames
-    assert count == load_parameters(PROJECT / "config/smoke/14_pick_by_pick.yaml")["budget"] + 1
-    page = (figures / "14_pick_by_pick.html").read_text()
+    assert count == load_parameters(PROJECT / "config/smoke/15_pick_by_pick.yaml")["budget"] + 1
+    page = (figures / "15_pick_by_pick.html").read_text()
     assert page.count("data:image/jpeg") == count
-    assert read_origin(figures / "14_poster.png")["parameters"]["picture"] == "coffee"
+    assert read_origin(figures / "15_poster.png")["parameters"]["picture"] == "coffee"
 
 
 @pytest.mark.parametrize("name", WORKFLOW["shown"])

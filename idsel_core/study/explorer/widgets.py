@@ -106,7 +106,7 @@ class Explorer:
         known = state.picture if state.picture in samples() else _OWN
         self.sample = ipw.Dropdown(options=[*samples(), _OWN], value=known, description="picture")
         path = state.picture if known == _OWN and isinstance(state.picture, str) else ""
-        typed = {"continuous_update": False, "layout": ipw.Layout(width="100%")}
+        typed = {"continuous_update": False, "layout": ipw.Layout(width="300px")}
         self.path = ipw.Text(path, description="or a file", placeholder="path, then Enter", **typed)
         self.upload = ipw.FileUpload(accept="image/*", description="or upload")
         self.question = ipw.Text(state.question, description="question", **typed)

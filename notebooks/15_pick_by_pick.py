@@ -61,7 +61,7 @@ order, trace = picks.order[0, :budget].tolist(), picks.trace[0].numpy()
 diverse = look.picked(state, DiversityOnly(budget)).order[0].tolist()
 files = [MODEL / "model.safetensors"]
 figure = pick_by_pick.poster(read, order, trace, diverse, grid)
-theme.save(figure, figures, "14_poster", origin(files, picture=picture, budget=budget, importance=importance))
+theme.save(figure, figures, "15_poster", origin(files, picture=picture, budget=budget, importance=importance))
 
 # %% [markdown]
 # ## The animation
@@ -73,8 +73,8 @@ drawn = pick_by_pick.frames(read, order, trace, grid)
 said = ["no pick yet"]
 for pick, token in enumerate(order, 1):
     said.append(f"pick {pick} at row {token // grid[1] + 1}, column {token % grid[1] + 1}")
-gif = pick_by_pick.write_gif(drawn, figures / "14_pick_by_pick.gif")
-print(pick_by_pick.write_page(drawn, said, "ID-Selection, pick by pick", figures / "14_pick_by_pick.html"))
+gif = pick_by_pick.write_gif(drawn, figures / "15_pick_by_pick.gif")
+print(pick_by_pick.write_page(drawn, said, "ID-Selection, pick by pick", figures / "15_pick_by_pick.html"))
 Image(gif.read_bytes(), alt=f"{budget} picks of ID-Selection, one after the other")
 
 # %% [markdown]
@@ -120,4 +120,4 @@ if shown:
         above.set_title("\n".join(textwrap.wrap(question, 26)), fontsize="x-small")
         said = f"all tokens: {row.with_all} (right)\n{budget} tokens: {row.prediction}\n"
         below.set_title(f"{said}{count} of {inside.sum()} object tokens dropped", fontsize="x-small")
-    theme.save(figure, figures, "14_turned_wrong", store.origin(rows_of, budget=budget))
+    theme.save(figure, figures, "15_turned_wrong", store.origin(rows_of, budget=budget))
