@@ -252,7 +252,7 @@ def _read_and_merged(method: type[Method]) -> tuple[list[str], bool]:
     """Run a method on random tokens; return the views that it reads, and whether it gives tokens that it merged."""
     from tests.support.images import batch, image
 
-    knobs = {"layer": None} if "select" in vars(method) and issubclass(method, InLLM) else {}
+    knobs = {"budget_convention": "final"} if "select" in vars(method) and issubclass(method, InLLM) else {}
     plain = batch(image(0), image(1))
     tokens = _Recorded(plain.features, plain.mask, plain.grid, plain.sources)
     vars(tokens)["fields_read"] = set()

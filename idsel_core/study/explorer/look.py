@@ -187,8 +187,16 @@ def scores_left(state: State, method: Method, step: int) -> np.ndarray | None:
 def _trace(seen: Seen, selection: Selection, method: Greedy, picks: int) -> np.ndarray:
     tokens = seen.tokens
     features = tokens.features if method.features == "projector" else tokens.encoder_features
-    knobs = {"gamma": method.gamma, "update": method.update, "exhausted": method.exhausted}
-    traced = id_select(features, selection.scores, picks, mask=tokens.mask, trace=True, **knobs).trace
+    traced = id_select(
+        features,
+        selection.scores,
+        picks,
+        method.gamma,
+        method.update,
+        tokens.mask,
+        trace=True,
+        exhausted=method.exhausted,
+    ).trace
     assert traced is not None
     return traced[0].cpu().numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,7 +110,7 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         if method == _OWN:
             plot_band(axis, chosen, "gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
             continue
-        look: dict[str, object] = {**style, "label": label(method), "alpha": 0.9, "zorder": 2}
+        look: dict[str, Any] = {**style, "label": label(method), "alpha": 0.9, "zorder": 2}
         if method not in named:
             look = {**style, "color": "0.75", "label": "_other" if crowd else "other methods", "zorder": 1}
             crowd += 1

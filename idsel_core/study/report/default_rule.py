@@ -76,14 +76,16 @@ def rank_settings(
     for name in BY:
         known[name] = known[name].astype(object).where(known["method"] == "idselection", "")
     scores, shares, drawn = resampled_shares(known, ["method", *BY, "budget"], resamples=resamples)
-    columns = scores.columns
+    columns = pd.MultiIndex.from_tuples(scores.columns.tolist(), names=scores.columns.names)
     place = columns.get_level_values("method") == "idselection"
     budgets = sorted(columns[place].get_level_values("budget").unique(), reverse=True)
     settings = columns[place].droplevel(["method", "budget"]).unique()
     # (resamples + 1, settings, budgets); the first is not resampled.
-    where = columns.get_indexer([("idselection", *setting, budget) for setting in settings for budget in budgets])
+    wanted = [("idselection", *setting, budget) for setting in settings.tolist() for budget in budgets]
+    where = columns.get_indexer(pd.MultiIndex.from_tuples(wanted))
     table = np.vstack([shares, drawn])[:, where].reshape(len(drawn) + 1, len(settings), len(budgets))
-    depth = np.array([0 if name == "-" else int(name.partition("@")[2]) for *_, name, _, _ in settings])
+    asks = [str(name) for name in settings.get_level_values("instruction")]
+    depth = np.array([0 if name == "-" else int(name.partition("@")[2]) for name in asks])
     gaps = _gaps(table, depth, budgets, tokens, tokens / layers)
     leader = int(gaps[0].min(axis=1).argmax())
     against = gaps[:, :, leader]

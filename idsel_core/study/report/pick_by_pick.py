@@ -81,7 +81,7 @@ def poster(
     """
     steps = [step for step in steps if step < len(trace)]
     figure = plt.figure(figsize=(theme.PAGE, 3.5), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.75, 1.25))
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.75, 1.25)))
     top, bottom = above.subplots(1, 4), below.subplots(1, len(steps), squeeze=False)[0]
     top[0].imshow(picture)
     top[0].set_axis_off()

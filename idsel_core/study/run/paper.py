@@ -108,7 +108,11 @@ class _Loader(yaml.SafeLoader):
     """Reads files of lmms-eval, whose tag ``!function`` names functions."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+def _function_name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return loader.construct_scalar(node)
+
+
+_Loader.add_constructor("!function", _function_name)
 
 
 def _own_task(name: str) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from tests.support.in_llm import SCENES, check, layer_tokens, rows_of, scene
 
 
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize(
-    "method", [FastV(1), PyramidDrop(1), SparseVLM(1), DART(1)], ids=lambda method: method.name
-)
+@pytest.mark.parametrize("method", [FastV(1), PyramidDrop(1), SparseVLM(1), DART(1)], ids=lambda method: method.name)
 def test_choices_equal_the_slow_reference_at_edge_budgets(method, left):
     tokens = layer_tokens(method, SCENES, left)
     for asked in (1, 2, 3, 4, 5, 11, 12, 15, 16, 30, 58, 63, 64, 80, 81, 99, 100):
