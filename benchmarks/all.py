@@ -1,10 +1,9 @@
-"""Run all benchmarks of a device, one after the other: python benchmarks/all.py --device cpu (or cuda).
+"""Run all benchmarks of a CPU, one after the other: python benchmarks/all.py. Those of a GPU: benchmarks/gpu.py.
 
-On a CPU: the greedy against plain loops, the selection of all methods up to 12,000 tokens, the importance on top of a
-tower's pass, the store, and answers of the embedded backbone by phase and against a prompt cut by hand. On a GPU: the
-greedy, all methods, and answers of the embedded backbone and of full-size models with random weights. A benchmark whose
-times are there is skipped, so that a killed run resumes. Those that fail are named at the end. Times lie in
-results/times and results/benchmarks, with device, versions, number of runs and quartiles.
+The greedy against plain loops, the selection of all methods up to 12,000 tokens, the importance on top of a tower's
+pass, the store, and answers of the embedded backbone by phase and against a prompt cut by hand. A benchmark whose times
+are there is skipped, so that a killed run resumes. Those that fail are named at the end. Times lie in results/times and
+results/benchmarks, with device, versions, number of runs and quartiles.
 """
 
 from __future__ import annotations
@@ -16,32 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 
-FULL_SIZE = {
-    "llava-1.5-7b": (192, 64, 16),
-    "llava-next-7b": (640, 320, 160),
-    "qwen2.5-vl-7b": (192, 64, 16),
-    "internvl2.5-8b": (192, 64, 16),
-}
-"""Models to answer on a GPU, and the visual tokens that they are left."""
-
-
-def commands(device: str, models: list[str], results: Path) -> list[list[str]]:
-    """Return the benchmarks of a device, each a script's name and its arguments."""
+def commands(results: Path) -> list[list[str]]:
+    """Return the benchmarks, each a script's name and its arguments."""
     own, times = ["--results", str(results / "benchmarks")], ["--results", str(results / "times")]
-    on = ["--device", device]
-    chosen = [["selection", *on, *own, "--job", f"selection-{device}"]]
-    chosen.append(["peers", *on, *times, "--job", f"peers-{device}"])
-    if device == "cpu":
-        chosen += [[name, *own, "--job", f"{name}-cpu"] for name in ("importance", "store")]
-    chosen.append(["efficiency", *on, *times, "--job", f"efficiency-assembled-{device}"])
-    if device == "cuda":
-        for model in models:
-            budgets, job = map(str, FULL_SIZE[model]), f"efficiency-{model.replace('.', '_')}-cuda"
-            random = ["--model", model, "--dtype", "bfloat16", "--budgets", *budgets]
-            chosen.append(["efficiency", *on, *random, *times, "--job", job])
-    return chosen
+    return [
+        ["selection", *own, "--job", "selection-cpu"],
+        ["peers", *times, "--job", "peers-cpu"],
+        *([name, *own, "--job", f"{name}-cpu"] for name in ("importance", "store")),
+        ["efficiency", *times, "--job", "efficiency-assembled-cpu"],
+    ]
 
 
 def output(arguments: list[str]) -> Path | None:
@@ -55,20 +38,14 @@ def output(arguments: list[str]) -> Path | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run them; return how many failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
-    parser.add_argument(
-        "--models", nargs="*", choices=FULL_SIZE, default=list(FULL_SIZE), help="of full size, on a GPU (default: all)"
-    )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="parent of times and benchmarks (default: %(default)s)"
     )
     parser.add_argument("--again", action="store_true", help="also run benchmarks whose times are there")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     given = parser.parse_args(arguments)
-    if given.device == "cuda" and not given.dry_run and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
     failed = []
-    for script, *arguments in commands(given.device, given.models, given.results):
+    for script, *arguments in commands(given.results):
         shown, written = shlex.join([f"benchmarks/{script}.py", *arguments]), output(arguments)
         if written and written.exists() and not given.again:
             print(f"\n-- skipped, {written} is there: {shown}", flush=True)

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from benchmarks._gpu_answers import time_answers
 from idsel_core import get_method
 from idsel_core.backbones import adapter_for
 from idsel_core.loading.random_models import architecture_file, build_random, list_architectures
@@ -33,8 +34,6 @@ from idsel_core.study.report import efficiency_sentences, efficiency_tables
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.times import Times
 from idsel_core.study.timing.example_inputs import example_inputs
-from idsel_core.study.timing.ideal import time_ideal
-from idsel_core.study.timing.phases import runnable, time_methods
 
 
 def load(name: str, dtype: str, device: str, attention: str | None) -> tuple[Any, Any, Any]:
@@ -85,16 +84,8 @@ def main() -> int:
         for name in {"pixel_values", "input_features"} & inputs.keys():
             inputs[name] = inputs[name].to(backbone.model.dtype)
         methods = [get_method(given.method, budget=budget) for budget in given.budgets if budget < whole]
-        usable, missing = runnable(backbone, inputs, methods)
         with tqdm(total=given.runs + given.warmup, desc="phases", unit="turn") as bar:
-            timings = time_methods(
-                backbone, inputs, [None, *usable], progress=lambda done, total: bar.update(), **options
-            )
-        for method in tqdm(usable, desc="against the ideal", unit="budget"):
-            try:
-                timings += time_ideal(backbone, inputs, method, **options)
-            except ValueError as error:
-                missing[f"the ideal of {method.name} at {method.budget:g}"] = str(error)
+            timings, missing = time_answers(backbone, inputs, methods, options, lambda done, total: bar.update())
         name = Path(given.model).name
         rows = pd.DataFrame(timings).assign(backbone="embedded" if Path(given.model) == MODEL else name)
         job = given.job or f"efficiency-{name.replace('.', '_')}-{torch.device(given.device).type}"

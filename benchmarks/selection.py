@@ -17,134 +17,19 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from benchmarks._loops import FEATURES, LOOPS, SCORES, gap, make_features, make_scores, reference
 from idsel_core.selection.greedy import id_select
 from idsel_core.study.store.files import write_table
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.timing.interleaved import in_turns
 
-FEATURES = ("random", "clustered", "common")
-SCORES = ("peaked", "uniform", "equal")
 SCALING = [(n, k) for n in (2000, 4000, 8000, 16000) for k in (64, 256, 1024)]
-
-RUN_OUT = torch.finfo(torch.float64).eps ** 0.75
-"""Share of the highest score at and below which scores have run out."""
-NEAR = 1e-6
-"""Share of the highest score below which rounding decides whether scores have run out."""
-
-
-def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
-    """ID-Selection with all N x N cosines, a few kernels a step."""
-    x = normalize(x.float(), dim=-1)
-    distance = torch.nn.functional.threshold(1 - (x @ x.T).double(), 32 * torch.finfo(torch.float32).eps, 0.0)
-    weights = torch.exp(-gamma * distance.square())
-    first, picks = scores.double(), []
-    scores, floor, gone = first, RUN_OUT * first.max(), torch.zeros_like(first, dtype=torch.bool)
-    for _ in range(k):
-        if scores.max() <= floor:  # a new sweep
-            scores = first.masked_fill(gone, -torch.inf)
-        best = scores.argmax()
-        gone[best] = True
-        picks.append(best)
-        scores = scores - weights[best] * scores[best].clamp_min(0)
-        scores[best] = -torch.inf
-    return torch.stack(picks)
-
-
-def divprune(x: Tensor, scores: Tensor, k: int) -> Tensor:
-    """Max-min distance: the token whose nearest pick is farthest; first, whose nearest neighbour is."""
-    x = normalize(x, dim=-1)
-    distance = 1 - x @ x.T
-    picks = distance.topk(2, dim=0, largest=False).values[1].argmax()[None]
-    for _ in range(k - 1):
-        picks = torch.cat([picks, distance[picks].amin(dim=0).argmax()[None]])
-    return picks
-
-
-def cdpruner(x: Tensor, scores: Tensor, k: int) -> Tensor:
-    """Greedy determinant of diag(r) S diag(r), by incremental Cholesky."""
-    x = normalize(x, dim=-1)
-    r = (scores - scores.min() + 1e-6) / (scores.max() - scores.min() + 1e-6)
-    kernel = r[:, None] * (x @ x.T) * r
-    gain = kernel.diagonal().clone()
-    factors = torch.zeros(k, len(x), device=x.device)
-    picks = []
-    for step in range(k):
-        best = gain.argmax()
-        picks.append(best)
-        row = (kernel[best] - factors[:step, best] @ factors[:step]) / gain[best].clamp_min(1e-12).sqrt()
-        factors[step] = row
-        gain = gain - row.square()
-        gain[best] = -torch.inf
-    return torch.stack(picks)
-
-
-def scope(x: Tensor, scores: Tensor, k: int) -> Tensor:
-    """Coverage gained, times the score."""
-    x = normalize(x, dim=-1)
-    cosines = x @ x.T
-    covered = torch.zeros(len(x), device=x.device)
-    picked = torch.zeros_like(covered, dtype=torch.bool)
-    picks = []
-    for _ in range(k):
-        gain = (cosines - covered).clamp_min(0).sum(dim=1) * scores
-        best = gain.masked_fill(picked, -torch.inf).argmax()
-        picks.append(best)
-        picked[best] = True
-        covered = torch.maximum(covered, cosines[best])
-    return torch.stack(picks)
-
-
-LOOPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "reference": reference,
-    "divprune": divprune,
-    "cdpruner": cdpruner,
-    "scope": scope,
-}
-
-
-def make_features(kind: str, n: int, d: int) -> Tensor:
-    """Return (n, d) features."""
-    noise = torch.randn(n, d)
-    if kind == "random":
-        return noise
-    x = torch.randn(40, d)[torch.randint(40, (n,))] + 0.5 * noise
-    return x if kind == "clustered" else x + 1.5 * torch.randn(d)
-
-
-def make_scores(kind: str, *shape: int) -> Tensor:
-    """Return scores, with images as rows."""
-    if kind == "peaked":
-        return torch.randn(shape).mul(2).softmax(-1)
-    return torch.rand(shape) if kind == "uniform" else torch.ones(shape)
-
-
-def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
-    """Follow the rule along `order` in float64; return the worst pick's distance from the best token."""
-    x, first = normalize(x.double(), dim=-1), scores.double()
-    highest, worst, scores, gone = float(first.max()), 0.0, first, torch.zeros_like(first, dtype=torch.bool)
-    for start in range(0, len(order), 64):
-        block = order[start : start + 64]
-        weights = torch.exp(-gamma * (1 - x[block] @ x.T).clamp_min(0).square())
-        for pick, row in zip(block.tolist(), weights, strict=True):
-            # Scores near 0 may have run out or not, by rounding.
-            again = first.masked_fill(gone, -torch.inf)
-            below = float(scores.max() - scores[pick])
-            if scores.max() <= RUN_OUT * highest or (scores.max() < NEAR * highest and below > 0):
-                scores, below = again, float(again.max() - again[pick])
-            worst = max(worst, below)
-            gone[pick] = True
-            scores = scores - row * scores[pick].clamp_min(0)
-            scores[pick] = -torch.inf
-    return worst / highest
 
 
 def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:

@@ -123,10 +123,9 @@ theme.save(figure, project_path(figures_dir), study.named("02_gamma"), drawn_fro
 # %% [markdown]
 # ## Conclusion
 #
-# Sharpness matters more than the rule. A pick has to spare tokens that differ from it: with gamma near 0 a pick uses up
-# the scores of the whole image, and every pick begins a new sweep, which is top-K again. With a large gamma both rules
-# turn into top-K as well. In between lies a broad plateau, on which the default stands; there the two rules are close.
-# The numbers of this run:
+# At both ends the order of importance is all that is left: with gamma 0 a pick suppresses all tokens alike, and with a
+# large gamma none. So a gain over top-K importance, if there is one, lies between them. Where the interval of a
+# difference holds 0, these questions do not tell two settings apart. What the rows say:
 
 # %%
 Markdown(ablation_sentences.about_gamma(rows, resamples=resamples))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from idsel_core.selection.budget import resolve_budget
-from idsel_core.selection.cpu_lazy import pick_lazily
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
 from idsel_core.selection.scale import automatic_gamma
@@ -31,8 +30,8 @@ def id_select(
     features: Tensor,
     scores: Tensor,
     budget: int | float,
-    gamma: float | Literal["auto"] = 20.0,
-    update: Update = "subtract",
+    gamma: float | Literal["auto"] = "auto",
+    update: Update = "multiply",
     mask: Tensor | None = None,
     trace: bool = False,
     backend: Backend = "auto",
@@ -151,6 +150,8 @@ def _pick_with_torch(
     if backend == "torch":
         picks = pick_in_rounds(images, scores, dead, most, steps, scores if restart else None)
         return picks.masked_fill_(unused.to(picks.device), -1)
+    from idsel_core.selection.cpu_lazy import pick_lazily
+
     order = torch.full_like(unused, -1, dtype=torch.long)
     for row, count in enumerate(counts.tolist()):
         one = slice(row, row + 1)

@@ -16,8 +16,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        # torch before 2.9 knows the setting by another name.
+        name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+        before = getattr(matmul, name)
+        setattr(matmul, name, exact)
         try:
             yield
         finally:
-            matmul.fp32_precision = before
+            setattr(matmul, name, before)

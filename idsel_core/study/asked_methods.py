@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from idsel_core.methods import Method, drops_inside
-from idsel_core.study.dataset import BLIND, FULL
+from idsel_core.study.ends import BLIND, FULL
 
 
 def checked_methods(methods: Iterable[Method | str]) -> list[Method | str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from idsel_core.study.ends import BLIND, FULL
 from idsel_core.study.paths import DATA
 from idsel_core.study.sources.scenes import has_scenes, read_split
 from idsel_core.study.sources.split import Split
 
 __all__ = ["BLIND", "FULL", "Split", "read_data", "read_split"]
-
-FULL, BLIND = "full", "no-image"
-"""Names, beside those of methods, of the two ends of the scale: all visual tokens, and no image at all."""
 
 
 def read_data(

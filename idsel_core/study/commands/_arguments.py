@@ -60,8 +60,18 @@ def published_models() -> str:
     return ", ".join(sorted(path.stem for path in _CONFIGS.glob("*.json")))
 
 
-def parse_budget(text: str) -> int | float:
-    """Return what ``--budget`` says: an int of visual tokens, or a share of them as a float.
+def positive(text: str) -> int:
+    """Return a text as an int of 1 or more."""
+    return _at_least(1, text)
+
+
+def natural(text: str) -> int:
+    """Return a text as an int of 0 or more."""
+    return _at_least(0, text)
+
+
+def number_or_share(name: str, text: str) -> int | float:
+    """Return a budget from the text of an argument: an int as a number of visual tokens, anything else as a share.
 
     Raises
     ------
@@ -72,18 +82,8 @@ def parse_budget(text: str) -> int | float:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:
         raise ValueError(
-            f"--budget must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
+            f"{name} must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
         ) from None
-
-
-def positive(text: str) -> int:
-    """Return a text as an int of 1 or more."""
-    return _at_least(1, text)
-
-
-def natural(text: str) -> int:
-    """Return a text as an int of 0 or more."""
-    return _at_least(0, text)
 
 
 def _at_least(least: int, text: str) -> int:

@@ -18,7 +18,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from idsel_core.study.commands._arguments import natural, parse_budget
+from idsel_core.study.commands._arguments import natural, number_or_share
 
 ROWS = Path("results/harness")
 
@@ -126,7 +126,7 @@ def _settings(given: argparse.Namespace) -> list[Any]:
             found.append(setting_from())
             continue
         mine = {knob: text for knob, text in knobs.items() if knob in having[name]}
-        found += [setting_from(name, parse_budget(text), knobs=mine) for text in given.budget]
+        found += [setting_from(name, number_or_share("--budget", text), knobs=mine) for text in given.budget]
     return list(dict.fromkeys(found))
 
 

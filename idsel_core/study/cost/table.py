@@ -6,11 +6,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import pandas as pd
 import torch
-from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
 
 from idsel_core.loading.random_models import architecture_file, list_architectures
@@ -27,6 +25,9 @@ from idsel_core.study.cost.analytic import (
 from idsel_core.study.cost.counted import flops_counted
 from idsel_core.study.cost.models import decoder_of, has_one_size, tower_of
 from idsel_core.study.cost.shapes import Size, profile_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def cost_table(
@@ -99,6 +100,9 @@ def cost_table(
                 "saved_analytic": 1 - cost.total / full.total,
             }
         )
+    # Only here, so that costs are counted where there is no pandas.
+    import pandas as pd
+
     return pd.DataFrame(rows).astype({"flops_counted": "Int64"})
 
 
@@ -140,5 +144,7 @@ def read_config(path: Path) -> tuple[PreTrainedConfig, tuple[int, int] | None]:
     if not any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         rows, columns = tower_of(config).pixels[-2:]
         return config, (rows, columns)
+    from PIL import Image
+
     pixels = load(path, **safe)(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
     return config, (int(pixels.shape[-2]), int(pixels.shape[-1]))

@@ -27,7 +27,10 @@ ENDS: Final = {"full": "all tokens", "no-image": "no image"}
 FINAL: Final = " (final)"
 """What `comparison.by_title` adds to the name of a method whose budget is the tokens left after the last drop."""
 
-_FIRST = ("idselection", "topk", "diversity", "random", "uniform", "downsample", *ENDS)
+CONTROLS: Final = ("topk", "diversity", "random", "uniform", "downsample")
+"""The methods that a pruning method has to beat."""
+
+_FIRST = ("idselection", *CONTROLS, *ENDS)
 _LEADING = dict(zip(_FIRST, [*sns.color_palette("colorblind", 6), "0.2", "0.6"], strict=True))
 _MARKERS = "osD^vPXd<>ph*8H"
 

@@ -14,7 +14,7 @@ from idsel_core.backbones import Backbone
 from idsel_core.methods import Method, drops_inside
 from idsel_core.pruning.api import prune
 from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
-from idsel_core.study.dataset import FULL
+from idsel_core.study.ends import FULL
 from idsel_core.study.timing.clock import begin, largest, now, peak_memory, quartiles
 from idsel_core.study.timing.flops import phase_flops
 from idsel_core.study.timing.phases import Lap, check_inputs, timing_of

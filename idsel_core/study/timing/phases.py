@@ -24,7 +24,7 @@ from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.study.asked_methods import title
-from idsel_core.study.dataset import FULL
+from idsel_core.study.ends import FULL
 from idsel_core.study.timing.clock import begin, device_name, largest, now, peak_memory, quartiles
 from idsel_core.study.timing.example_inputs import check_int
 from idsel_core.study.timing.flops import phase_flops
