@@ -44,7 +44,7 @@ def about_gamma(rows: pd.DataFrame, default: float | None = None, resamples: int
         best = max(_records(means), key=lambda row: row["mean"])
         top = paired_scores(rows[(rows["method"] == "topk") & (rows["budget"] == budget)], ["budget"]).iloc[:, 0]
         like: dict[str, list[float]] = {}
-        others: list[tuple[str, float]] = scores.columns.drop((best["update"], best["gamma"])).tolist()
+        others: list[Any] = scores.columns.drop((best["update"], best["gamma"])).tolist()
         for update, gamma in others:
             gap = paired_difference(scores[update, gamma], scores[best["update"], best["gamma"]], resamples=resamples)
             if gap.high >= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ def rank_settings(
     for name in BY:
         known[name] = known[name].astype(object).where(known["method"] == "idselection", "")
     scores, shares, drawn = resampled_shares(known, ["method", *BY, "budget"], resamples=resamples)
-    columns = pd.MultiIndex.from_tuples(scores.columns.tolist(), names=scores.columns.names)
+    known_columns: list[Any] = scores.columns.tolist()
+    columns = pd.MultiIndex.from_tuples(known_columns, names=scores.columns.names)
     place = columns.get_level_values("method") == "idselection"
     budgets = sorted(columns[place].get_level_values("budget").unique(), reverse=True)
     settings = columns[place].droplevel(["method", "budget"]).unique()
