@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import Array, interval_bounds, resampled_shares
+from idsel_core.study.report.wording import gamma_name
 
 BY = ("update", "importance", "instruction", "gamma", "features")
 """Columns that tell the settings of ID-Selection apart."""
@@ -71,7 +72,7 @@ def rank_settings(
         raise ValueError("there are no settings of ID-Selection to rank")
     reads = own["importance"].str.startswith(("instruction", "unified"))
     own = own.assign(
-        instruction=own["instruction"].where(reads, "-"), gamma=[_gamma_name(gamma) for gamma in own["gamma"]]
+        instruction=own["instruction"].where(reads, "-"), gamma=[gamma_name(gamma) for gamma in own["gamma"]]
     )
     known = pd.concat([own, rows[rows["method"] == "full"].drop_duplicates("question_id")], ignore_index=True)
     for name in BY:
@@ -120,10 +121,6 @@ def _gaps(table: Array, depth: Array, budgets: Sequence[float], tokens: int, of_
             gaps[:, deep, shallow] = table[:, deep].mean(-1) - raised[:, shallow]
             gaps[:, shallow, deep] = -gaps[:, deep, shallow]
     return gaps
-
-
-def _gamma_name(gamma: float) -> str:
-    return "auto" if gamma < 0 else f"{gamma:g}"  # rows hold -1 for "auto"
 
 
 def setting_names(table: pd.DataFrame) -> list[str]:
