@@ -27,7 +27,8 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures sweep report test test-all test-slurm eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
+.PHONY: help env figures default sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu \
+    publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,24 +39,32 @@ figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tab
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
 	@$(BIN)/idsel figures --cores $(CORES) $(ARGS)
 
+default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
+	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/14_default.ipynb logs/14_default.ipynb -f config/14_default.yaml $(ARGS)
+
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
 	@$(BIN)/idsel sweep "$$GRID" --profile "$$PROFILE" --cores $(CORES) $(ARGS)
 
-report: env ## Write results/report.html: figures, tables, parameters, environment in one file
-	@$(BIN)/idsel report $(ARGS)
+gallery: env ## Write results/gallery: executed notebooks, figures, tables, parameters, environment as pages
+	@$(BIN)/idsel gallery $(ARGS)
 
 test: env ## Run the tests of everything, in a few minutes
-	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm" $(ARGS)
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not slurm and not browser" $(ARGS)
 
 test-all: env ## Run the slow tests that `make test` leaves out
-	@$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not slurm" $(ARGS)
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "slow and not slurm and not browser" $(ARGS)
 
 test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	@$(BIN)/python tests/support/start_slurm.py true
 	@$(BIN)/python -c 'import snakemake_executor_plugin_slurm' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
 	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
+
+test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt playwright
+	@$(PYTEST) -m browser tests/browser $(ARGS)
 
 eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks public benchmarks through lmms-eval
 
@@ -84,7 +93,7 @@ hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install
 
 clean: ## Remove what `make figures` made; the rows of sweeps stay
-	rm -rf results/rows results/times results/figures results/tables results/timing.json results/report.html
+	rm -rf results/rows results/times results/figures results/tables results/timing.json results/gallery
 	rm -rf logs .snakemake .cache/encodings
 
 # Sets the shell's `found` to the first interpreter that is new enough.

@@ -33,7 +33,7 @@ BASE = "fastervlm"
 SQUARES = {"vispruner": 2, "divprune": 2, "cdpruner": 4, "scope": 4, "mmtok": 6, "tome": 0.5}
 SQUARES |= {"holov": 3, "prunesid": 8, "adaptive": 4}
 """Tables of N x N float32 that methods hold at once, about, as measured."""
-VIDEO = ("evs", "vidcom2")
+VIDEO = ("evs", "vidcom2", "dycoke", "fastvid", "holitom")
 """Methods that select tokens of videos."""
 TOWER, HEADS, WORDS, DECODER_LAYERS = 1024, 16, 12, 32
 HEAD = 128

@@ -21,10 +21,13 @@ from .methods import Choice as Choice
 from .methods import DiversityOnly as DiversityOnly
 from .methods import DivPrune as DivPrune
 from .methods import Downsample as Downsample
+from .methods import DyCoke as DyCoke
 from .methods import FasterVLM as FasterVLM
 from .methods import FastV as FastV
+from .methods import FastVID as FastVID
 from .methods import HiPrune as HiPrune
 from .methods import HiRED as HiRED
+from .methods import HoliTom as HoliTom
 from .methods import HoloV as HoloV
 from .methods import IDSelection as IDSelection
 from .methods import InLLM as InLLM

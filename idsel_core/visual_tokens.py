@@ -123,6 +123,12 @@ class VisualTokens:
         return self.mask.sum(1)
 
     @property
+    def full_lengths(self) -> Tensor:
+        """Number of placeholders in the prompt for each row, int64 (B,); more than tokens of an image made smaller."""
+        assert self.placeholders is not None
+        return self.placeholders
+
+    @property
     def computed(self) -> frozenset[str]:
         """Names of the views that have been computed."""
         return frozenset(key[0] for key in self._cache)
@@ -256,6 +262,31 @@ class VisualTokens:
         """
         check_instruction(layer, which)
         return replace(self, instruction=(layer, which))
+
+    def take(self, rows: Tensor) -> VisualTokens:
+        """Return some rows; a view is computed for the whole batch, once for all parts of it.
+
+        Parameters
+        ----------
+        rows : Tensor
+            Numbers of the rows, int64 (R,), on any device.
+        """
+        rows = rows.to(self.mask.device)
+
+        def part(name: str) -> Callable[..., Tensor]:
+            return lambda *arguments: self._view(name, *arguments, axes=1)[rows]
+
+        sources = {name: source if name == "projector" else part(name) for name, source in self.sources.items()}
+        return replace(
+            self,
+            features=self.features[rows],
+            mask=self.mask[rows],
+            grid=self.grid[rows],
+            sources=sources,
+            placeholders=None if self.placeholders is None else self.placeholders.to(rows.device)[rows],
+            video=None if self.video is None else self.video.to(rows.device)[rows],
+            _cache={},
+        )
 
     def _view(self, name: str, *arguments: Any, axes: int = 2) -> Tensor:
         key = (name, *arguments)

@@ -136,10 +136,8 @@ theme.save(figure, project_path(figures_dir), study.named("03_importance"), draw
 # %% [markdown]
 # ## Conclusion
 #
-# What a token has to do with the question counts more than what the tower finds salient: relevance from the companion
-# is best, saliency alone is among the last, and blends of both attention scores lie between. Likeness by projector
-# features, which the language model reads, serves better than by encoder features. Raw or min-max scores differ little,
-# so the default is the one that needs no scale. The numbers of this run:
+# A score is better than another one only as far as the interval of their difference says, and on this model: relevance
+# comes from a companion, and what the tower finds salient depends on what it was trained on. What the rows say:
 
 # %%
 Markdown(ablation_sentences.about_importance(rows, resamples=resamples))

@@ -155,12 +155,9 @@ Markdown(ablation_sentences.about_positions(here, resamples) or "Positions of th
 # %% [markdown]
 # ## Conclusion
 #
-# With half of the tokens or more, a pruning method has little to gain: the controls are as good. With few tokens the
-# picking pays against what costs nothing to build: random tokens, a uniform grid and a smaller image fall far behind,
-# and top-K importance, which spends its budget on look-alikes, falls behind too. One control stays: diversity alone,
-# which never asks what is important, is not beaten, so on this backbone it is the diversity in ID-Selection that does
-# the work. Counting suffers first, as it needs every object. And the no-image line shows what guessing is worth: shares
-# of full performance do not start at zero. The numbers of this run:
+# A pruning method is worth its work where it stands above what costs nothing to build: random tokens, a uniform grid, a
+# smaller image; and it is worth its two parts where it stands above importance alone and diversity alone. The no-image
+# line shows what guessing is worth: shares of full performance do not start at zero. What the rows say:
 
 # %%
 Markdown(ablation_sentences.about_budget(compact, resamples=resamples))

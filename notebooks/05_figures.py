@@ -40,6 +40,7 @@ from idsel_core.study.report import (
     tables,
     theme,
 )
+from idsel_core.study.report.settings import own_positions
 from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
@@ -81,7 +82,7 @@ Markdown(ablation_sentences.about_importance(importance, resamples=resamples))
 # %%
 budget = results.frame("04_ablation_budget")
 drawn_from = results.origin("04_ablation_budget", resamples=resamples)
-compact = budget[budget["positions"] == "compact"]
+compact = own_positions(budget)
 theme.save(ablation_figures.budget_figure(compact, resamples), figures, "budget", drawn_from)
 theme.save(ablation_figures.question_types_figure(compact, resamples), figures, "question_types", drawn_from)
 theme.save(ablation_figures.objects_figure(compact), figures, "objects", drawn_from)

@@ -16,7 +16,7 @@
 # # Comparison: does ID-Selection beat its peers when all of them answer the same questions?
 #
 # Every method of the registry, at equal numbers of visual tokens, on the test split, on which nothing was chosen. Each
-# runs with its defaults; no method was tuned here. CDPruner and TRIM take relevance from the backbone's companion, a
+# runs with its defaults; no method was tuned here. Methods that read relevance take it from the backbone's companion, a
 # small image-text model that was tuned on questions like these about other scenes; this favours them.
 #
 # Methods that drop tokens inside the language model are asked for the budget as the mean over its layers, which a small
@@ -181,12 +181,10 @@ Markdown("\n\n".join([table, f"{theme.questions_asked(rows)}.", *comparison.rank
 # %% [markdown]
 # ## Conclusion
 #
-# At equal tokens ID-Selection is one of the better methods, not the best one. Ahead of it are methods that know the
-# question better, by relevance from the companion, which was tuned on such questions, and, with the fewest tokens,
-# methods that go by diversity. Behind it are methods that go by [CLS] attention alone, merging, and the controls that
-# look at no content. Methods that drop tokens inside the language model look best by the final budget, but they have
-# read more tokens by then; at an equal mean over the layers a small model cannot run most of them. An interval of a few
-# points is what so many questions allow; ranks within it mean nothing. The numbers of this run:
+# An interval of a few points is what so many questions allow; ranks within it mean nothing, and a method that is *not
+# told apart* has neither won nor lost. What else decides: some methods know the question by relevance from the
+# companion, some by attention inside the language model, others not at all; and methods with a final budget have read
+# more tokens than it says. What the rows say:
 
 # %%
 Markdown(comparison_sentences.about_comparison(comparison.versus_each(rows, own, resamples), own))

@@ -189,12 +189,9 @@ theme.save(by_size, project_path(figures_dir), "08_models", origin([], models=mo
 # %% [markdown]
 # ## Conclusion
 #
-# The clock follows the tokens only where the tokens are. The language model's prefill gets several times faster, though
-# less than its FLOPs say, because small matrices use a processor badly and every layer has fixed costs. A whole answer
-# hardly gains: this tower is large beside its language model, and no selection saves its pass; only the smaller image
-# does, and it pays in accuracy. `prune` itself is close to a prompt cut by hand, so there is little left to gain in the
-# code. In models of full size the language model outweighs the tower, and the same share of tokens saves far more. The
-# numbers of this run:
+# The clock can follow the tokens only where the tokens are, in the language model: no selection saves the tower's pass,
+# only a smaller image does. So what a whole answer gains depends on how large the tower is beside the language model,
+# and models of full size differ in this from the embedded one. What the times say:
 
 # %%
 Markdown(f"{efficiency_sentences.about_efficiency(rows)} Measured on {circumstances(timings[0])}.")

@@ -83,10 +83,9 @@ Markdown(tables.accuracy_table(rows).to_markdown(index=False))
 # %% [markdown]
 # ## Conclusion
 #
-# Crowded images punish above all the methods that spread their tokens evenly: random tokens, a grid and a smaller image
-# leave too few tokens on each tiny object. Choosing by content keeps its lead over them. Among the methods that choose
-# by content, ID-Selection, diversity alone and top-K importance, differences stay small beside their intervals. The
-# numbers of this run:
+# Where objects are tiny, methods that spread their tokens evenly leave few of them on each object, and methods that
+# choose by content can follow the objects. Whether that shows, and whether importance or diversity does the work, is
+# for the differences to say. What the rows say:
 
 # %%
 Markdown(ablation_sentences.about_budget(rows, resamples=resamples))

@@ -97,10 +97,9 @@ Markdown(two_turns.two_turns_table(rows, resamples).to_markdown(index=False))
 # %% [markdown]
 # ## Conclusion
 #
-# Picks that follow the question serve that question, and the more closely they follow it, the more the next one
-# loses with them: pick anew for it, from encodings that are kept, `prune(..., keep_encodings=1)`. Methods that never
-# look at the question pick the same tokens for both, and going on from the cache costs them nothing. The numbers of
-# this run:
+# Methods that never look at the question pick the same tokens for both, so going on from the cache costs them nothing.
+# Those that do may serve the first question at the cost of the next one. Where picks of its own are above those of the
+# first, pick anew, from encodings that are kept: `prune(..., keep_encodings=1)`. What the rows say:
 
 # %%
 Markdown(two_turns.about_two_turns(rows, resamples))

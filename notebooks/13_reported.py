@@ -24,6 +24,7 @@
 backbone = "LLaVA-1.5-7B"  # as papers call it
 protocols = ["cdpruner", "sparsevlm", "mmtok", "dcp-prune"]  # protocols to show, each in a table of its own
 budgets = [576, 128, 64, 32, 16]  # visual tokens to show
+jobs = []  # jobs whose rows are shown, where a method was asked with several settings of its knobs; [] for all
 resamples = 2000  # bootstrap resamples of the intervals of measured scores
 results_dir = "results/rows"  # folder of the stored rows
 figures_dir = "results/figures"  # folder for the figure
@@ -35,7 +36,16 @@ from IPython.display import Markdown, display
 
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import theme
-from idsel_core.study.report.reported import measured_scores, not_comparable, read_reported, set_beside
+from idsel_core.study.report.reported import (
+    REPORTED,
+    called,
+    mean_over_benchmarks,
+    measured_scores,
+    not_comparable,
+    read_reported,
+    set_beside,
+)
+from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
 
 theme.use_theme()
@@ -44,10 +54,9 @@ theme.use_theme()
 reported = read_reported()
 reported = reported[reported["backbone"] == backbone]
 results = Results(project_path(results_dir))
-rows = results.frame() if results.jobs() else pd.DataFrame()
-measured = measured_scores(rows, resamples)
-measured = measured[measured["backbone"] == backbone]
-others = sorted(set(rows["backbone"]) if len(rows) else [])
+rows = pd.concat(map(results.frame, jobs or results.jobs())) if results.jobs() else pd.DataFrame(columns=["backbone"])
+others = sorted(rows["backbone"].unique())
+measured = measured_scores(rows[rows["backbone"].map(called) == backbone], resamples)
 f"{len(reported)} reported numbers of {backbone}, {len(measured)} measured; backbones in the store: {others or 'none'}"
 
 # %% [markdown]
@@ -91,7 +100,23 @@ for protocol, axis in zip(panels, axes.flat, strict=False):
     theme.budget_axis(axis, means["tokens"], "visual tokens")
     axis.legend(fontsize=6, loc="lower right")
 axes[0, 0].set_ylabel("reported share of full, %")
-theme.save(figure, project_path(figures_dir), "13_reported", {"files": ["data/reported"]})
+drawn_from = origin(sorted(REPORTED.glob("*.csv")), backbone=backbone)
+theme.save(figure, project_path(figures_dir), "13_reported", drawn_from)
+
+# %% [markdown]
+# ## Means of what was measured
+#
+# The mean over benchmarks of score / score with all tokens, over those that were asked with every method and budget.
+# Which benchmarks these are is a choice, and each paper has its own; so it stands beside no reported mean.
+
+# %%
+mine = rows[rows["backbone"].map(called) == backbone]
+said = f"The store holds no rows of {backbone} with all tokens, so there is no mean."
+if len(mine) and (mine["method"] == "full").any():
+    averages = mean_over_benchmarks(mine, resamples).round(1)
+    over, without = averages.pop("benchmarks")[0], averages.pop("left out")[0]
+    said = f"{averages.to_markdown(index=False)}\n\nPercent, over {over}; left out: {without or 'none'}."
+Markdown(said)
 
 # %% [markdown]
 # ## What must not be compared

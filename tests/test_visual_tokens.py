@@ -24,6 +24,7 @@ from idsel_core.backbones._shared.prompts import drop_columns, locate_images
 from idsel_core.backbones._shared.qk_capture import attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import pixel_key
 from idsel_core.visual_tokens import INSTRUCTION
+from tests.support import images as made
 from tests.support import tiny
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-4}
@@ -442,3 +443,22 @@ def test_an_unknown_way_to_number_positions_is_refused(clip):
     tokens = views(clip, inputs)
     with pytest.raises(ValueError, match="positions must be one of compact, keep, not 'gaps'"):
         adapter_for(clip).shorten(inputs, tokens, UniformGrid(budget=2).select(tokens), positions="gaps")
+
+
+def test_taken_rows_hold_what_the_rows_held_and_share_views():
+    images = [made.image(seed, *size) for seed, size in enumerate([(6, 6), (3, 4), (5, 6)])]
+    calls: list[str] = []
+    tokens = made.batch(*images)
+    sources = {name: lambda *a, name=name, of=of: calls.append(name) or of(*a) for name, of in tokens.sources.items()}
+    tokens = dataclasses.replace(tokens, sources=sources, video=torch.tensor([False, True, False]))
+    parts = {rows: tokens.take(torch.tensor(rows)) for rows in ((2, 0), (1,))}
+    for rows, part in parts.items():
+        assert part.video.tolist() == [row == 1 for row in rows] and torch.equal(part.placeholders, part.lengths)
+        for name in ("features", "grid", "cls_features", "image_key", "instruction_attention", "keys"):
+            for place, row in enumerate(rows):
+                count = int(part.lengths[place])
+                got, wanted = getattr(part, name)[place], images[row][name]
+                per_token = name not in ("cls_features", "image_key")
+                assert count == len(images[row]["grid"]) and torch.equal(got[:count] if per_token else got, wanted)
+        assert part.sources["projector"] is tokens.sources["projector"]
+    assert calls.count("keys") == calls.count("instruction_attention") == calls.count("cls_features") == 1

@@ -16,7 +16,7 @@ class PaliGemma(Llava):
 
     In the language model the tokens of images and prompt attend to each other in both directions where
     ``token_type_ids`` are 0; kept tokens still do. There is no chat template: all text of a prompt in front of the
-    suffix asks about its images.
+    suffix asks about its images, and no warning says so.
     """
 
     image_inputs = ("pixel_values",)
@@ -50,16 +50,23 @@ class PaliGemma(Llava):
         """
         return super().full_positions(inputs, generating) + (not generating) * self.first_position
 
-    def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Mark the suffix, whose ``token_type_ids`` are 1, and what has labels, bool (B, L).
+    def answer_mask(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Mark the suffix, whose ``token_type_ids`` are 1, bool (B, L); labels on the prefix change nothing.
 
         Parameters
         ----------
         inputs : Mapping[str, Any]
             Arguments of ``generate`` or ``forward``.
+
+        Raises
+        ------
+        ValueError
+            If the suffix holds an image: nothing would be left in front of it to ask.
         """
-        answer, suffix = super().answer_mask(inputs), inputs["token_type_ids"] == 1
-        return suffix if answer is None else suffix | answer
+        suffix: Tensor = inputs["token_type_ids"] == 1
+        if bool((suffix & self.placeholders(inputs["input_ids"])).any()):
+            raise ValueError("token_type_ids must be 0 at images and prompt, as the processor of PaliGemma gives them")
+        return suffix
 
     def token_types(self, input_ids: Tensor) -> Tensor:
         """Return zeros: all tokens of a prompt attend to each other."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +33,7 @@ class Qwen2Audio(Backbone):
 
     image_inputs = ("input_features", "feature_attention_mask")
     pixel_inputs = ("input_features",)
+    joined_kinds = ("audio",)
     features_input = "feature_attention_mask"
     no_resize_reason = "audio clips are not images"
     missing_views = {  # noqa: RUF012
@@ -104,30 +105,28 @@ class Qwen2Audio(Backbone):
         return projected
 
     def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
-        """Wrap the kept features as ``mm_encoder_outputs``, which `reading` takes out of a call of the model."""
+        """Wrap the kept features as ``mm_encoder_outputs``, which `joined` takes out of a call of the core."""
         return {"audio": super().encoder_outputs(tokens, selection)["image"]}
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let the model read ``mm_encoder_outputs``, which this family does not support by itself."""
+    def joined(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the core with embeddings, because it does not read ``mm_encoder_outputs``.
 
-        def embed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any] | None:
-            given = kwargs.pop("mm_encoder_outputs", None) or {}
-            kept = getattr(given.get("audio"), "pooler_output", None)
-            if kept is None:
-                return args, kwargs
-            ids: Tensor = kwargs["input_ids"]
-            embeddings = self.core.get_input_embeddings()(ids)
-            marks = self.placeholders(ids)
-            features = _repeat_for_copies(torch.cat(list(kept)), marks).to(embeddings)
-            embeddings = embeddings.masked_scatter(marks[..., None], features)
-            return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
-
-        hook = self.core.register_forward_pre_hook(in_this_thread(embed), with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``forward``.
+        """
+        arguments = dict(inputs)
+        given = arguments.pop("mm_encoder_outputs", None) or {}
+        kept = getattr(given.get("audio"), "pooler_output", None)
+        if kept is None:
+            return arguments
+        ids: Tensor = arguments["input_ids"]
+        embeddings = self.core.get_input_embeddings()(ids)
+        marks = self.placeholders(ids)
+        features = _repeat_for_copies(torch.cat(list(kept)), marks).to(embeddings)
+        embeddings = embeddings.masked_scatter(marks[..., None], features)
+        return {**arguments, "input_ids": None, "inputs_embeds": embeddings}
 
     def _read_tower(
         self, spectra: Tensor, steps: Tensor, layers: list[int]
@@ -149,7 +148,7 @@ class Qwen2Audio(Backbone):
             stack.callback(hook.remove)
             seen = {layer: stack.enter_context(capture_qk(modules[layer])) for layer in layers}
             stack.enter_context(calling(self.model))
-            self.core(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
+            self.core.forward(input_ids=prompt, input_features=spectra, feature_attention_mask=steps)
         return *passed[0], seen
 
 

@@ -313,14 +313,6 @@ class Qwen2_5VL(Qwen2VL):
             raise Unavailable("received_attention", "every layer of this vision tower attends within windows")
         return layers
 
-    def _check_placeholders(self, inputs: Mapping[str, Any]) -> None:
-        """Raise ValueError unless prompts hold the placeholders of images and videos, which positions are made from."""
-        for grids, token_id in (("image_grid_thw", self.image_token_id), ("video_grid_thw", self.video_token_id)):
-            sizes = inputs.get(grids)
-            if sizes is not None and len(sizes):
-                counts = sizes.prod(1) // self.merge**2
-                locate_images(inputs["input_ids"], token_id, counts, inputs.get("attention_mask"))
-
     def _order(self, sizes: Tensor) -> Tensor:
         from transformers.vision_utils import get_vision_window_index
 

@@ -16,13 +16,17 @@ from idsel_core.methods.dart import DART
 from idsel_core.methods.diversity import DiversityOnly
 from idsel_core.methods.divprune import DivPrune
 from idsel_core.methods.downsample import Downsample
+from idsel_core.methods.dycoke import DyCoke
 from idsel_core.methods.evs import EVS
 from idsel_core.methods.fastervlm import FasterVLM
 from idsel_core.methods.fastv import FastV
+from idsel_core.methods.fastvid import FastVID
 from idsel_core.methods.hiprune import HiPrune
 from idsel_core.methods.hired import HiRED
+from idsel_core.methods.holitom import HoliTom
 from idsel_core.methods.holov import HoloV
 from idsel_core.methods.idselection import IDSelection
+from idsel_core.methods.idselection_inside import IDSelectionInside
 from idsel_core.methods.mmr import MMR
 from idsel_core.methods.mmtok import MMTok
 from idsel_core.methods.prumergeplus import PruMergePlus
@@ -53,12 +57,16 @@ __all__ = [
     "DivPrune",
     "DiversityOnly",
     "Downsample",
+    "DyCoke",
     "FastV",
+    "FastVID",
     "FasterVLM",
     "HiPrune",
     "HiRED",
+    "HoliTom",
     "HoloV",
     "IDSelection",
+    "IDSelectionInside",
     "InLLM",
     "LayerTokens",
     "MMTok",
@@ -111,6 +119,10 @@ METHODS: Mapping[str, type[Method]] = {
         VScan,
         EVS,
         VidCom2,
+        IDSelectionInside,
+        DyCoke,
+        FastVID,
+        HoliTom,
         FastV,
         SparseVLM,
         PyramidDrop,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.allocation import allocate, energy_curves, image_part, mass_curves
-from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.allocation import allocate, energy_curves, mass_curves
+from idsel_core.methods._shared.base import Method, keep_all
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.checks import check_share
 from idsel_core.methods._shared.in_llm import InLLM
-from idsel_core.selection.budget import resolve_budget
+from idsel_core.selection.budget import is_above, resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
 
@@ -32,7 +32,8 @@ class AdaptiveBudget(Scored):
     language model reads, in the sum of all. So an image of many alike tokens gets few. With *importance* they hold the
     share of its K largest importance scores; *both* is the mean of the two. Each image gets at least `least` times its
     fixed budget. A batch of one image gets its fixed budget. What an image gets depends on the other images of its
-    batch but not on their order.
+    batch but not on their order. An image with fewer tokens than the budget adds them all to the total, and may get
+    fewer; it stays whole, with nothing merged, if it gets all.
 
     With a `threshold` each image gets the fewest tokens that hold that share, whatever its batch, and `budget` sets the
     least alone; `threshold_of` gives the threshold at which a batch, or all images of a data set as one, has the mean
@@ -47,8 +48,9 @@ class AdaptiveBudget(Scored):
     demand : {"energy", "importance", "both"}
         What the budget is distributed by.
     chooser : str
-        Name of the method that chooses the tokens: one that selects before the language model. It takes the knobs of
-        the importance from this one, and its own defaults otherwise.
+        Name of the method that chooses the tokens: one that selects before the language model, and keeps as many
+        tokens of each image as its budget says. It takes the knobs of the importance from this one, and its own
+        defaults otherwise. A subclass of a method counts if it has a name of its own.
     least : float
         Least share of its fixed budget that an image gets, rounded down, one token at least.
     threshold : float, optional
@@ -74,16 +76,23 @@ class AdaptiveBudget(Scored):
             check_share("threshold", self.threshold)
             if self.threshold == 0:
                 raise ValueError(f"threshold must be above 0, not {self.threshold!r}")
-        usable = _choosers()
-        if self.chooser not in usable:
-            raise ValueError(f"chooser must be one of {', '.join(usable)}, not {self.chooser!r}")
+        kind = _chooser(self.chooser)
+        if lacking := [field.name for field in fields(kind) if _is_required(field) and field.name not in self._shared]:
+            raise ValueError(
+                f"chooser must be a method whose knobs have defaults: {self.chooser!r} needs {', '.join(lacking)}"
+            )
 
     @property
     def inner(self) -> Method:
         """The method that chooses the tokens, at this method's budget."""
-        kind = _choosers()[self.chooser]
-        shared = {field.name for field in fields(Scored)} & {field.name for field in fields(kind)}
+        kind = _chooser(self.chooser)
+        shared = self._shared & {field.name for field in fields(kind)}
         return kind(**{name: getattr(self, name) for name in shared})
+
+    @property
+    def _shared(self) -> set[str]:
+        """Knobs that the chooser takes from this method."""
+        return {field.name for field in fields(Scored)}
 
     @property
     def tower_depths(self) -> tuple[float, ...]:
@@ -107,6 +116,8 @@ class AdaptiveBudget(Scored):
     def counts(self, tokens: VisualTokens) -> Tensor:
         """Return the number of tokens that each image gets, int64 (B,)."""
         least, fixed = self.bounds(tokens)
+        if self.threshold is None and torch.equal(fixed, tokens.lengths):
+            return fixed
         curves = self.curves(tokens)
         if self.threshold is None:
             return allocate(curves, least, tokens.lengths, int(fixed.sum()))[0]
@@ -123,40 +134,51 @@ class AdaptiveBudget(Scored):
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""
         counts = self.counts(tokens)
+        whole = is_above(self.budget, tokens.lengths) & (counts == tokens.lengths)
         inner, parts = self.inner, []
-        for count in sorted(set(counts.tolist())):
-            rows = (counts == count).nonzero()[:, 0]
-            parts.append((rows, replace(inner, budget=count).select(image_part(tokens, rows))))
-        return _joined(parts, len(counts), self.budget)
+        for count in sorted(set(counts[~whole].tolist())):
+            rows = (~whole & (counts == count)).nonzero()[:, 0]
+            chosen = replace(inner, budget=count).select(tokens.take(rows))
+            if bool((chosen.counts != count).any()):
+                raise ValueError(
+                    f"chooser must keep as many tokens as its budget; {self.chooser!r} keeps {chosen.counts.tolist()} "
+                    f"of {count}"
+                )
+            parts.append((rows, chosen))
+        if bool(whole.any()):
+            rows, merged = whole.nonzero()[:, 0], any(chosen.features is not None for _, chosen in parts)
+            parts.append((rows, keep_all(tokens.take(rows), self.budget, merged)))
+        return Selection.join(parts, self.budget)
 
 
-def _choosers() -> dict[str, type[Method]]:
-    """Return the methods, by name, that choose tokens of an image at any budget before the language model."""
-    named = {kind.name: kind for kind in _below(Method) if hasattr(kind, "name")}
-    apart = (InLLM, AdaptiveBudget)
-    return {
-        name: named[name]
-        for name in sorted(named)
-        if not (issubclass(named[name], apart) or named[name].acts_on_pixels)
-    }
+def _chooser(name: str) -> type[Method]:
+    """Return the method of a name that chooses tokens of an image, at any budget, before the language model.
+
+    Raises
+    ------
+    ValueError
+        If no method of this name does, or more than one.
+    """
+    usable: dict[str, dict[str, type[Method]]] = {}
+    for kind in _below(Method):
+        # A class that inherits its name is another form of the method that has it, not the method.
+        if "name" in vars(kind) and not (
+            inspect.isabstract(kind) or kind.shares_budget or kind.acts_on_pixels or issubclass(kind, InLLM)
+        ):
+            # A class that was defined again, as in a notebook, takes the place of the first.
+            usable.setdefault(kind.name, {})[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    if name not in usable:
+        raise ValueError(f"chooser must be one of {', '.join(sorted(usable))}, not {name!r}")
+    if len(usable[name]) > 1:
+        raise ValueError(f"chooser must be the name of one method; {name!r} is that of {' and '.join(usable[name])}")
+    return next(iter(usable[name].values()))
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _below(kind: Any) -> Iterator[type[Method]]:
     for below in kind.__subclasses__():
         yield from _below(below)
         yield below
-
-
-def _joined(parts: list[tuple[Tensor, Selection]], rows: int, requested: int | float) -> Selection:
-    """Join the selections of parts of a batch, each with its rows."""
-    first = parts[0][1]
-    widest = max(selection.order.shape[1] for _, selection in parts)
-    order = first.order.new_full((rows, widest), -1)
-    scores = first.scores.new_full((rows, first.scores.shape[1]), -math.inf)
-    features = None if first.features is None else first.features.new_zeros(rows, widest, first.features.shape[2])
-    for places, selection in parts:
-        order[places, : selection.order.shape[1]] = selection.order
-        scores[places] = selection.scores
-        if features is not None and selection.features is not None:
-            features[places, : selection.features.shape[1]] = selection.features
-    return replace(Selection.from_order(order, scores, requested), features=features)

@@ -18,7 +18,6 @@ class DiversityOnly(Greedy):
 
     name: ClassVar[str] = "diversity"
     label: ClassVar[str] = "diversity only"
-    nested: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""

@@ -39,7 +39,7 @@ class Downsample(Method):
         ValueError
             If an image has more tokens than the budget, because it was not resized.
         """
-        full = tokens.lengths if tokens.placeholders is None else tokens.placeholders
+        full = tokens.full_lengths
         counts = resolve_budget(self.budget, full)
         if bool((tokens.lengths > counts).any()):
             raise ValueError(

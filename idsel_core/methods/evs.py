@@ -11,7 +11,7 @@ from torch import Tensor
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_flag, frames_of_videos
 from idsel_core.methods._shared.published_counts import share_rounded_down
-from idsel_core.methods._shared.ragged import argsort_by, gather_tokens, truncate, unit_vectors
+from idsel_core.methods._shared.ragged import argsort_by, cosine_distance, gather_tokens, truncate
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
@@ -65,19 +65,10 @@ class EVS(Method):
             counts = torch.maximum(share_rounded_down(self.budget, tokens.lengths), (frames == 0).sum(1))
         before = _before(frames, tokens.grid)
         width = max(1, CHUNK // (len(mask) * tokens.features.shape[2]))
-        parts = zip(*(torch.split(x, width, dim=1) for x in (tokens.features, mask, before)), strict=True)
-        distances = [
-            _distance(unit_vectors(x, real), unit_vectors(gather_tokens(tokens.features, of), of >= 0))
-            for x, real, of in parts
-        ]
+        parts = zip(*(torch.split(x, width, dim=1) for x in (tokens.features, before)), strict=True)
+        distances = [cosine_distance(x, gather_tokens(tokens.features, of)) for x, of in parts]
         scores = torch.cat(distances, 1).masked_fill(before < 0, NEW).masked_fill(~mask, -torch.inf)
         return Selection.from_order(truncate(argsort_by((scores,), mask), counts), scores, self.budget)
-
-
-def _distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return 1 - cos (B, N) of unit vectors or zeros (B, N, D), as |x - y|^2 / 2, which is exact near 0 too."""
-    zeros = 2 - x.any(2).byte() - y.any(2).byte()  # (B, N): number of zero vectors of each pair
-    return ((x - y).square_().sum(2) + zeros) / 2
 
 
 def _before(frames: Tensor, grid: Tensor) -> Tensor:

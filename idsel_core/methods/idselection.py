@@ -23,7 +23,6 @@ class IDSelection(Greedy, Scored):
 
     name: ClassVar[str] = "idselection"
     label: ClassVar[str] = "ID-Selection"
-    nested: ClassVar[bool] = True
 
     @classmethod
     def published(cls, budget: int | float, **knobs: Any) -> IDSelection:

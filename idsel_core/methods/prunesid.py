@@ -25,11 +25,11 @@ class PruneSID(Attended):
     """Group tokens by principal components, and keep the most attended tokens of each group without a similar one.
 
     A column of a matrix holds the logistic function of one token's features, less their mean. Its first right singular
-    vectors, one for every four tokens of the budget but no more than its rank can be, are the components, and a token
-    belongs to the one in which its entry is largest. In a group the most attended token is taken, those whose cosine
-    with it is above a threshold are set aside, and so on; the tokens set aside follow, by attention. The threshold is
-    the image's mean cosine of two tokens times K / `scale` for K tokens. Each group gets one token, and the rest in
-    proportion to the tokens that its suppression took, at most 5 for every 64 tokens of the budget begun.
+    vectors, one for every four tokens of the budget but no more than its rank, are the components, and a token belongs
+    to the one in which its entry is largest. In a group the most attended token is taken, those whose cosine with it is
+    above a threshold are set aside, and so on; the tokens set aside follow, by attention. The threshold is the image's
+    mean cosine of two tokens times K / `scale` for K tokens. Each group gets one token, and the rest in proportion to
+    the tokens that its suppression took, at most 5 for every 64 tokens of the budget begun.
 
     Source: PruneSID, arXiv 2603.09480. Singular vectors are exact; the authors draw them at random. The authors also
     keep [CLS], as one of the tokens of the budget; here one more token is kept instead. Ties go to the lowest index.
@@ -63,8 +63,7 @@ class PruneSID(Attended):
         alike = cosines(x, x)
         pairs = tokens.lengths * (tokens.lengths - 1)
         mean = (alike.sum((1, 2)) - alike.diagonal(dim1=1, dim2=2).sum(1)) / pairs.clamp_min(1)  # (B,)
-        most = tokens.lengths.clamp_max(max(1, tokens.encoder_features.shape[2] - 1))
-        groups = (counts // self.per_group).clamp_min(1).minimum(most)
+        groups = (counts // self.per_group).clamp_min(1)
         group = _components(tokens.encoder_features, mask, groups)
         taken = _suppressed(alike > (mean * counts / self.scale)[:, None, None], group, attention, mask)
         # (B, G): tokens of each group, and those that the suppression took.
@@ -88,20 +87,30 @@ class PruneSID(Attended):
 
 
 def _components(features: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
-    """Return the component of each token, from 0 and below `groups` (B,), int64 (B, N); -1 at padding."""
+    """Return the component of each token, from 0 and below `groups` (B,), int64 (B, N); -1 at padding.
+
+    Components of no energy but rounding are none. A token whose features are all equal has an entry in no component,
+    and belongs to the first.
+    """
     working = score_dtype(features.device)
     values = torch.sigmoid(features.to(working).masked_fill(~mask[..., None], 0))  # (B, N, D)
     values = (values - values.mean(2, keepdim=True)).masked_fill(~mask[..., None], 0)
-    most, long = int(groups.max()), values.shape[1] > values.shape[2]
+    flat = values.square().sum(2) <= values.shape[2] * (8 * torch.finfo(working).eps) ** 2  # (B, N)
+    values = values.masked_fill(flat[..., None], 0)
+    long = values.shape[1] > values.shape[2]
     with full_precision(values.device):
         # (B, D, D) if there are more tokens than channels, else (B, N, N).
         energies, vectors = torch.linalg.eigh(values.mT @ values if long else values @ values.mT)
-        vectors = vectors.flip(2)[..., :most]
+        most = min(int(groups.max()), vectors.shape[2])
+        energies, vectors = energies.flip(1)[:, :most], vectors.flip(2)[..., :most]
         if long:
-            vectors = values @ vectors / energies.flip(1)[:, None, :most].clamp_min(torch.finfo(working).tiny).sqrt()
+            vectors = values @ vectors / energies[:, None].clamp_min(torch.finfo(working).tiny).sqrt()
     vectors = vectors.abs()  # (B, N, G)
+    # The squares of the singular values are exact to this share of the largest.
+    rounding = torch.finfo(working).eps * mask.sum(1, keepdim=True).clamp_min(values.shape[2])  # (B, 1)
+    groups = groups.minimum((energies > rounding * energies[:, :1]).sum(1).clamp_min(1))
     beyond = torch.arange(vectors.shape[2], device=mask.device) >= groups[:, None]  # (B, G)
-    return vectors.masked_fill(beyond[:, None], -1).max(dim=2).indices.masked_fill(~mask, -1)
+    return vectors.masked_fill(beyond[:, None], -1).max(dim=2).indices.masked_fill(flat, 0).masked_fill(~mask, -1)
 
 
 def _suppressed(alike: Tensor, group: Tensor, scores: Tensor, mask: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ class TopK(Scored):
 
     name: ClassVar[str] = "topk"
     label: ClassVar[str] = "top-K importance"
-    nested: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Select tokens of each image."""

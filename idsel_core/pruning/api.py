@@ -17,6 +17,7 @@ from transformers import __version__ as TRANSFORMERS
 
 from idsel_core.backbones import Relevance, adapter_for
 from idsel_core.backbones._shared.caches import cache_in, handed_out, remember
+from idsel_core.backbones._shared.prompts import PER_TOKEN
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
@@ -24,13 +25,14 @@ from idsel_core.methods import Method, drops_inside
 from idsel_core.methods._shared.checks import check_flag
 from idsel_core.pruning.arguments import cached_tokens, check_tensors, inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
+from idsel_core.pruning.cut_prompts import CutPrompts, answer_words, answered, cut_prompts, fitted, pixels_number
 from idsel_core.pruning.kept_encodings import KeptEncodings
 from idsel_core.pruning.passed_by import warn_of_unpruned
 from idsel_core.pruning.patch import calls_of, close_block, open_block
 from idsel_core.pruning.pipeline import ShortCall, read_tokens, select_tokens, shorten_call
 from idsel_core.pruning.preconditions import check_without_image, prepared_for_drops, prepared_to_keep_positions
 from idsel_core.pruning.records import DropRecord, ImageRecord, kept_tokens
-from idsel_core.pruning.turns import CutPrompts, NextTurn, answered, cut_prompts, fitted, next_turn
+from idsel_core.pruning.turns import NextTurn, next_turn
 from idsel_core.pruning.wrappers import unwrapped
 
 _READS_CHUNKS = "5.23"
@@ -52,7 +54,8 @@ class TimedCall:
     kept : bool
         Whether the encoding of an earlier call was used.
     encode_ms, select_ms : float
-        Wall time of the tower pass, and of the selection with its scores.
+        Wall time of the tower pass, or of finding a kept encoding, and of the selection with its scores, which holds
+        the time to read the chat template where the method reads text for the first time.
     """
 
     short: ShortCall
@@ -139,14 +142,8 @@ class Pruning:
             warn_of_unpruned(self.passed_by, calls)
 
     def fills_logits(self, inputs: dict[str, Any]) -> bool:
-        """Tell whether the logits of a call get the columns of the prompts as given; ValueError where they cannot."""
-        if self.full_logits is False or drops_inside(self.method):
-            return False
-        if not inputs.get("logits_to_keep"):
-            return True
-        if self.full_logits:
-            raise ValueError("full_logits=True needs all logits: leave out logits_to_keep")
-        return False
+        """Tell whether the logits of a call get the columns of the prompts as given."""
+        return self.full_logits is not False and not drops_inside(self.method) and not inputs.get("logits_to_keep")
 
     def shorten(self, inputs: dict[str, Any], generating: bool) -> TimedCall | NextTurn | None:
         """Return a shorter call than one with these arguments, or None where there is no image to prune.
@@ -170,11 +167,13 @@ class Pruning:
             return None
         if input_ids is None or inputs.get("inputs_embeds") is not None:
             raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
-        check_tensors(inputs, ("input_ids", "attention_mask", *self.backbone.pixel_inputs))
+        check_tensors(inputs, (*PER_TOKEN, *self.backbone.pixel_inputs))
         if cached_tokens(inputs):
             raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
         if isinstance(inputs.get("logits_to_keep"), Tensor):
             raise ValueError("logits_to_keep must be a number inside prune(), because columns move")
+        if self.full_logits and not generating and inputs.get("logits_to_keep"):
+            raise ValueError("full_logits=True needs all logits: leave out logits_to_keep")
         if mask is not None and mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, as input_ids, not {tuple(mask.shape)}")
         if generating and mask is None and (mask := inferred_mask(self.model, inputs)) is not None:
@@ -196,9 +195,8 @@ class Pruning:
             tokens = read_tokens(self.backbone, encoded, inputs, answered=not generating)
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
-        prompts = cut_prompts(self.backbone, inputs, short.inputs, generating)
-        images = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-        rows = self.backbone.locate(input_ids, images, tokens.video, inputs.get("attention_mask")).rows
+        prompts = cut_prompts(self.backbone, inputs, short.inputs, generating, self.positions)
+        rows = self.backbone.locate(input_ids, tokens.full_lengths, tokens.video, inputs.get("attention_mask")).rows
         return TimedCall(short, prompts, rows, kept, encode_ms(), select_ms())
 
     @contextmanager
@@ -250,10 +248,14 @@ class Pruning:
         held = output if isinstance(output, tuple) else [cache_in(output)] if isinstance(output, dict) else []
         returned = next((each for each in held if isinstance(each, Cache)), None)
         prompts = replace(call.prompts, records=tuple(records), searched=searched)
-        prompts = answered(prompts, call.read, call.said, answer, setting_of(self.model, inputs, "eos_token_id"))
-        for cache in {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values():
-            if cache.get_seq_length():
-                remember(cache, fitted(prompts, cache))
+        words = None if answer is None else answer_words(self.model, inputs, answer)
+        prompts = answered(prompts, call.read, call.said, answer, words)
+        caches = {id(each): each for each in (cache_in(inputs), returned) if each is not None}.values()
+        filled = [each for each in caches if each.get_seq_length()]
+        if filled and prompts.pixels is None:
+            prompts = replace(prompts, pixels=pixels_number(self.backbone, inputs))
+        for cache in filled:
+            remember(cache, fitted(prompts, cache))
 
     def _add(self, records_of: Callable[[int], list[ImageRecord]]) -> list[ImageRecord]:
         """Add the records of one more call, of this number, to the report; return them."""
@@ -266,7 +268,7 @@ class Pruning:
     def _records(self, call: TimedCall, passage: Passage, number: int) -> list[ImageRecord]:
         tokens, selection = call.short.tokens, call.short.selection
         images = len(tokens)
-        before = (tokens.lengths if tokens.placeholders is None else tokens.placeholders).tolist()
+        before = tokens.full_lengths.tolist()
         layers, drops = passage.layers.tolist(), passage.drops
         select_ms = call.select_ms + sum(drop.milliseconds for drop in drops)
         records = []
@@ -346,7 +348,7 @@ def prune(
     processor : ProcessorMixin or PreTrainedTokenizerBase, optional
         Processor or tokenizer of the prompts, whose chat template tells what the user says in them. By default the one
         that `load` gave, or that lies with the weights in their folder or in the local cache of the hub. Without it,
-        all text in front of the answer asks, with a warning.
+        all text in front of the answer asks, with a warning. PaliGemma has no template and needs no processor.
     full_logits : bool, optional
         Whether the logits of ``model(...)`` have the columns of the prompt as it was given, (B, L, V), and so compare
         with the caller's labels, as metrics and label smoothing of a ``Trainer`` do; the column of a dropped token has

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones import Backbone
-from idsel_core.backbones._shared.prompts import kept_columns, surviving_columns
+from idsel_core.backbones._shared.prompts import surviving_columns
 from idsel_core.pruning.pipeline import ShortCall
 
 
@@ -42,11 +42,8 @@ def with_full_logits(output: Any, backbone: Backbone, call: ShortCall, inputs: M
 
 def _columns(backbone: Backbone, call: ShortCall, inputs: Mapping[str, Any]) -> Tensor:
     """Return the column of the shorter prompts for each column of the given ones, int64 (B, L)."""
-    input_ids, mask, tokens = inputs["input_ids"], inputs.get("attention_mask"), call.tokens
-    placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-    real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    slots = backbone.locate(input_ids, placeholders, tokens.video, mask)
-    keep = kept_columns(slots, real, tokens.lengths, call.selection)
+    input_ids = inputs["input_ids"]
+    keep, real = backbone.kept(inputs, call.tokens, call.selection)
     order = surviving_columns(keep, real)  # (B, W)
     place = torch.arange(order.shape[1], device=order.device).expand(order.shape)
     found = torch.full_like(input_ids, -1).scatter(1, order, place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from idsel_core.methods import Method
 from idsel_core.pruning.pipeline import encode_images
 
 _SAMPLES = 16
-"""Numbers of each weight that are looked at."""
+"""Numbers of each weight and buffer that are looked at."""
 
 
 class KeptEncodings:
-    """The encodings of the last calls, by the content of their images.
+    """The encodings of the last calls, by the content of their images and the state of the model.
 
     Parameters
     ----------
@@ -71,20 +71,39 @@ class KeptEncodings:
 
     def _key(self, method: Method, inputs: Mapping[str, Any]) -> Hashable:
         images = self.backbone.image_arguments(inputs)
-        weights = tuple((id(weight), weight._version) for weight in self.backbone.model.parameters())
         content = tuple((name, _content(value)) for name, value in sorted(images.items()))
         grid, depths = self.backbone.target_grid(method, **images), tuple(method.tower_depths)
-        return weights, _sampled(self.backbone.model), grid, depths, content
+        return _state(self.backbone.model), grid, depths, content
+
+
+def _state(model: Any) -> Hashable:
+    """Return what an encoding depends on beside the images: weights, buffers, modes, adapters and autocast."""
+    held = [*model.parameters(), *model.buffers()]
+    # Tensors that were made under inference_mode have no version.
+    versions = tuple((id(each), None if each.is_inference() else each._version) for each in held)
+    kinds = sorted({each.device.type for each in held} - {"meta"})
+    cast = tuple((kind, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)) for kind in kinds)
+    modules = list(model.modules())
+    return versions, _sampled(held), cast, tuple(part.training for part in modules), tuple(map(_adapters, modules))
+
+
+def _adapters(module: Any) -> Hashable:
+    """Return which adapters of PEFT act in a layer, and how much; None where it has none."""
+    names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+    found = [getattr(module, name, None) for name in names]
+    # Models of transformers have methods of these names.
+    return None if found[0] is None or callable(found[0]) else tuple(map(repr, found))
 
 
 @torch.no_grad()
-def _sampled(model: Any) -> tuple[bytes, ...]:
-    """Return some numbers of each weight, because a write to ``weight.data`` does not change the weight's version."""
+def _sampled(held: Iterable[Tensor]) -> tuple[bytes, ...]:
+    """Return some numbers of each tensor, because a write to ``tensor.data`` does not change its version."""
     by_device: dict[torch.device, list[Tensor]] = {}
-    for weight in model.parameters():
-        if weight.numel() and not weight.is_meta:
-            step = -(-weight.numel() // _SAMPLES)
-            by_device.setdefault(weight.device, []).append(weight.detach().reshape(-1)[::step].double())
+    for each in held:
+        if each.numel() and not each.is_meta:
+            values = torch.view_as_real(each.detach()) if each.is_complex() else each.detach()
+            step = -(-values.numel() // _SAMPLES)
+            by_device.setdefault(each.device, []).append(values.reshape(-1)[::step].double())
     return tuple(torch.cat(parts).cpu().numpy().tobytes() for parts in by_device.values())
 
 

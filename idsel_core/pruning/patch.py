@@ -168,11 +168,12 @@ class Patch:
 
     def _forward(self, entrance: Entrance, block: Pruning, inputs: dict[str, Any]) -> Any:
         call = block.shorten(inputs, generating=False)
-        # Calls of the core need hooks of its own, which run before its forward.
-        plain = entrance.plain if call is None or entrance.owner is self.model else entrance.owner
+        of_core = entrance.owner is not self.model
         with block.running(call, inputs) as note:
-            output = note(plain(**(_without_marks(inputs) if call is None else call.inputs)))
-        if call is None or isinstance(call, NextTurn) or entrance.owner is not self.model:
+            given = _without_marks(inputs) if call is None else call.inputs
+            # The hooks of the core have run when its forward is called.
+            output = note(entrance.plain(**(block.backbone.joined(given) if of_core else given)))
+        if call is None or isinstance(call, NextTurn) or of_core:
             return output
         if not block.fills_logits(inputs):
             return output

@@ -121,11 +121,4 @@ def shorten_call(
 
 def select_tokens(method: Method, tokens: VisualTokens, budget_scope: Scope = "image") -> Selection:
     """Let a method select from each image, or from each tile of an image by itself."""
-    selection = (select_by_tile if budget_scope == "tile" else select_from_larger)(method, tokens)
-    if not isinstance(selection, Selection) or len(selection) != len(tokens):
-        found = f"{len(selection)} rows" if isinstance(selection, Selection) else type(selection).__name__
-        raise TypeError(
-            f"select() of method {method.name!r} must return a Selection with {len(tokens)} rows, one an image, not "
-            f"{found}; see take_best() and Selection.from_order()"
-        )
-    return selection
+    return (select_by_tile if budget_scope == "tile" else select_from_larger)(method, tokens)

@@ -46,7 +46,8 @@ class ImageRecord:
         Tokens of the image that were kept to the end, in raster order and in the order in which they were picked.
     encode_ms, select_ms : float
         Wall time of the tower pass and of the selection with its scores, milliseconds, the call's time shared
-        equally between its images.
+        equally between its images. Of a kept encoding, `encode_ms` is the time to find it; the first `select_ms` of a
+        method that reads text holds the time to read the chat template.
     layers : list[int]
         Tokens that each layer of the language model read.
     drops : list[DropRecord]

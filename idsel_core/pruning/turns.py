@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,143 +10,11 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones import Backbone
-from idsel_core.backbones._shared.caches import cache_in, cached_rows, prompts_of
+from idsel_core.backbones._shared.caches import cache_in, prompts_of
 from idsel_core.backbones._shared.prompts import PER_TOKEN
-from idsel_core.backbones._shared.tensors import pixel_key
-from idsel_core.pruning.arguments import setting_of
+from idsel_core.pruning.arguments import check_tensors, setting_of
+from idsel_core.pruning.cut_prompts import CutPrompts, name_of, pixels_number
 from idsel_core.pruning.preconditions import check_window
-from idsel_core.pruning.records import ImageRecord
-
-_NAMES: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-
-
-def name_of(model: Any) -> str:
-    """Return a name of a model that no other one has, copies of it included."""
-    return _NAMES.setdefault(model, uuid.uuid4().hex)
-
-
-@dataclass(frozen=True, eq=False)
-class CutPrompts:
-    """The R prompts in a cache, and how they were shortened.
-
-    Attributes
-    ----------
-    model : str
-        The model that filled the cache, as `name_of` calls it.
-    given, real : Tensor
-        The prompts as the caller gave them, int64 (R, L), and which columns are no padding, bool (R, L).
-    images : Tensor
-        Which of these columns are placeholders, bool (R, L).
-    short, seen : Tensor
-        The prompts as the model read them, int64 (R, W), and which columns are no padding, bool (R, W).
-    ends : Tensor
-        The position, as of ``generate``, of a token that would follow each of these columns, int64 (R, W).
-    later : Tensor
-        Which columns behind the prompts are no padding, as far as that is known, bool (R, T).
-    said : Tensor
-        The tokens of these columns, int64 (R, T), -1 where they are not known.
-    pixels : Tensor
-        A number that depends on the pixels, int64 (1,).
-    records : tuple[tuple[int, ImageRecord], ...]
-        The row and the record of each image.
-    searched : bool
-        Whether what is behind the prompts are the beams of a search.
-    trouble : str
-        Why nothing can go on from the cache, or "".
-    """
-
-    model: str
-    given: Tensor
-    real: Tensor
-    images: Tensor
-    short: Tensor
-    seen: Tensor
-    ends: Tensor
-    later: Tensor
-    said: Tensor
-    pixels: Tensor
-    records: tuple[tuple[int, ImageRecord], ...] = ()
-    searched: bool = False
-    trouble: str = ""
-
-    @property
-    def width(self) -> int:
-        """Columns of the prompts as the model read them, W."""
-        return self.short.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.short)
-
-    def take(self, rows: Tensor) -> CutPrompts:
-        """Return the prompts of these rows, int64, with repetition where a prompt has copies."""
-        rows = rows.to(self.short.device)
-        tensors = ("given", "real", "images", "short", "seen", "ends", "later", "said")
-        records = tuple(
-            (place, record) for place, row in enumerate(rows.tolist()) for owner, record in self.records if owner == row
-        )
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in tensors}, records=records)
-
-    def cropped(self, columns: int) -> CutPrompts:
-        """Return the prompts without their last columns, which must be text."""
-        same = columns < min(self.width, self.given.shape[1]) and all(
-            torch.equal(whole[:, -columns:], short[:, -columns:])
-            for whole, short in ((self.given, self.short), (self.real, self.seen))
-        )
-        if not same or bool(self.images[:, -columns:].any()):
-            return dataclasses.replace(self, trouble="was cropped so far that an image may be gone")
-        names = ("given", "real", "images", "short", "seen", "ends")
-        left = {name: getattr(self, name)[:, :-columns] for name in names}
-        return dataclasses.replace(self, **left, later=self.later[:, :0], said=self.said[:, :0])
-
-    def known_later(self, columns: int) -> Tensor:
-        """Return which of so many columns behind the prompts are no padding, as far as that is known, bool (R, T)."""
-        known = self.later[:, :columns]
-        return torch.nn.functional.pad(known, (0, columns - known.shape[1]), value=True)
-
-    def known_said(self, columns: int) -> Tensor:
-        """Return the tokens of so many columns behind the prompts, int64 (R, T), -1 where they are not known."""
-        known = self.said[:, :columns]
-        return torch.nn.functional.pad(known, (0, columns - known.shape[1]), value=-1)
-
-
-def cut_prompts(
-    backbone: Backbone, inputs: Mapping[str, Any], short: Mapping[str, Any], generating: bool
-) -> CutPrompts:
-    """Return what a cache shall know that is filled by a shortened call.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Of the model.
-    inputs, short : Mapping[str, Any]
-        Arguments of the call before and after `Backbone.shorten`, which was its last call.
-    generating : bool
-        Whether the call is one of ``generate``.
-    """
-    given, ids = inputs["input_ids"], short["input_ids"]
-    seen, real = (_marks(arguments.get("attention_mask"), arguments["input_ids"]) for arguments in (short, inputs))
-    return CutPrompts(
-        model=name_of(backbone.model),
-        given=given,
-        real=real,
-        images=backbone.placeholders(given),
-        short=ids,
-        seen=seen,
-        ends=backbone.next_positions(short, generating).expand(len(ids), -1),
-        later=seen[:, :0],
-        said=ids[:, :0],
-        pixels=pixels_number(backbone, inputs),
-    )
-
-
-def _marks(mask: Tensor | None, ids: Tensor) -> Tensor:
-    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().to(ids.device)
-
-
-def pixels_number(backbone: Backbone, inputs: Mapping[str, Any]) -> Tensor:
-    """Return a number that depends on the pixels of a call, int64 (1,)."""
-    given = [inputs[name] for name in backbone.pixel_inputs if inputs.get(name) is not None]
-    return torch.stack([pixel_key(pixels[None]) for pixels in given]).sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +25,6 @@ class NextTurn:
     ----------
     inputs : dict[str, Any]
         Arguments of ``generate`` or ``forward`` that fit the cache.
-    cache : Any
-        The cache.
     prompts : CutPrompts
         What the cache knows, a row for each row of the call.
     read : Tensor
@@ -171,7 +34,6 @@ class NextTurn:
     """
 
     inputs: dict[str, Any]
-    cache: Any
     prompts: CutPrompts
     read: Tensor
     said: Tensor
@@ -202,6 +64,8 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
     prompts: CutPrompts | None = prompts_of(cache)
     if prompts is None:
         return None
+    pixels = backbone.pixel_inputs
+    check_tensors(dict(inputs), ("inputs_embeds", *PER_TOKEN, *pixels))
     ids, cached = inputs.get("input_ids"), int(cache.get_seq_length())
     if prompts.model != name_of(backbone.model):
         raise ValueError(
@@ -217,13 +81,18 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
             f"the cache holds the beams of a search, not the answers that it returned: crop() the "
             f"{cached - prompts.width} tokens behind the prompt, or {_ANEW}"
         )
-    prompts = _rows_of_the_call(backbone, inputs, prompts, generating)
+    if inputs.get("question_mask") is not None:
+        raise ValueError(
+            f"question_mask can change nothing in a call that goes on from a shortened cache, whose visual tokens were "
+            f"selected before: leave it out, or {_ANEW}"
+        )
+    prompts = _rows_of_the_call(backbone, inputs, prompts, cached, generating)
     call = _Call(backbone, dict(inputs), prompts, cached)
     marks = None if ids is None else backbone.placeholders(ids)
     whole = marks is not None and bool(marks.any())
     if whole and ids is not None and marks is not None:
         call.check_conversation(ids, marks)
-    elif any(inputs.get(name) is not None for name in backbone.pixel_inputs):
+    elif any(inputs.get(name) is not None for name in pixels):
         raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
     new = call.new_columns(whole)
     seen = call.seen(whole, new)
@@ -233,12 +102,11 @@ def next_turn(backbone: Backbone, inputs: Mapping[str, Any], generating: bool) -
             f"token_type_ids are 0 at new text, so the prompt in the cache would have to attend to it: give 1 there, "
             f"then it attends to what is before it, or {_ANEW}"
         )
-    if backbone.position_axes == 1 and bool((prompts.ends[:, -1] > prompts.width).any()):
-        length = int((prompts.ends[:, -1] + seen[:, prompts.width :].sum(1)).max())
+    if backbone.position_axes == 1 and prompts.keeps_positions:
+        length = int((prompts.real.sum(1) + seen[:, prompts.width :].sum(1)).max())
         check_window(backbone, dict(inputs), generating, length)
     return NextTurn(
         call.arguments(whole, new, seen, generating),
-        cache,
         prompts,
         seen[:, prompts.width :],
         call.said(new),
@@ -253,20 +121,40 @@ def _last(values: Any, columns: int) -> Any:
 
 
 def _rows_of_the_call(
-    backbone: Backbone, inputs: Mapping[str, Any], prompts: CutPrompts, generating: bool
+    backbone: Backbone, inputs: Mapping[str, Any], prompts: CutPrompts, cached: int, generating: bool
 ) -> CutPrompts:
     """Return one row of a cache for each row of the call, of which ``generate`` may read several copies."""
     given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     names = ("num_beams", "num_return_sequences") if generating else ()
     copies = max((setting_of(backbone.model, dict(inputs), name) or 1 for name in names), default=1)
     if len(prompts) == len(given) * copies:
-        return prompts.take(torch.arange(0, len(prompts), copies)) if copies > 1 else prompts
+        return _one_of_each(prompts, copies, cached - prompts.width) if copies > 1 else prompts
     if copies > 1 and len(prompts) == len(given):
         raise ValueError(
             f"generate() reads {copies} copies of each prompt, of which the cache holds one: call "
             f"batch_repeat_interleave({copies}) of the cache before"
         )
     raise ValueError(f"the cache holds {len(prompts)} pruned prompts, but {len(given) * copies} go on from it")
+
+
+def _one_of_each(prompts: CutPrompts, copies: int, later: int) -> CutPrompts:
+    """Return the first of so many copies of each prompt, behind which the cache holds `later` columns."""
+    firsts = torch.arange(0, len(prompts), copies)
+    first = prompts.take(firsts.repeat_interleave(copies))
+    read, said = prompts.known_later(later), prompts.known_said(later)
+    known = first.known_later(later), first.known_said(later)
+    other = (prompts.origin != first.origin) | (read != known[0]).any(1)
+    # Tokens that are not known, such as those of embeddings, may be any.
+    other |= (((said != known[1]) | (said < 0)) & read).any(1)
+    other[::copies] = False
+    if bool(other.any()):
+        row = int(other.int().argmax())
+        raise ValueError(
+            f"generate() would read {copies} rows of the cache as copies of one prompt, but row {row} is none of row "
+            f"{row // copies * copies}, such as another sample's answer: give each row of the cache a row of input_ids "
+            f"with num_beams=1 and num_return_sequences=1, or take one of each by batch_select_indices() and repeat it"
+        )
+    return prompts.take(firsts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +189,7 @@ class _Call:
         pixels = [name for name in self.backbone.pixel_inputs if self.inputs.get(name) is not None]
         if pixels:
             number = pixels_number(self.backbone, self.inputs)
-            if not torch.equal(number, self.prompts.pixels.to(number.device)):
+            if self.prompts.pixels is None or not torch.equal(number, self.prompts.pixels.to(number.device)):
                 raise ValueError(f"{pixels[0]} holds other images than those that the cache was filled with: {_ANEW}")
 
     def new_columns(self, whole: bool) -> int:
@@ -354,7 +242,7 @@ class _Call:
     def arguments(self, whole: bool, new: int, seen: Tensor, generating: bool) -> dict[str, Any]:
         """Return the arguments that the model takes."""
         inputs, prompts, ids = self.inputs, self.prompts, self.inputs.get("input_ids")
-        dropped = {*self.backbone.image_inputs, *PER_TOKEN, "question_mask"} - {"input_ids", "labels"}
+        dropped = {*self.backbone.image_inputs, *PER_TOKEN} - {"input_ids", "labels"}
         changed = {name: value for name, value in inputs.items() if name not in dropped}
         if whole:
             assert ids is not None
@@ -385,40 +273,3 @@ class _Call:
             return positions
         text = (seen.cumsum(1) - 1).clamp_min(0)[:, -positions.shape[1] :]
         return torch.stack([text, *[positions] * self.backbone.position_axes])
-
-
-def answered(
-    prompts: CutPrompts, read: Tensor, said: Tensor, answer: Tensor | None, ends: int | list[int] | None
-) -> CutPrompts:
-    """Return what a cache knows after a call.
-
-    Parameters
-    ----------
-    prompts : CutPrompts
-        What it knew, a row for each prompt.
-    read : Tensor
-        Which columns behind the prompts are no padding, those that the call read among them, bool (B, T).
-    said : Tensor
-        The tokens of these columns, int64 (B, T), -1 where they are not known.
-    answer : Tensor, optional
-        What was generated, int64 (R, A), where R is a multiple of B.
-    ends : int, list[int] or None
-        The tokens that end an answer; padding follows them.
-    """
-    if answer is None:
-        return dataclasses.replace(prompts, later=read, said=said)
-    copies = len(answer) // len(prompts)
-    prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies)) if copies > 1 else prompts
-    real = torch.ones_like(answer, dtype=torch.bool)
-    if ends is not None:
-        ended = torch.isin(answer, torch.as_tensor(ends, device=answer.device))
-        real = ended.cumsum(1) - ended.long() == 0
-    read, said = read.repeat_interleave(copies, 0), said.repeat_interleave(copies, 0)
-    later = torch.cat([read, real.to(read.device)], 1)
-    return dataclasses.replace(prompts, later=later, said=torch.cat([said, answer.to(said)], 1))
-
-
-def fitted(prompts: CutPrompts, cache: Any) -> CutPrompts:
-    """Return what is known of each row of a cache, which may hold copies of each prompt."""
-    copies = cached_rows(cache) // max(1, len(prompts))
-    return prompts if copies <= 1 else prompts.take(torch.arange(len(prompts)).repeat_interleave(copies))

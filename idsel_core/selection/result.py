@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +57,41 @@ class Selection:
         indices = order.masked_fill(order < 0, behind_all).sort(dim=1).values
         indices = indices.masked_fill(indices == behind_all, -1)
         return cls(indices, order, scores.float(), (order >= 0).sum(dim=1), requested, trace=trace)
+
+    @classmethod
+    def join(cls, parts: Sequence[tuple[Tensor, Selection]], requested: int | float) -> Selection:
+        """Join the selections of the parts of a batch.
+
+        Parameters
+        ----------
+        parts : sequence of tuple[Tensor, Selection]
+            The rows of the batch that a part is, int64 (R,), and what was selected of them. Each row is in one part.
+        requested
+            See the attribute of the same name.
+
+        Raises
+        ------
+        ValueError
+            If some parts have merged features and others have none.
+        """
+        first, total = parts[0][1], sum(len(rows) for rows, _ in parts)
+        widest = max(int(part.counts.max()) for _, part in parts)
+        order = first.order.new_full((total, widest), -1)
+        scores = first.scores.new_full((total, first.scores.shape[1]), -torch.inf)
+        for rows, part in parts:
+            order[rows, : part.order.shape[1]] = part.order[:, :widest]
+            scores[rows] = part.scores
+        joined = cls.from_order(order, scores, requested)
+        merged = [(rows, part.features) for rows, part in parts if part.features is not None]
+        if not merged:
+            return joined
+        if len(merged) < len(parts):
+            raise ValueError(f"all parts must have features, or none; {len(merged)} of {len(parts)} have")
+        dtype = functools.reduce(torch.promote_types, [features.dtype for _, features in merged])
+        features = merged[0][1].new_zeros((total, widest, merged[0][1].shape[2]), dtype=dtype)
+        for rows, values in merged:
+            features[rows, : values.shape[1]] = values[:, :widest].to(dtype)
+        return replace(joined, features=features)
 
     def __len__(self) -> int:
         """Return the number of rows (images)."""

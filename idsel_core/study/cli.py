@@ -7,6 +7,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from idsel_core.study.error_text import error_text
+
 COMMANDS = {
     "evaluate": "evaluate",
     "encode": "encode",
@@ -17,7 +19,7 @@ COMMANDS = {
     "figures": "figures",
     "explain": "explain",
     "run": "run_notebook",
-    "report": "report",
+    "gallery": "gallery",
     "lease": "lease",
     "harness": "harness",
 }
@@ -55,16 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: idsel {given.command} needs {error.name}, which is not installed: {remedy}", file=sys.stderr)
         return 2
     except (OSError, ValueError, TypeError, ImportError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     return status
-
-
-def _sentence(error: Exception) -> str:
-    """Return what an error says, that of a file without the number that the operating system gives it."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
-    return str(error)
 
 
 if __name__ == "__main__":

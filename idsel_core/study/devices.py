@@ -1,4 +1,4 @@
-"""Which devices torch can use here."""
+"""Which devices torch can use here, and its types of numbers by name."""
 
 import torch
 
@@ -23,3 +23,17 @@ def check_device(device: str) -> None:
             raise ValueError(f"device {device!r} was asked for, but torch sees {count} GPUs on this machine")
     elif wanted.type == "meta":
         raise ValueError("device 'meta' holds no numbers, so nothing can be computed on it; use cpu or cuda")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return a type of numbers by the name that torch has for it.
+
+    Raises
+    ------
+    ValueError
+        If torch has no such type.
+    """
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no torch dtype; for example float16, bfloat16, float32")
+    return found

@@ -9,11 +9,14 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from idsel_core.methods import Method
+from idsel_core.methods import DiversityOnly, IDSelection, Method, TopK
 from idsel_core.pruning.pipeline import select_tokens
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
+
+NESTED: tuple[type[Method], ...] = (IDSelection, TopK, DiversityOnly)
+"""Methods whose picks at a small budget are the first picks at a large one; a subclass may select in another way."""
 
 
 class NestedSelections:
@@ -22,7 +25,7 @@ class NestedSelections:
     Parameters
     ----------
     methods : iterable of Method or str
-        All that will select; only methods whose class says that its picks are ``nested`` share anything.
+        All that will select; only methods of a class in `NESTED` share anything.
     """
 
     def __init__(self, methods: Iterable[Method | str]) -> None:
@@ -55,8 +58,7 @@ class NestedSelections:
 
 
 def _nested(method: Method | str) -> TypeGuard[Method]:
-    # Not inherited: a subclass may select in another way.
-    return isinstance(method, Method) and bool(vars(type(method)).get("nested"))
+    return type(method) in NESTED
 
 
 def _apart_from_budget(method: Method) -> Method:

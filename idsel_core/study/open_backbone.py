@@ -58,7 +58,6 @@ def open_backbone(
         raise ValueError(f"dtype must be auto or a type of torch such as bfloat16, float16 or float32, not {dtype!r}")
     check_evaluable(backbone, revision)
     hub = is_hub_id(backbone)
-    companion, dual = Path(backbone) / "companion", None
     if quantisation is not None and device_map is None:
         device_map = {"": device}
     try:
@@ -71,16 +70,35 @@ def open_backbone(
             revision=revision,
             local_files_only=not hub,
         )
-        if companion.is_dir():
-            read: Any = VisionTextDualEncoderModel.from_pretrained
-            dual = read(companion, trust_remote_code=False, use_safetensors=True, local_files_only=True)
+        relevance = open_companion(Path(backbone), device)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         embedded = not hub and Path(backbone) == MODEL
         remedy = f"; `make env` makes the embedded backbone anew once {backbone} is gone" if embedded else ""
         raise ValueError(f"the model in {backbone} cannot be loaded: {error}{remedy}") from error
-    relevance = None if dual is None else Companion(dual.to(device).eval())
     _pad_on_the_left(model, processor.tokenizer)
     return adapter_for(model if device_map is not None else model.to(device), relevance, processor), processor
+
+
+def open_companion(folder: Path, device: str | torch.device = "cpu") -> Companion | None:
+    """Return the companion for relevance that lies in a model's folder, None where there is none.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the model; the companion's own is ``companion`` in it, with weights as safetensors. No code in it is run.
+    device : str or torch.device
+        Where the companion runs.
+
+    Raises
+    ------
+    OSError, SafetensorError, RuntimeError, ValueError
+        If it is damaged.
+    """
+    if not (folder / "companion").is_dir():
+        return None
+    read: Any = VisionTextDualEncoderModel.from_pretrained
+    dual = read(folder / "companion", trust_remote_code=False, use_safetensors=True, local_files_only=True)
+    return Companion(dual.to(device).eval())
 
 
 def _pad_on_the_left(model: Any, tokenizer: Any) -> None:

@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from idsel_core.backbones import Encoded
 from idsel_core.methods import Method, UniformGrid, drops_inside
-from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.pruning.pipeline import read_tokens, select_tokens, shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.dataset import FULL
 from idsel_core.study.evaluate import Study
+from idsel_core.study.full_prompts import short_hash
+from idsel_core.study.knobs import knob_columns
+from idsel_core.study.metrics import chance, score_each
 from idsel_core.visual_tokens import VisualTokens
 
 KEPT, ANEW = "kept", "anew"
@@ -169,18 +171,16 @@ def _rows(
     return pd.DataFrame(
         {
             "backbone": study.name,
-            "dataset": study.split.files[0].parent.name,
+            "revision": study.revision or None,
+            "dtype": str(study.backbone.model.dtype).removeprefix("torch.") + study.settings,
+            "template": study.writer.template_hash,
+            "dataset": study.split.dataset,
             "split": study.split.name,
             **{name: pairs[name].to_numpy() for name in ("question_id", "image_id", "question_type")},
             "method": method if isinstance(method, str) else method.name,
-            **{knob: getattr(method, knob, None) for knob in ("importance", "normalise", "features", "update")},
-            "instruction": (
-                f"{method.instruction_tokens}@{method.instruction_layer}" if isinstance(method, Scored) else None
-            ),
-            "gamma": getattr(method, "gamma", np.nan),
+            **knob_columns(method),
             "positions": study.backbone.positions_of(study.positions),
             "budget": float(before if isinstance(method, str) else method.budget),
-            "convention": None,
             "conversation": conversation,
             "tokens_before": before,
             "tokens_kept": kept,
@@ -191,10 +191,11 @@ def _rows(
                 float(objects[name][picks.cpu().numpy()].mean())
                 for name, picks in zip(pairs["image_id"], selection.rows(), strict=True)
             ],
-            "seed": getattr(method, "seed", 0),
+            "prompt": [short_hash(text) for text in pairs["question"]],
+            "metric": pairs["metric"].to_numpy(),
             "prediction": predictions,
             "answer": pairs["answer"].to_numpy(),
-            "correct": np.array(predictions) == pairs["answer"].to_numpy(),
-            "chance": [1 / len(choices) for choices in pairs["choices"]],
+            "correct": score_each(predictions, pairs),
+            "chance": chance(pairs),
         }
     )

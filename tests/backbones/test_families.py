@@ -15,7 +15,7 @@ from idsel_core import IDSelection, TopK, adapter_for, prune
 from idsel_core.backbones import BACKBONES, Encoded
 from idsel_core.methods import METHODS, InLLM
 from tests.support import families
-from tests.support.families import FAMILIES
+from tests.support.families import FAMILIES, OF_VIDEOS
 from tests.support.family_prompts import (
     ALL,
     BARRED,
@@ -237,13 +237,20 @@ def test_each_method_prunes_or_is_refused(family, model, name):
     assert out.past_key_values.get_seq_length(2) == longest
 
 
-@pytest.mark.parametrize("name", ["evs", "vidcom2"])
+@pytest.mark.parametrize("name", OF_VIDEOS)
 def test_video_methods_prune_videos(family, model, name):
     if -1 not in family.counts:
         pytest.skip("no videos")
-    with prune(model, METHODS[name](7)) as run_, torch.no_grad():
-        model(**family.prompts(((-1,), (-2,))))
-    assert [r.after for r in run_.report] == [7, 7]
+    known = METHODS[name].__dataclass_fields__
+    knobs = {"attention": "cls" if family.has_cls else "received"} if "attention" in known else {}
+    for budget in (2, 7, 1.0):
+        with prune(model, METHODS[name](budget, **knobs)) as run_, torch.no_grad():
+            out = model(**family.prompts(((-1,), (-2,)))).logits
+        wanted = [family.counts[size] if budget == 1.0 else budget for size in (-1, -2)]
+        assert [r.after for r in run_.report] == wanted and bool(out.isfinite().all())
+        if budget == 1.0:
+            with torch.no_grad():
+                assert torch.equal(out, model(**family.prompts(((-1,), (-2,)))).logits)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from idsel_core import adapter_for, prune
-from idsel_core.backbones._shared.chat_template import processor_of, remember_processor
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, remember_processor
 from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny
 from tests.support.chat import batch, plain, said, said_by, token_ids, tokenizer, user
-from tests.support.families import BOS, FAMILIES, IMAGE, LLAVA_REFUSED, PAD, VIDEO, Family
+from tests.support.families import BOS, FAMILIES, IMAGE, NO_FRAMES, PAD, VIDEO, Family
 from tests.support.family_prompts import GREEDY
 
 ONE, TWO = "is the red star near us?", "is the tan bird over at?"
@@ -37,7 +38,7 @@ class Llava(Family):
         return {"pixel_values": torch.randn(1, 3, 24, 24, generator=generator)}
 
 
-CHATS = {**FAMILIES, "llava": Llava("llava", {0: 36, 1: 36}, has_cls=True, refused=LLAVA_REFUSED)}
+CHATS = {**FAMILIES, "llava": Llava("llava", {0: 36, 1: 36}, has_cls=True, refused=NO_FRAMES)}
 del CHATS["paligemma"]
 
 
@@ -185,6 +186,31 @@ def test_the_answer_does_not_decide(family, model):
 
 
 @pytest.mark.feature("labels")
+def test_labels_on_everything_tell_nothing_without_a_template(family, model):
+    """As if there were none, with the warning that there is without them."""
+    inputs = one(family, [user(size(family), ONE)], ANSWERS[0])
+    everywhere = inputs["input_ids"].clone()
+    everywhere[torch.isin(everywhere, torch.tensor([IMAGE, VIDEO]))] = -100
+    for method in [*WORDS, *inside(family)[:1]]:
+        with pytest.warns(UserWarning, match="so all text of the prompt asks|so the last token asks, of the answer"):
+            wanted = picks(model, method, inputs, order=True)
+        for labels in (everywhere, inputs["input_ids"]):
+            with pytest.warns(
+                UserWarning, match="so all text of the prompt asks|so the last token asks, of the answer"
+            ):
+                assert picks(model, method, {**inputs, "labels": labels}, order=True) == wanted, method
+    # Labels behind words tell.
+    start = inputs["input_ids"].shape[1] - 3
+    answer = torch.arange(start + 3)[None] >= start
+    backbone = adapter_for(model)
+    encoded = backbone.encode(**backbone.image_arguments(inputs))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "[^,]*, so the last token asks")
+        tokens = backbone.visual_tokens(encoded, inputs["input_ids"], inputs["attention_mask"], answer=answer)
+        assert tokens.prompts.ends.nonzero().tolist() == [[0, start - 1]]
+
+
+@pytest.mark.feature("labels")
 def test_of_several_labelled_turns_the_first_asks(family, model):
     turns = [user(size(family), ONE), said("assistant", ANSWERS[0]), user(TWO)]
     inputs, first = one(family, turns, ANSWERS[1]), one(family, turns[:1])
@@ -277,6 +303,22 @@ def test_question_mask_names_the_words(family, model):
             model(**inputs, labels=labels, question_mask=few)
 
 
+def test_what_a_processor_writes_beside_images_is_known_by_family():
+    family = CHATS["llava"]
+    ids = token_ids(family, [user("near 1:", size(family), ONE)])
+    for beside, said_beside in (((), "near1:"), ((r"near\d+:",), "")):
+        template = ChatTemplate.of(tokenizer("llava"), beside)
+        words = template.last_turn(ids, [number == IMAGE for number in ids]).words
+        assert said_by("llava", torch.tensor(ids), torch.tensor(words)) == said_beside + plain(ONE)
+    for written, families in (
+        ("Frame12:", {"internvl"}),
+        ("andherearesomecropstohelpyouseebetter", {"gemma3"}),
+        ("<row_1_col_2>", set(CHATS)),
+    ):
+        of = {name: adapter_for(one.build()).beside_images for name, one in CHATS.items()}
+        assert {name for name, marks in of.items() if any(re.fullmatch(mark, written) for mark in marks)} == families
+
+
 def test_a_model_without_a_template_warns_once_and_asks_with_all_text():
     family, model = CHATS["llava"], tiny.build("clip")
     inputs = one(family, [user(size(family), ONE)])
@@ -361,6 +403,11 @@ def test_the_suffix_does_not_decide(prefix, family):
             assert picks(prefix, method, inputs) == wanted
             labels = torch.where(inputs["token_type_ids"] == 1, inputs["input_ids"], -100)
             assert picks(prefix, method, {**inputs, "labels": labels}) == wanted
+            # The prefix is no answer, whatever is labelled.
+            assert picks(prefix, method, {**inputs, "labels": inputs["input_ids"]}) == wanted
+    inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
+    with pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"):
+        picks(prefix, WORDS[0], inputs)
 
 
 # ------------------------------------------------------------------------------------------------ the formula

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idsel_core.methods import AdaptiveBudget, get_method
+from idsel_core.methods import AdaptiveBudget, Method, TopK, get_method, take_best
 from idsel_core.methods._shared.allocation import allocate, energy_curves, mass_curves
+from idsel_core.pruning.pipeline import select_tokens
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.visual_tokens import Unavailable
 from tests.support.images import batch, image
@@ -162,6 +165,34 @@ def test_the_least_number_of_tokens_reaches_the_threshold():
         assert curves[row, count - 1] >= 0.8 and (count == 1 or curves[row, count - 2] < 0.8)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.3, 0.9])
+@pytest.mark.parametrize("demand", DEMANDS)
+@pytest.mark.parametrize("budget", [20, 30, 40])
+def test_small_images_get_the_same_in_a_model_as_outside(budget, demand, threshold):
+    """Of 36, 24, 30, 9 and 36 tokens; a method that shares no budget leaves the small ones whole in a model."""
+    tokens = batch(*IMAGES)
+    method = AdaptiveBudget(budget, demand=demand, threshold=threshold)
+    outside, inside = method.select(tokens), select_tokens(method, tokens)
+    assert torch.equal(outside.order, inside.order) and torch.equal(outside.counts, inside.counts)
+    if threshold:
+        for row, one in enumerate(IMAGES):
+            assert torch.equal(select_tokens(method, batch(one)).rows()[0], inside.rows()[row])
+        assert threshold > 0.5 or bool((inside.counts < resolve_budget(budget, tokens.lengths)).any())
+
+
+def test_an_image_that_keeps_all_of_its_tokens_is_left_whole_and_asks_for_no_view():
+    tokens = batch(*IMAGES)
+    lost = dataclasses.replace(tokens, sources={})
+    for method in (AdaptiveBudget(40), AdaptiveBudget(40, demand="importance", chooser="visionzip")):
+        picks = method.select(lost)
+        assert torch.equal(picks.counts, lost.lengths) and picks.features is None
+        assert [row.tolist() for row in picks.rows()] == [list(range(length)) for length in lost.lengths.tolist()]
+    merging = AdaptiveBudget(20, chooser="visionzip", least=1.0).select(tokens)
+    assert merging.counts.tolist() == [20, 20, 20, 9, 20]
+    assert torch.equal(merging.features[3, :9], tokens.features[3, :9].to(merging.features.dtype))
+    assert not torch.equal(merging.features[0, :9], tokens.features[0, :9].to(merging.features.dtype))
+
+
 def test_views_are_computed_once_for_the_whole_batch():
     tokens = batch(*IMAGES)
     calls: list[str] = []
@@ -190,6 +221,27 @@ def test_padding_does_not_matter():
 
 
 @pytest.mark.parametrize(
+    "knobs", [{"normalise": "raw"}, {"importance": "saliency"}, {"importance": "instruction", "instruction_layer": 2}]
+)
+def test_knobs_of_the_importance_reach_the_demand_and_the_chooser(knobs):
+    images = [{**one, "cls_attention": one["cls_attention"] + 5} for one in IMAGES]
+    tokens = batch(*images)
+    later = tokens.sources["instruction_attention"]
+    read = {"instruction_attention": lambda layer, which: later() / (1 + layer * torch.arange(36)) + 5}
+    tokens = dataclasses.replace(tokens, sources={**tokens.sources, **read})
+    other = AdaptiveBudget(8, demand="importance", chooser="topk", **knobs)
+    plain = dataclasses.replace(other, importance="instruction" if "instruction_layer" in knobs else "unified")
+    plain = dataclasses.replace(plain, normalise="minmax", instruction_layer=0)
+    wanted = get_method("topk", budget=8, **knobs).scores(tokens)
+    assert torch.equal(other.curves(tokens), mass_curves(wanted, tokens.mask))
+    assert not torch.allclose(other.curves(tokens), plain.curves(tokens))
+    picks = other.select(tokens)
+    for row, count in enumerate(picks.counts.tolist()):
+        masked = wanted[row].masked_fill(~tokens.mask[row], -math.inf)
+        assert set(picks.rows()[row].tolist()) == set(masked.topk(count).indices.tolist())
+
+
+@pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"demand": "size"}, "demand must be one of energy, importance, both, not 'size'"),
@@ -200,8 +252,65 @@ def test_padding_does_not_matter():
         ({"chooser": "adaptive"}, "chooser must be one of .*, not 'adaptive'"),
         ({"chooser": "downsample"}, "chooser must be one of .*cdpruner, .*, not 'downsample'"),
         ({"importance": "size"}, "importance must be one of"),
+        ({"normalise": "sum"}, "normalise must be one of minmax, raw, not 'sum'"),
+        ({"instruction_layer": -1}, "instruction layer must be an int, 0 or more, not -1"),
+        ({"instruction_tokens": "all"}, "instruction tokens must be one of words, last, not 'all'"),
     ],
 )
 def test_wrong_knobs_are_refused(knobs, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveBudget(8, **knobs)
+
+
+@pytest.fixture
+def define():
+    """Return a function that defines a method, which no later test sees."""
+    names = []
+
+    def define(name: str | None, base: type[Method] = TopK, **members):
+        names.append(f"Passing{len(names)}")
+        members |= {"__module__": __name__} | ({"name": name} if name else {})
+        return dataclass(frozen=True)(type(names[-1], (base,), members))
+
+    yield define
+    gc.collect()
+    assert not [kind for kind in TopK.__subclasses__() if kind.__name__ in names]
+
+
+def test_a_method_with_a_name_of_its_own_can_choose(define):
+    kind = define("passing", select=lambda self, tokens: get_method("random", budget=self.budget).select(tokens))
+    picks = AdaptiveBudget(8, chooser="passing").select(batch(*IMAGES))
+    assert picks.order.tolist() == AdaptiveBudget(8, chooser="random").select(batch(*IMAGES)).order.tolist()
+    del kind
+
+
+def test_a_subclass_that_inherits_its_name_does_not_take_the_place_of_the_method(define):
+    kind = define(None, select=lambda self, tokens: 1 / 0)
+    assert kind.name == "topk" and type(AdaptiveBudget(8, chooser="topk").inner) is TopK
+    del kind
+
+
+def test_a_name_that_two_methods_have_is_refused(define):
+    kinds = [define("topk")]
+    with pytest.raises(ValueError, match=r"chooser must be the name of one method; 'topk' is that of .* and .*"):
+        AdaptiveBudget(8, chooser="topk")
+    del kinds
+
+
+def test_methods_that_cannot_choose_are_refused(define):
+    kinds = [
+        define("passing", shares_budget=True),
+        define("unfinished", Method),
+        define("fewer", select=lambda self, tokens: take_best(self.scores(tokens), tokens, 1)),
+        define("asking", __annotations__={"depth": int}, depth=field(kw_only=True)),
+    ]
+    for name in ("passing", "unfinished"):
+        with pytest.raises(ValueError, match=f"chooser must be one of .*, not '{name}'"):
+            AdaptiveBudget(8, chooser=name)
+    with pytest.raises(ValueError, match="chooser must be a method whose knobs have defaults: 'asking' needs depth"):
+        AdaptiveBudget(8, chooser="asking")
+    with pytest.raises(
+        ValueError, match=r"chooser must keep as many tokens as its budget; 'fewer' keeps \[1, .*1\] of \d"
+    ):
+        AdaptiveBudget(8, chooser="fewer").select(batch(*IMAGES))
+    kinds.clear()

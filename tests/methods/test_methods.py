@@ -45,9 +45,13 @@ MATRIX = [
     METHODS["vscan"](budget=1, layer=None),
     METHODS["evs"](budget=1),
     METHODS["vidcom2"](budget=1),
+    METHODS["dycoke"](budget=1),
+    METHODS["fastvid"](budget=1),
+    METHODS["holitom"](budget=1),
 ]
 # Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
+    METHODS["idselection-inside"](budget=1),
     METHODS["fastv"](budget=1),
     METHODS["sparsevlm"](budget=1),
     METHODS["pyramiddrop"](budget=1),
@@ -151,6 +155,9 @@ def test_a_budget_above_the_longest_row_keeps_all_tokens(method):
         (METHODS["vscan"](budget=2, budget_convention="final"), {"cls_attention", "cls_attention@0.25"}),
         (METHODS["evs"](budget=2), {"frames"}),
         (METHODS["vidcom2"](budget=2), {"frames"}),
+        (METHODS["dycoke"](budget=2), {"frames"}),
+        (METHODS["fastvid"](budget=2), {"frames", "received_attention"}),
+        (METHODS["holitom"](budget=2, attention="cls"), {"frames", "cls_attention"}),
         (METHODS["mmr"](budget=2, importance="saliency"), {"cls_attention"}),
         (METHODS["holov"](budget=2), {"cls_attention"}),
         (METHODS["prunesid"](budget=2), {"cls_attention", "encoder_features"}),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods import METHODS, InLLM, Method, get_method
+from idsel_core.methods.prunesid import _components
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
 from tests.support import peers_reference as reference
@@ -736,7 +737,32 @@ def test_vidcom2_reads_the_quiet_half_of_the_channels():
     assert not torch.equal(peer("vidcom2", budget=30).select(videos(shown)).rows()[0], whole)
 
 
+@pytest.mark.parametrize("knobs", [{"temperature": 0.1}, {"temperature": 1.0}, {"channels": 0.1}, {"channels": 0.9}])
+def test_vidcom2_follows_the_formula_at_other_knobs(knobs):
+    tokens, changed = videos(*VIDEOS), 0
+    plain, other = (peer("vidcom2", budget=30, **given).select(tokens) for given in ({}, knobs))
+    for row, shown in enumerate(map(numpy_of, VIDEOS)):
+        wanted = reference.vidcom2(shown, 30, **knobs)
+        if wanted.gap > 1e-6:
+            assert other.rows()[row].tolist() == sorted(wanted.tokens)
+            changed += not torch.equal(other.rows()[row], plain.rows()[row])
+    assert changed
+
+
 # ------------------------------------------------------------------------------------------------ HoloV, PruneSID, MMR
+
+
+@pytest.mark.parametrize("balance", [0.2, 0.8])
+def test_mmr_weighs_importance_by_its_balance(balance):
+    plain, other = (
+        peer("mmr", budget=20, **given).select(batch(*PICTURES)).order for given in ({}, {"balance": balance})
+    )
+    assert not torch.equal(plain, other)
+    for order, image in zip(other.tolist(), map(numpy_of, PICTURES), strict=True):
+        for step in range(20):
+            scores = reference.mmr(image, order[:step], balance)
+            scores[order[:step]] = -np.inf
+            assert scores[order[step]] >= scores.max() - TIE
 
 
 @pytest.mark.parametrize("budget", [20, 64])
@@ -792,6 +818,16 @@ def test_holov_shares_the_budget_by_attention_where_tokens_differ():
     assert torch.equal(plain, varied)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_holov_gives_less_to_stretches_whose_tokens_are_all_alike_by_alpha(alpha):
+    image = dict(PICTURES[0])
+    image["features"] = torch.cat([image["features"][:1].repeat(50, 1), image["features"][50:]])
+    plain, varied = (peer("holov", budget=40, alpha=weight).select(batch(image)).rows()[0] for weight in (1e-9, alpha))
+    wanted = reference.holov(numpy_of(image), 40, alpha=alpha)
+    assert wanted.gap > 1e-6 and varied.tolist() == sorted(wanted.tokens)
+    assert int((varied < 50).sum()) < int((plain < 50).sum())
+
+
 def test_prunesid_takes_one_token_of_each_group_and_sets_similar_ones_aside():
     # Four groups of five duplicates, and features in which the groups are far apart.
     features = 8 * torch.nn.functional.one_hot(torch.arange(4).repeat_interleave(5), 24).double() - 4
@@ -800,6 +836,42 @@ def test_prunesid_takes_one_token_of_each_group_and_sets_similar_ones_aside():
     image["cls_attention"] = torch.linspace(1, 0.5, 20, dtype=torch.float64)
     kept = peer("prunesid", budget=4, per_group=1).select(batch(image)).rows()[0]
     assert len(set((kept // 5).tolist())) >= 3
+
+
+@pytest.mark.parametrize("width", [8, 40])
+def test_prunesid_has_no_more_groups_than_the_image_has_components(width):
+    """Three kinds of token span three components, however many the budget would pay for."""
+    kinds = torch.randn(3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = {**picture(0, 4, 6), "encoder_features": kinds[torch.arange(24) % 3]}
+    tokens = batch(image, image)
+    group = _components(tokens.encoder_features, tokens.mask, torch.tensor([2, 9]))
+    assert group[0].max() <= 1 and group[1].max() <= 2
+    assert all(len(set(group[row, start::3].tolist())) == 1 for row in (0, 1) for start in range(3))
+    mixed = torch.randperm(width, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(_components(tokens.encoder_features[..., mixed], tokens.mask, torch.tensor([2, 9])), group)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_prunesid_without_a_component_is_one_group(value):
+    image = {**picture(0, 4, 6), "encoder_features": torch.full((24, 8), value, dtype=torch.float64)}
+    tokens = batch(image)
+    assert _components(tokens.encoder_features, tokens.mask, torch.tensor([6])).tolist() == [[0] * 24]
+    kept = peer("prunesid", budget=12).select(tokens).rows()[0].tolist()
+    assert kept == sorted(reference.prunesid(numpy_of(image), 12).tokens)
+
+
+@pytest.mark.parametrize("knobs", [{"per_group": 1}, {"per_group": 9}, {"scale": 8.0}, {"scale": 200.0}])
+def test_prunesid_follows_the_formula_at_other_knobs(knobs):
+    changed = 0
+    for budget in (12, 30):
+        tokens = batch(*PICTURES)
+        plain, other = (peer("prunesid", budget=budget, **given).select(tokens) for given in ({}, knobs))
+        for row, image in enumerate(map(numpy_of, PICTURES)):
+            wanted = reference.prunesid(image, budget, **knobs)
+            if wanted.gap > 1e-7:
+                assert other.rows()[row].tolist() == sorted(wanted.tokens)
+                changed += not torch.equal(other.rows()[row], plain.rows()[row])
+    assert changed
 
 
 # ------------------------------------------------------------------------------------------------ HiRED's crops
@@ -906,6 +978,9 @@ def test_hired_gives_the_rest_of_a_full_crop_to_other_crops():
         ("vscan", "cls_attention@0.25"),
         ("evs", "frames"),
         ("vidcom2", "frames"),
+        ("dycoke", "frames"),
+        ("fastvid", "frames"),
+        ("holitom", "frames"),
         ("holov", "cls_attention"),
         ("prunesid", "encoder_features"),
     ],
@@ -974,4 +1049,5 @@ def test_wrong_knobs_are_refused(name, knobs, message):
 def test_every_peer_has_a_reference():
     controls = {"idselection", "topk", "diversity", "random", "uniform", "downsample"}
     inside = {name for name, method in METHODS.items() if issubclass(method, InLLM)} - {"vscan"}
-    assert {*PEERS, "hired", "evs", "vidcom2"} == set(METHODS) - controls - inside - {"adaptive"}
+    videos_alone = {"evs", "vidcom2", "dycoke", "fastvid", "holitom"}
+    assert {*PEERS, "hired", *videos_alone} == set(METHODS) - controls - inside - {"adaptive"}

@@ -9,6 +9,7 @@ import pandas as pd
 import papermill
 import pytest
 import yaml
+from PIL import Image
 
 from idsel_core.study.run.notebook_runner import check_parameters, load_parameters, run
 from idsel_core.study.store.provenance import read_origin
@@ -32,7 +33,7 @@ def test_the_workflow_runs_all_notebooks_and_no_others():
     assert [path.stem for path in NOTEBOOKS] == sorted(
         [
             *(*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"]),
-            *(WORKFLOW["sweep"], *WORKFLOW["by_hand"], *WORKFLOW["shown"]),
+            *(WORKFLOW["sweep"], *WORKFLOW["by_hand"], *WORKFLOW["shown"], *WORKFLOW["explored"]),
         ]
     )
     jobs = set(WORKFLOW["jobs"])
@@ -91,6 +92,8 @@ def smoke(tmp_path_factory):
             for job in [*WORKFLOW["jobs"], *WORKFLOW["timed"]]:
                 run_one(job)
         for job in [*WORKFLOW["timed"].get(name, []), *WORKFLOW["reads"].get(name, [])]:
+            run_one(job)
+        for job in WORKFLOW["explored"].get(name, []):
             run_one(job)
         notebook = PROJECT / f"notebooks/{name}.ipynb"
         parameters = load_parameters(PROJECT / f"config/smoke/{name}.yaml")
@@ -151,6 +154,17 @@ def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monk
     if path.stem in [*WORKFLOW["jobs"], *WORKFLOW["by_hand"], *WORKFLOW["shown"]] and path.stem != "01_quickstart":
         saved = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
         assert len(saved) == len(shown) > 0
+
+
+def test_the_greedy_is_drawn_pick_by_pick(smoke, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    figures = smoke("15_pick_by_pick") / "figures"
+    with Image.open(figures / "15_pick_by_pick.gif") as animation:
+        count = animation.n_frames
+    assert count == load_parameters(PROJECT / "config/smoke/15_pick_by_pick.yaml")["budget"] + 1
+    page = (figures / "15_pick_by_pick.html").read_text()
+    assert page.count("data:image/jpeg") == count
+    assert read_origin(figures / "15_poster.png")["parameters"]["picture"] == "coffee"
 
 
 @pytest.mark.parametrize("name", WORKFLOW["shown"])

@@ -7,9 +7,14 @@ from pathlib import Path
 from tests.support.imports import imported, modules
 from tests.support.project import PROJECT
 
-TARGETS = {"test", "test-all", "test-slurm"}
+TARGETS = {"test", "test-all", "test-slurm", "test-browser"}
 KNOWN = modules("idsel_core")
-SLOW_FILES = {"project/test_wheel.py", "study/run/test_sweep_faults.py", "study/run/test_slurm.py"}
+SLOW_FILES = {
+    "project/test_wheel.py",
+    "study/run/test_sweep_faults.py",
+    "study/run/test_slurm.py",
+    "browser/test_explorer.py",
+}
 """Files of slow tests alone."""
 
 
@@ -24,7 +29,7 @@ def expressions() -> dict[str, str]:
 
 def marks(item) -> dict[str, bool]:
     """Return which of the marks that the make targets ask for a test has."""
-    return {mark: item.get_closest_marker(mark) is not None for mark in ("slow", "slurm")}
+    return {mark: item.get_closest_marker(mark) is not None for mark in ("slow", "slurm", "browser")}
 
 
 def test_make_targets_run_each_test_once(collected):

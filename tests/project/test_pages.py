@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from data.backbone.language import build_tokenizer
+from idsel_core.methods import METHODS
 from tests.support.project import PROJECT
 
 MODEL = PROJECT / "data/backbone/assembled"
@@ -107,7 +108,7 @@ def test_the_refusals_of_a_conversation_are_quoted_word_for_word():
     quoted = re.findall(r"\| `([^`]+)`(?: \.\.\.)? \|$", (PROJECT / "docs/chat.md").read_text(), re.MULTILINE)
     folders = ("idsel_core/pruning", "idsel_core/backbones/_shared")
     source = "".join(path.read_text() for folder in folders for path in (PROJECT / folder).glob("*.py"))
-    assert len(quoted) == 9
+    assert len(quoted) == 11
     for message in quoted:
         pattern = re.escape(message).replace("576", r"\{\w+\}").replace("pixel_values", r"\{\w+\}")
         assert re.search(pattern, source), message
@@ -125,6 +126,13 @@ def test_the_page_on_loading_loads(folder):
     found = execute("docs/loading.md", names)
     assert found["out"].shape[1] > found["inputs"]["input_ids"].shape[1]
     assert all(weight.is_meta for weight in found["model"].parameters())
+
+
+def test_the_readme_counts_the_methods_that_there_are():
+    controls = {"topk", "diversity", "random", "uniform", "downsample"}
+    others = set(METHODS) - controls - {"idselection", "idselection-inside", "adaptive"}
+    said = " ".join((PROJECT / "README.md").read_text().split())
+    assert f"runs it, {len(others)} other published methods, an adaptive budget and {len(controls)} controls" in said
 
 
 def test_the_readme_is_short():

@@ -33,7 +33,11 @@ def project(tmp_path):
         shutil.copy(PROJECT / name, tmp_path / name)
     (tmp_path / "config").mkdir()
     outputs = ["results/figures/budget.png", "results/tables/by_budget.md"]
-    workflow = {"jobs": {"a": []}, "drawing": {"notebook": "draw", "outputs": outputs}}
+    workflow = {
+        "jobs": {"a": []},
+        "drawing": {"notebook": "draw", "outputs": outputs},
+        "published_by_hand": {"alone": ["results/tables/alone.md"]},
+    }
     (tmp_path / "config/workflow.yaml").write_text(yaml.safe_dump(workflow))
     for name, text in zip(outputs, ("picture", "| the table |\n"), strict=True):
         (tmp_path / name).parent.mkdir(parents=True)
@@ -46,8 +50,8 @@ def project(tmp_path):
     return tmp_path
 
 
-def store(project: Path, **note: object) -> None:
-    Results(project / "results/rows").write("a", make_rows(), provenance({}) | {"dirty": False, **note})
+def store(project: Path, job: str = "a", **note: object) -> None:
+    Results(project / "results/rows").write(job, make_rows(), provenance({}) | {"dirty": False, **note})
 
 
 def publish(project: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -74,6 +78,18 @@ def test_figures_tables_and_times_are_copied_and_pages_written(project):
     assert publish(project, "--check").returncode == 0
     assert publish(project).returncode == 0
     assert contents(project) == after
+
+
+def test_what_is_run_by_hand_is_copied_where_its_rows_are(project):
+    (project / "results/tables/alone.md").write_text("| alone |\n")
+    assert publish(project).returncode == 0
+    assert not (project / "docs/tables/alone.md").exists()
+    store(project, "alone")
+    assert publish(project).returncode == 0
+    assert (project / "docs/tables/alone.md").read_text() == "| alone |\n"
+    store(project, "alone", dirty=True)
+    done = publish(project)
+    assert done.returncode == 2 and "results/rows/alone" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -105,7 +121,8 @@ def test_a_part_that_nothing_generates_is_named(project):
 
 
 def test_all_that_is_published_is_made_below_results():
-    made = [*WORKFLOW["drawing"]["outputs"], *WORKFLOW["published"]]
+    by_hand = [path for paths in WORKFLOW["published_by_hand"].values() for path in paths]
+    made = [*WORKFLOW["drawing"]["outputs"], *WORKFLOW["published"], *by_hand]
     assert {str(Path(path).parent) for path in made} == {"results/figures", "results/tables"}
 
 

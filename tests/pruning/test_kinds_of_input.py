@@ -10,10 +10,10 @@ import pytest
 from idsel_core import prune
 from idsel_core.methods import METHODS
 from tests.support import tiny
-from tests.support.families import FAMILIES, LLAVA
+from tests.support.families import FAMILIES, LLAVA, OF_VIDEOS
 from tests.support.family_prompts import GREEDY
 
-REFUSES_IMAGES = {"evs", "vidcom2"}
+REFUSES_IMAGES = set(OF_VIDEOS)
 """Methods of videos alone."""
 SHARES = {name for name, method in METHODS.items() if method.shares_budget}
 """Methods that share the budget out over a batch, so that neighbours matter."""
@@ -95,10 +95,13 @@ def test_images_of_llava_are_pruned_as_alone():
         assert together == [*singles[0], *singles[1]], name
 
 
-@pytest.mark.parametrize(("name", "label"), [("evs", "EVS"), ("vidcom2", "VidCom2")])
-def test_a_method_of_videos_names_the_image_beside_one(family, model, name, label):
+@pytest.mark.parametrize("name", OF_VIDEOS)
+def test_a_method_of_videos_names_the_image_beside_one(family, model, name):
     if -1 not in family.counts:
         pytest.skip("no videos")
     for layout in (((0,), (-1,)), ((-1,), (0,)), ((0, -2),)):
-        said = outcome(model, METHODS[name](7), family.prompts(layout))
-        assert said == f"frames is not available: input 0 is an image, and {label} compares the frames of a video"
+        method = method_of(family, name)
+        said = outcome(model, method, family.prompts(layout))
+        assert (
+            said == f"frames is not available: input 0 is an image, and {method.label} compares the frames of a video"
+        )

@@ -383,7 +383,7 @@ def test_older_transformers_is_refused(clip, monkeypatch):
 BEFORE = [
     name
     for name, method in METHODS.items()
-    if name not in ("downsample", "evs", "vidcom2", "adaptive") and not issubclass(method, InLLM)
+    if name not in ("downsample", *families.OF_VIDEOS, "adaptive") and not issubclass(method, InLLM)
 ] + ["vscan"]
 
 
@@ -401,7 +401,7 @@ def test_each_method_prunes(clip, name):
     assert out.past_key_values.get_seq_length() == int((text.sum(1) + 7 * torch.tensor([1, 2])).max()) + 4
 
 
-@pytest.mark.parametrize("name", ["evs", "vidcom2"])
+@pytest.mark.parametrize("name", families.OF_VIDEOS)
 def test_video_methods_refuse_images(clip, name):
     message = families.LLAVA.refused[name]
     with prune(clip, METHODS[name](budget=7)), pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from idsel_core import IDSelection, prune
-from idsel_core.methods import METHODS, InLLM
+from idsel_core.methods import METHODS, InLLM, Method
 from tests.support import tiny
 from tests.support.families import FAMILIES
 from tests.support.family_prompts import GREEDY, layouts, sizes
@@ -92,3 +92,23 @@ def test_published_variants_and_merged_features_leave_small_images_alone():
             with prune(model, method) as run_:
                 assert torch.equal(model(**inputs).logits, plain), method
             assert {(r.before, r.after, r.requested) for r in run_.report} == {(36, 36, 37)}
+
+
+def test_a_wrong_selection_beside_a_small_image_is_told_of():
+    @dataclasses.dataclass(frozen=True)
+    class Wrong(Method):
+        name = "wrong"
+
+        def select(self, tokens):
+            return None
+
+    family = FAMILIES["qwen2_5_vl"]
+    counts = sorted(family.counts[size] for size in (0, 1))
+    assert counts[0] < counts[1]
+    with (
+        prune(family.build(), Wrong(budget=counts[0] + 1)) as run_,
+        pytest.raises(
+            TypeError, match=r"select\(\) of method 'wrong' must return a Selection with 1 rows, .* NoneType"
+        ),
+    ):
+        run_.model(**family.prompts(((0,), (1,))))

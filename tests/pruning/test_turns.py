@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
 from idsel_core.methods import FastV, PyramidDrop, VScan
+from tests.support.families import PAD
 from tests.support.family_prompts import BARRED, CLOSE, by_hand, modes, of_prompt, ragged
 from tests.support.llava_prompts import Fixed, same, state
 from tests.support.turns import ALL_FAMILIES, GREEDY, MIXED, SECOND, STEPS, THIRD, conversation, padded
@@ -278,9 +279,33 @@ def test_answers_that_ended_early_are_not_read_on(llava):
             **GREEDY,
         )
     for row, length in enumerate(lengths):
-        wanted = by_hand(family, model, MIXED, row, method.picks, length, said=(SECOND[row],))
-        steps = by_hand_after(family, model, row, method, length)
-        assert got[row, new.shape[1] :].tolist() == steps, wanted
+        _, chosen, _ = by_hand(family, model, MIXED, row, method.picks, length, said=(SECOND[row],))
+        answered = got[row, new.shape[1] :].tolist()
+        assert chosen == rows[row][:length] + answered[:length]
+        assert answered == by_hand_after(family, model, row, method, length)
+
+
+@pytest.mark.parametrize("ends", [BARRED[0], [BARRED[0], PAD]], ids=["one end", "padding ends too"])
+@torch.no_grad()
+def test_answers_that_a_criterion_ended_early_are_not_read_on(llava, ends):
+    """What ``generate`` pads them with is nothing that was said."""
+    family, model = ALL_FAMILIES["llava"], llava
+    inputs, method = family.prompts(MIXED), ragged(family, MIXED)
+    width = inputs["input_ids"].shape[1]
+
+    def stop(input_ids, scores):
+        return torch.tensor([True, False, input_ids.shape[1] > width + 1])
+
+    with prune(model, method):
+        options = {**GREEDY, "eos_token_id": ends, "pad_token_id": PAD, "stopping_criteria": [stop]}
+        first = model.generate(**inputs, **options, return_dict_in_generate=True)
+        assert (first.sequences[:, width:] == PAD).tolist() == [[False, True, True], [False] * 3, [False, False, True]]
+        new, real = padded(SECOND)
+        new = torch.cat([first.sequences[:, -1:], new], 1)
+        mask = torch.cat([torch.tensor([[0], [1], [0]]), real], 1)
+        got = model.generate(input_ids=new, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY)
+    for row, length in enumerate((1, 3, 2)):
+        assert got[row, new.shape[1] :].tolist() == by_hand_after(family, model, row, method, length)
 
 
 def by_hand_after(family, model, row, method, length):
@@ -322,7 +347,31 @@ def test_searches_and_samples_go_on(llava):
         options = {**GREEDY, "do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True}
         sampled = model.generate(**inputs, **options)
         ids = torch.cat([sampled.sequences[:, -1:], new.repeat_interleave(2, 0)], 1)
+        spare = copy.deepcopy(sampled.past_key_values)
         assert model.generate(input_ids=ids, past_key_values=sampled.past_key_values, **GREEDY).shape == (6, 9)
+        # No two samples of a prompt are copies, unless their answers are forgotten.
+        for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
+            with pytest.raises(ValueError, match="2 rows of the cache as copies of one prompt, but row 1 is none of"):
+                second(model, copy.deepcopy(spare), **options)
+        spare.crop(-2)
+        assert torch.equal(second(model, spare, num_beams=2), got)
+
+
+@torch.no_grad()
+def test_rows_with_other_images_or_unknown_words_are_no_copies(llava):
+    family, model = ALL_FAMILIES["llava"], llava
+    inputs = family.prompts(((1,), (1,)))
+    inputs["input_ids"] = inputs["input_ids"][:1].repeat(2, 1)
+    with prune(model, UniformGrid(3)):
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="row 1 is none of row 0"):
+            second(model, cache, [SECOND[0]], num_beams=2)
+        cache.batch_select_indices(torch.tensor([1, 1]))
+        assert second(model, copy.deepcopy(cache), [SECOND[0]], num_beams=2).shape == (1, STEPS)
+        embeddings = model.get_input_embeddings()(torch.tensor([[5, 6], [7, 8]]))
+        model(inputs_embeds=embeddings, past_key_values=cache)
+        with pytest.raises(ValueError, match="row 1 is none of row 0"):
+            second(model, cache, [SECOND[0]], num_beams=2)
 
 
 @torch.no_grad()
@@ -347,11 +396,18 @@ def test_static_and_windowed_caches_go_on(llava):
                 model(input_ids=torch.tensor([[token]]), past_key_values=cache)
             assert torch.equal(decoded(model, cache, torch.tensor([[SECOND[row][-1]]]))[0], got[row])
     model = family.build(window=64)
-    with prune(model, ragged(family, ((1,),)), positions="keep"):
-        cache = model(**family.prompts(((1,),)), use_cache=True).past_key_values
-        assert second(model, copy.deepcopy(cache), [SECOND[0]]).shape == (1, STEPS)
-        with pytest.raises(ValueError, match='positions="keep" cannot be had for 69 tokens, prompt and answer'):
-            second(model, cache, [tuple(range(3, 41))])
+    inputs = family.prompts(((1,),))
+    padding = {"input_ids": PAD, "attention_mask": 0, "token_type_ids": 0}
+    wide = {
+        name: torch.nn.functional.pad(value, (40, 0), value=padding[name]) if name in padding else value
+        for name, value in inputs.items()
+    }
+    for each in (inputs, wide):
+        with prune(model, ragged(family, ((1,),)), positions="keep"):
+            cache = model(**each, use_cache=True).past_key_values
+            assert second(model, copy.deepcopy(cache), [SECOND[0]]).shape == (1, STEPS)
+            with pytest.raises(ValueError, match='positions="keep" cannot be had for 69 tokens, prompt and answer'):
+                second(model, cache, [tuple(range(3, 41))])
 
 
 @torch.no_grad()
@@ -384,6 +440,10 @@ def test_a_turn_that_does_not_fit_is_refused(llava):
             ({"input_ids": first.sequences[:, : width + 1]}, "all of which the cache holds already"),
             ({**whole, "attention_mask": hidden}, "hides other columns of the prompts than in the call"),
             ({"input_ids": new, "attention_mask": torch.ones(3, 7)}, "attention_mask has 7 columns, but the shortened"),
+            ({"input_ids": new, "attention_mask": [[1] * 5] * 3}, "attention_mask must be a tensor, not a list"),
+            ({"input_ids": new.tolist()}, "input_ids must be a tensor, not a list"),
+            ({**whole, "pixel_values": list(inputs["pixel_values"])}, "pixel_values must be a tensor, not a list"),
+            ({"input_ids": new, "question_mask": new > 0}, "question_mask can change nothing in a call that goes on"),
             ({"input_ids": new[:2]}, "the cache holds 3 pruned prompts, but 2 go on from it"),
             ({"input_ids": new, "position_ids": at}, "only model.* takes them: prune.* knows where a shortened cache"),
         ]
@@ -510,6 +570,51 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         model.generate(**one, **GREEDY)
         projector.data -= 0.25
     assert {record.source for record in run.report[before:]} == {"tower"}
+    buffer = model.model.vision_tower.embeddings.position_ids
+    with run:
+        before = len(run.report)
+        model.generate(**one, **GREEDY)
+        model.model.vision_tower.train()
+        model.generate(**one, **GREEDY)
+        model.model.vision_tower.eval()
+        buffer.data = buffer.flip(-1)
+        model.generate(**one, **GREEDY)
+        buffer.data = buffer.flip(-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model.generate(**one, **GREEDY)
+    assert {record.source for record in run.report[before:]} == {"tower"}
     for wrong in (-1, True, 1.5, None):
         with pytest.raises(ValueError, match="keep_encodings must be a number of calls, or 0 to keep none, not"):
             prune(model, UniformGrid(3), keep_encodings=wrong)
+
+
+def test_weights_made_in_inference_mode_keep_encodings():
+    family = ALL_FAMILIES["llava"]
+    with torch.inference_mode():
+        model, inputs = family.build(), family.prompts(MIXED)
+        assert next(model.parameters()).is_inference()
+        with prune(model, UniformGrid(3), keep_encodings=1) as run:
+            first, again = (model.generate(**inputs, **GREEDY) for _ in range(2))
+            model.model.vision_tower.embeddings.patch_embedding.weight.mul_(2.0)
+            model.generate(**inputs, **GREEDY)
+    assert torch.equal(first, again)
+    assert [run.report[3 * call].source for call in range(3)] == ["tower", "kept encoding", "tower"]
+
+
+@torch.no_grad()
+def test_adapters_that_act_are_part_of_an_encoding():
+    peft = pytest.importorskip("peft")
+    family = ALL_FAMILIES["llava"]
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    model, inputs = peft.get_peft_model(family.build(), settings), family.prompts(MIXED)
+    model.add_adapter("other", settings)
+    with prune(model, UniformGrid(3), keep_encodings=1) as run:
+        for _ in range(2):
+            model.generate(**inputs, **GREEDY)
+        with model.disable_adapter():
+            model.generate(**inputs, **GREEDY)
+        model.generate(**inputs, **GREEDY)
+        model.set_adapter("other")
+        model.generate(**inputs, **GREEDY)
+    sources = [run.report[3 * call].source for call in range(5)]
+    assert sources == ["tower", "kept encoding", *["tower"] * 3]

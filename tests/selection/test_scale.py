@@ -51,9 +51,38 @@ def test_auto_is_the_gamma_whose_weight_at_the_mean_distance_is_the_stated_one(p
     gamma = -math.log(WEIGHT) / distance**2
     found = automatic_gamma(x[None], norms_of(x[None]), torch.ones(1, len(x), dtype=torch.bool))
     assert float(found) == pytest.approx(gamma, rel=1e-6) or distance < 1e-12
+    fixed = {**problem, "gamma": float(found)}
+    wanted = id_select(**fixed, backend="torch").order[row, :count]
     for backend in ("torch", "lazy"):
-        order = id_select(**problem, backend=backend).order[row, :count]
-        assert resembles(order, order, {**problem, "gamma": float(found)}, row)
+        assert resembles(id_select(**problem, backend=backend).order[row, :count], wanted, fixed, row)
+
+
+@given(problems(batch=1, gammas=("auto",), features=("gaussian", "clustered")), st.floats(0.1, 10))
+@settings(max_examples=60, deadline=None)
+def test_auto_keeps_its_picks_when_all_distances_change_by_one_factor(problem, size):
+    """A vector at right angles to all unit features divides every distance by 1 + its squared length."""
+    x = torch.nn.functional.normalize(problem["features"], dim=-1)
+    plain = {**problem, "features": x}
+    shifted = {**problem, "features": 3 * torch.nn.functional.pad(x, (0, 1), value=size)}
+    count = int(id_select(**plain).counts[0])
+    if reference(x[0][problem["mask"][0]]) > 1e-9:
+        assert gamma_of(shifted) == pytest.approx(gamma_of(plain) * (1 + size**2) ** 2, rel=1e-6)
+    wanted = id_select(**plain).order[0, :count]
+    assert resembles(id_select(**shifted).order[0, :count], wanted, {**plain, "gamma": gamma_of(plain)}, 0)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_fixed_gamma_changes_its_picks_where_auto_keeps_them(update):
+    x, scores, _ = shifted_problem()
+    x = torch.nn.functional.normalize(x, dim=-1)
+    shifted = 3 * torch.nn.functional.pad(x, (0, 1), value=4.0)
+
+    def orders(gamma):
+        return [id_select(features, scores, 40, gamma, update).order[0] for features in (x, shifted)]
+
+    assert torch.equal(*orders("auto"))
+    plain, moved = orders(20.0)
+    assert len(set(plain.tolist()) & set(moved.tolist())) < 36
 
 
 @given(problems(batch=1, gammas=("auto",), features=("gaussian", "clustered")), st.integers(0, 99))

@@ -547,3 +547,24 @@ def test_rows_that_are_alike_pick_alike_and_rows_of_other_features_do_not():
         assert torch.equal(batch.order[row], alone.order[0])
     assert not torch.equal(batch.order[0], batch.order[1])
     assert not torch.equal(batch.order[0], batch.order[4])
+
+
+def test_parts_of_a_batch_join_in_the_order_of_their_rows():
+    draw = torch.Generator().manual_seed(0)
+    features, scores = torch.randn(4, 9, 5, generator=draw), torch.rand(4, 9, generator=draw)
+    long, short = (id_select(features[rows], scores[rows], count) for rows, count in (([3, 0], 6), ([1, 2], 2)))
+    joined = Selection.join([(torch.tensor([1, 2]), short), (torch.tensor([3, 0]), long)], 0.5)
+    assert joined.counts.tolist() == [6, 2, 2, 6] and joined.requested == 0.5 and joined.features is None
+    assert torch.equal(joined.scores, scores)
+    for row, wanted in enumerate([long.rows()[1], *short.rows(), long.rows()[0]]):
+        assert torch.equal(joined.rows()[row], wanted)
+    assert torch.equal(joined.order[0], long.order[1]) and joined.order[1, 2:].tolist() == [-1] * 4
+    merged = dataclasses.replace(short, features=torch.ones(2, 2, 3, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="all parts must have features, or none; 1 of 2 have"):
+        Selection.join([(torch.tensor([1, 2]), merged), (torch.tensor([3, 0]), long)], 0.5)
+    both = [
+        (torch.tensor([1, 2]), merged),
+        (torch.tensor([3, 0]), dataclasses.replace(long, features=2 * torch.ones(2, 6, 3))),
+    ]
+    features = Selection.join(both, 0.5).features
+    assert features.dtype == torch.float32 and features[:, :, 0].sum(1).tolist() == [12, 2, 2, 12]

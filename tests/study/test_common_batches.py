@@ -6,7 +6,7 @@ import torch
 from idsel_core.backbones import adapter_for
 from idsel_core.methods import METHODS, get_method
 from idsel_core.study.common_batches import CommonBatches, split_prompts
-from idsel_core.study.nested_budgets import NestedSelections
+from idsel_core.study.nested_budgets import NESTED, NestedSelections
 from tests.support.families import FAMILIES
 
 OPTIONS = {"max_new_tokens": 3, "do_sample": False}
@@ -81,7 +81,7 @@ def test_one_prompt_for_which_memory_does_not_last_is_an_error():
         CommonBatches(backbone, 8, OPTIONS).answer(pieces, 40)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if vars(method).get("nested")])
+@pytest.mark.parametrize("name", [kind.name for kind in NESTED])
 @pytest.mark.parametrize("budgets", [(4, 9, 2), (0.25, 3, 0.5), (5, 100, 1000)])
 @torch.no_grad()
 def test_a_nested_selection_is_that_of_the_budget_alone(name, budgets):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from idsel_core import TopK, get_method, prune
+from idsel_core import IDSelection, TopK, get_method, prune
 from idsel_core.methods import FastV
 from idsel_core.study.dataset import FULL
 from idsel_core.study.open_study import open_study
@@ -58,6 +58,19 @@ def test_rows_are_stored_and_told_apart(study, rows, tmp_path):
     alone = rows[(rows["method"] == FULL) & (rows["conversation"] == ANEW + ALONE)]
     single = study.run([FULL]).set_index("question_id").loc[alone["question_id"]]
     assert (alone["prediction"].to_numpy() == single["prediction"].to_numpy()).all()
+
+
+def test_rows_tell_what_those_of_single_questions_tell(study, tmp_path):
+    methods = [FULL, IDSelection(budget=12, gamma="auto", exhausted="continue")]
+    pairs = pair_questions(study.split.questions).head(2)
+    rows = ask_second_questions(study, methods, pairs)
+    Results(tmp_path).write("two_turns", rows, {})
+    single = study.run(methods).set_index(["method", "question_id"])
+    rows = rows[rows["conversation"] == ANEW + ALONE].set_index(["method", "question_id"])
+    same = [name for name in single if name not in ("prefill_gflops", "scoring_gflops")]
+    assert set(same) <= set(rows)
+    pd.testing.assert_frame_equal(rows[same], single.loc[rows.index, same], check_dtype=False)
+    assert set(rows["gamma"].dropna()) == {-1.0}
 
 
 @torch.no_grad()

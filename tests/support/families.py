@@ -596,13 +596,15 @@ class Qwen2Audio(Family):
         return {"image": found}
 
 
+OF_VIDEOS = ("evs", "vidcom2", "dycoke", "fastvid", "holitom")
+"""Methods of videos alone."""
+NO_FRAMES = dict.fromkeys(OF_VIDEOS, "frames is not available: the images are not frames of a video")
 NO_COMPANION = "relevance is not available: no image-text companion was given"
 NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
     "downsample": "a smaller image is not available: the processor decides",
-    "evs": "frames is not available: the images are not frames of a video",
-    "vidcom2": "frames is not available: the images are not frames of a video",
+    **NO_FRAMES,
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": NO_CLS,
@@ -617,16 +619,14 @@ QWEN3_REFUSED = {
 }
 
 TILE_COUNTS = {0: 9, 1: 27, 2: 45}
-LLAVA_REFUSED = dict.fromkeys(("evs", "vidcom2"), "frames is not available: the images are not frames of a video")
-LLAVA = Family("llava", {0: 36}, has_cls=True, refused=LLAVA_REFUSED)
+LLAVA = Family("llava", {0: 36}, has_cls=True, refused=NO_FRAMES)
 """What there is to say of LLaVA-1.5, whose tiny model and tests have files of their own."""
 
 NEXT_COUNTS = {0: 78, 1: 140, 2: 106}
 NEXT_VIDEO_COUNTS = {**NEXT_COUNTS, -1: 27, -2: 27}
 NEXT_REFUSED = {
     "downsample": "a smaller image is not available: this model cuts images into tiles of one size",
-    "evs": "frames is not available: the images are not frames of a video",
-    "vidcom2": "frames is not available: the images are not frames of a video",
+    **NO_FRAMES,
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
 }
@@ -661,8 +661,7 @@ INTERNVL_REFUSED = {
 
 AUDIO_REFUSED = {
     "downsample": "a smaller image is not available: audio clips are not images",
-    "evs": "frames is not available: audio clips are not videos",
-    "vidcom2": "frames is not available: audio clips are not videos",
+    **dict.fromkeys(OF_VIDEOS, "frames is not available: audio clips are not videos"),
     "cdpruner": NO_COMPANION,
     "trim": NO_COMPANION,
     "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",

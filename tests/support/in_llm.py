@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from idsel_core import adapter_for
-from idsel_core.methods import DART, FastV, InLLM, PyramidDrop, SparseVLM, VScan
+from idsel_core.methods import DART, FastV, IDSelectionInside, InLLM, PyramidDrop, SparseVLM, VScan
 from idsel_core.methods._shared.in_llm import Choice, LayerTokens
 from tests.support import in_llm_reference as reference
 from tests.support import peers_reference, tiny
@@ -22,6 +22,7 @@ RULES = {
     "sparsevlm": {"rule": reference.sparsevlm},
     "vscan": {"rule": reference.last_attention, "after": True},
     "dart": {"rule": reference.dart, "compact": False},
+    "idselection-inside": {"rule": reference.id_selection},
 }
 METHODS_INSIDE = [
     FastV(20),
@@ -34,6 +35,8 @@ METHODS_INSIDE = [
     SparseVLM(3, budget_convention="final", layers=(2,)),
     VScan(20),
     VScan(9, budget_convention="final", layer=2, windows=2, faithful=True),
+    IDSelectionInside(20, entering=1.5),
+    IDSelectionInside(7, entering=4.0, layers=(1, 3), budget_convention="final"),
     DART(20),
     DART(17, layer=2, budget_convention="final", faithful=True),
 ]

@@ -51,6 +51,26 @@ def last_attention(look: Look, count: int) -> Left:
     return Left(tokens, gap=gap, order_gap=_order_gap(scores, tokens))
 
 
+def id_selection(look: Look, count: int) -> Left:
+    """ID-Selection among the image's tokens, from its formula: multiply, and a gamma from the image's mean distance."""
+    scores = look.attention[:, look.last, look.columns].mean(0)
+    units = look.states[look.columns] / np.linalg.norm(look.states[look.columns], axis=1, keepdims=True)
+    distance = np.maximum(0, 1 - units @ units.T)
+    n = len(scores)
+    mean = distance[~np.eye(n, dtype=bool)].mean() if n > 1 else 1.0
+    weights = np.exp(-np.log(100) / mean**2 * distance**2)
+    np.fill_diagonal(weights, 1.0)
+    tokens: list[int] = []
+    gap = math.inf
+    while len(tokens) < count:
+        open_scores = np.array([-math.inf if i in tokens else scores[i] for i in range(n)])
+        first, second = np.sort(open_scores)[::-1][:2] if n - len(tokens) > 1 else (1.0, 0.0)
+        gap = min(gap, (first - second) / first)
+        tokens.append(int(open_scores.argmax()))
+        scores = scores * (1 - weights[tokens[-1]])
+    return Left(tokens, gap=gap, order_gap=gap)
+
+
 def raters(embeddings: np.ndarray, columns: list[int], text: list[int]) -> list[int]:
     spread = softmax(embeddings[columns] @ embeddings[text].T).mean(0)
     chosen = [word for word, share in zip(text, spread, strict=True) if share > spread.mean()]

@@ -322,74 +322,113 @@ def holov(image: dict, count: int, crops: int = 16, alpha: float = 0.09) -> Kept
     return Kept(kept, gap, notes={"quotas": quotas})
 
 
-def prunesid(image: dict, count: int) -> Kept:
-    attention, features = image["cls_attention"], image["encoder_features"]
-    values = 1 / (1 + np.exp(-features))
-    matrix = (values - values.mean(1, keepdims=True)).T  # channels by tokens
-    groups = min(max(1, count // 4), len(features), max(1, features.shape[1] - 1))
-    entries = np.abs(np.linalg.svd(matrix, full_matrices=False)[2][:groups])  # groups by tokens
-    group = entries.argmax(0)
-    gap = min((best(entries[:, i], 1)[1] for i in range(len(features))), default=math.inf)
-    x = unit(features)
-    alike = x @ x.T
-    threshold = alike[~np.eye(len(x), dtype=bool)].mean() * count / 32 if len(x) > 1 else 0.0
-    gap = min(gap, *np.abs(alike[~np.eye(len(x), dtype=bool)] - threshold), math.inf)
-    listed, firsts, sizes = [], [], []
-    for number in range(groups):
-        members = best(attention, len(x), [i for i in range(len(x)) if group[i] == number])[0]
-        taken: list[int] = []
-        for i in members:
-            if all(alike[i, j] <= threshold for j in taken):
-                taken.append(i)
-        listed.append(taken + [i for i in members if i not in taken])
-        firsts.append(len(taken))
-        sizes.append(len(members))
-    least = [min(1, size) for size in sizes]
-    most = [min(5 * math.ceil(count / 64), size, first) for size, first in zip(sizes, firsts, strict=True)]
-    while sum(most) < count:
-        most = [min(m + 1, size) for m, size in zip(most, sizes, strict=True)]
-    rest, so_far, ends = count - sum(least), 0, []
-    for first in firsts:
-        so_far += first
-        ends.append(round(so_far / sum(firsts) * rest))
-    quotas = [
-        min(end - begin + low, high) for begin, end, low, high in zip([0, *ends[:-1]], ends, least, most, strict=True)
-    ]
-    for number in sorted(range(groups), key=lambda n: (-firsts[n], n)):
-        quotas[number] += min(most[number] - quotas[number], max(count - sum(quotas), 0))
-    return Kept([i for quota, members in zip(quotas, listed, strict=True) for i in members[:quota]], gap)
+def parts_of(shares: list[float], count: int, least: list[int], most: list[int]) -> list[int]:
+    """Return whole parts that sum to `count`: shares rounded down, then a token each, in rounds.
+
+    The next token goes where the share is furthest above the part; the first of equals. Where the least parts are too
+    many together, tokens are taken where the share is furthest below the part.
+    """
+    parts = [max(math.floor(share), low) for share, low in zip(shares, least, strict=True)]
+    while (missing := count - sum(parts)) != 0:
+        sign = 1 if missing > 0 else -1
+        room = [high - p if sign > 0 else p - low for p, low, high in zip(parts, least, most, strict=True)]
+        # One round: each part with room changes once at most.
+        short = np.array([sign * (share - p) for share, p in zip(shares, parts, strict=True)])
+        for i in best(short, abs(missing), [i for i, free in enumerate(room) if free > 0])[0]:
+            parts[i] += sign
+    return parts
+
+
+def principal_groups(features: np.ndarray, wanted: int) -> tuple[dict[int, list[int]], float]:
+    """Return the tokens of each principal component (paper, section 3.2: principal semantic components analysis).
+
+    The matrix has a row a token: the logistic function of its features, centred in each token. Left singular vectors
+    of it are the components; one without energy is none, and a token without features that differ is of the first.
+    """
+    matrix = 1 / (1 + np.exp(-features))
+    matrix = matrix - matrix.mean(axis=1)[:, None]
+    flat = np.abs(matrix).max(axis=1) < 1e-14
+    matrix[flat] = 0
+    left, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
+    count = max(1, min(wanted, int((sizes > 1e-6 * sizes[0]).sum())))
+    members: dict[int, list[int]] = {component: [] for component in range(count)}
+    gap = math.inf
+    for token, loadings in enumerate(np.abs(left[:, :count])):
+        falling = sorted(range(count), key=lambda c: -loadings[c])
+        if flat[token]:
+            falling = [0]
+        elif count > 1:
+            gap = min(gap, loadings[falling[0]] - loadings[falling[1]])
+        members[falling[0]].append(token)
+    return members, gap
+
+
+def prunesid(image: dict, count: int, per_group: int = 4, scale: float = 32.0) -> Kept:
+    """Components, then suppression in each (section 3.3), then a part of the budget for each, from the formulas."""
+    attention, x = image["cls_attention"], unit(image["encoder_features"])
+    groups, gap = principal_groups(image["encoder_features"], max(1, count // per_group))
+    pairs = [x[i] @ x[j] for i in range(len(x)) for j in range(i)]
+    threshold = count / scale * float(np.mean(pairs)) if pairs else 0.0
+    gap = min([gap, *(abs(pair - threshold) for pair in pairs)])
+    heads: dict[int, list[int]] = {}
+    tails: dict[int, list[int]] = {}
+    for group, members in groups.items():
+        waiting, heads[group], tails[group] = list(members), [], []
+        while waiting:
+            head = max(waiting, key=lambda i: (attention[i], -i))
+            waiting.remove(head)
+            heads[group].append(head)
+            alike = [i for i in waiting if x[head] @ x[i] > threshold]
+            waiting = [i for i in waiting if i not in alike]
+            tails[group] += alike
+        tails[group].sort(key=lambda i: (-attention[i], i))
+    # Bounds of a part: one token, where there is one; the heads, at most five for every 64 tokens begun.
+    low = {group: 1 if members else 0 for group, members in groups.items()}
+    high = {group: min(len(heads[group]), 5 * -(-count // 64)) for group in groups}
+    while sum(high.values()) < count:
+        for group, members in groups.items():
+            high[group] += high[group] < len(members)
+    spare, listed, part = count - sum(low.values()), sum(map(len, heads.values())), {}
+    for group in groups:
+        before = sum(len(heads[other]) for other in groups if other < group)
+        upper, lower = (round(spare * n / listed) for n in (before + len(heads[group]), before))
+        part[group] = min(low[group] + upper - lower, high[group])
+    for group in sorted(groups, key=lambda g: len(heads[g]), reverse=True):
+        while part[group] < high[group] and sum(part.values()) < count:
+            part[group] += 1
+    return Kept([i for group in groups for i in (heads[group] + tails[group])[: part[group]]], gap)
 
 
 def vidcom2(video: dict, count: int, temperature: float = 0.01, channels: float = 0.5) -> Kept:
-    features, frames = video["features"], np.asarray(video["frames"])
-    quiet = np.sort(np.argsort(features.var(0), kind="stable")[: max(1, math.floor(features.shape[1] * channels))])
-    x = unit(features[:, quiet])
+    """Frame compression adjustment and adaptive token compression (paper, section 4), one frame and token at a time."""
+    x, number = video["features"], list(video["frames"])
+    quiet = sorted(range(x.shape[1]), key=lambda c: (x[:, c].var(), c))[: max(1, int(channels * x.shape[1]))]
+    v = unit(x[:, quiet])
+    frames = {f: [i for i, other in enumerate(number) if other == f] for f in sorted(set(number))}
 
-    def likeness(tokens: np.ndarray, mean: np.ndarray) -> np.ndarray:
-        distance = ((tokens - mean) ** 2).sum(-1)
-        return sum(np.exp(-distance / (2 * 2.0**k)) for k in range(-3, 2))
+    def likeness(i: int, members: list[int]) -> float:
+        """Return the sum over alpha = 2^-3 to 2^1 of exp(-|v - mean|^2 / (2 alpha))."""
+        away = v[i] - sum(v[j] for j in members) / len(members)
+        return sum(math.exp(-(away @ away) / 2**k / 2) for k in range(-3, 2))
 
-    numbers = range(frames.max() + 1)
-    to_video, to_frame = likeness(x, x.mean(0)), np.zeros(len(x))
-    for number in numbers:
-        to_frame[frames == number] = likeness(x[frames == number], x[frames == number].mean(0))
-    means = np.array([to_video[frames == number].mean() for number in numbers])
-    p = softmax(-means / temperature)
-    sizes = [int((frames == number).sum()) for number in numbers]
-    shares = [min(count / len(x) * (1 + q - p.mean()), 1) * size for q, size in zip(p, sizes, strict=True)]
-    least = [1 if count >= len(sizes) else 0] * len(sizes)
-    quotas = [max(math.floor(share), low) for share, low in zip(shares, least, strict=True)]
-    while sum(quotas) != count:
-        step = 1 if sum(quotas) < count else -1
-        able = [n for n in numbers if (quotas[n] < sizes[n] if step > 0 else quotas[n] > least[n])]
-        able.sort(key=lambda n: (step * (quotas[n] - shares[n]), n))
-        for number in able[: abs(count - sum(quotas))]:
-            quotas[number] += step
+    whole = list(range(len(v)))
+    to_video = [likeness(i, whole) for i in whole]
+    to_frame = [likeness(i, frames[number[i]]) for i in whole]
+    unlike = [-sum(to_video[i] for i in members) / len(members) / temperature for members in frames.values()]
+    shift = max(unlike)
+    weights = [math.exp(u - shift) for u in unlike]
+    shares = []
+    for weight, members in zip(weights, frames.values(), strict=True):
+        rate = count / len(v) * (1 + weight / sum(weights) - 1 / len(frames))
+        shares.append(min(rate, 1) * len(members))
+    sizes = [len(members) for members in frames.values()]
+    parts = parts_of(shares, count, [int(count >= len(frames))] * len(frames), sizes)
     kept, gap = [], math.inf
-    for number in numbers:
-        chosen, other = best(-(to_video + to_frame), quotas[number], np.flatnonzero(frames == number).tolist())
+    for part, members in zip(parts, frames.values(), strict=True):
+        # The best are those least like both means.
+        chosen, other = best(-(np.array(to_video) + np.array(to_frame)), part, members)
         kept, gap = kept + chosen, min(gap, other)
-    return Kept(kept, gap, notes={"quotas": quotas, "shares": shares})
+    return Kept(kept, gap, notes={"quotas": parts, "shares": shares})
 
 
 def evs(video: dict, count: int) -> Kept:

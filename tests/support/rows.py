@@ -31,6 +31,7 @@ def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method
                     "tokens_average": budget,
                     "prefill_gflops": 1.5,
                     "scoring_gflops": 0.0,
+                    "conversation": None,
                     "on_objects": draw.random(questions),
                     "seed": 0,
                     "prediction": "two",

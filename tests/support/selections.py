@@ -106,22 +106,3 @@ def follow(cosines, scores, order, gamma, update, exhausted="restart", slack=0.0
         readings = sorted(seen, key=lambda reading: max(reading[0]))[:8]
         del alive[i]
     return readings[0][:2]
-
-
-def follow_in_blocks(x, scores, order, gamma=20.0):
-    """Run the rule *subtract* with restarts in float64 along `order`, for many tokens.
-
-    Return how far the worst pick stood below the best token, as a share of the highest score.
-    """
-    norms, scores = x.norm(dim=1).double(), scores.double()
-    first, now, highest, worst = scores.clone(), scores.clone(), float(scores.max()), 0.0
-    for block in order.split(64):
-        cosines = (x[block] @ x.T).double() / norms[block, None] / norms
-        weights = torch.exp(-gamma * (1 - cosines).clamp_min(0).square())
-        for pick, row in zip(block.tolist(), weights, strict=True):
-            if float(now.max()) <= 2.0**-39 * highest:
-                now = torch.where(now == -INF, now, first)
-            worst = max(worst, float(now.max() - now[pick]))
-            now = now - row * now[pick].clamp_min(0)
-            now[pick] = -INF
-    return worst / highest

@@ -253,7 +253,7 @@ def _read_and_merged(method: type[Method]) -> tuple[list[str], bool]:
     """Run a method on random tokens; return the views that it reads, and whether it gives tokens that it merged."""
     from tests.support.images import batch, image
 
-    knobs = {"layer": None} if "select" in vars(method) and issubclass(method, InLLM) else {}
+    knobs = {"budget_convention": "final"} if "select" in vars(method) and issubclass(method, InLLM) else {}
     plain = batch(image(0), image(1))
     tokens = _Recorded(plain.features, plain.mask, plain.grid, plain.sources)
     vars(tokens)["fields_read"] = set()
@@ -293,7 +293,7 @@ def _place(method: type[Method]) -> str:
     before = not inside or "select" in vars(method)
     merges = before and _read_and_merged(method)[1]
     places = ["before the language model"] * before + ["inside it" if before else "inside the language model"] * inside
-    return " and ".join(places) + (", merges" if merges or "recycle" in _knobs(method) else "")
+    return " and ".join(places) + (", merges" if merges or {"recycle", "own"} & set(_knobs(method)) else "")
 
 
 def _knobs(method: type[Method]) -> dict[str, str]:

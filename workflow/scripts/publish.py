@@ -87,7 +87,8 @@ def check_sources(workflow: dict) -> None:
     ValueError
         If rows or times are missing or dirty; names them.
     """
-    stores = [(Results(ROWS), workflow["jobs"]), (Times(TIMES), workflow.get("timed", {}))]
+    jobs = [*workflow["jobs"], *made_by_hand(workflow)]
+    stores = [(Results(ROWS), jobs), (Times(TIMES), workflow.get("timed", {}))]
     missing = [f"{store.root}/{job}" for store, jobs in stores for job in jobs if job not in store.jobs()]
     missing += [path for path in published(workflow) if not path.exists()]
     if missing:
@@ -106,9 +107,16 @@ def check_sources(workflow: dict) -> None:
         )
 
 
+def made_by_hand(workflow: dict) -> dict[str, list[str]]:
+    """Return the jobs run by hand whose rows are there, with the files of each that are copied."""
+    there = Results(ROWS).jobs()
+    return {job: paths for job, paths in workflow.get("published_by_hand", {}).items() if job in there}
+
+
 def published(workflow: dict) -> dict[Path, Path]:
     """Return the files that are copied, and where to."""
-    sources = [Path(path) for path in [*workflow["drawing"]["outputs"], *workflow.get("published", [])]]
+    by_hand = [path for paths in made_by_hand(workflow).values() for path in paths]
+    sources = [Path(path) for path in [*workflow["drawing"]["outputs"], *workflow.get("published", []), *by_hand]]
     folders = {FIGURES: DOCS / "figures", TABLES: DOCS / "tables"}
     copies = {source: folders[source.parent] / source.name for source in sources}
     # How long whole runs took is known only where they were whole.

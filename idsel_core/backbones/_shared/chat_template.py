@@ -24,14 +24,6 @@ _SPECIAL = 0xF0000
 """First of the characters that stand for special tokens, from a private plane of Unicode."""
 _SPECIALS = "[\U000f0000-\U0010fffd]"
 
-_OF_PROCESSORS = (
-    r"<[^<>]{1,40}>",
-    r"Frame\d+:",
-    "Hereistheoriginalimage",
-    "andherearesomecropstohelpyouseebetter",
-)
-"""What processors of transformers, not templates, write in front of an image where that is no special token."""
-
 _QUESTIONS, _ANSWERS = ("qqfirstqq", "qqsecondqq", "qqthirdqq"), ("aafirstaa", "aasecondaa")
 _SYSTEM = "sssystemss"
 _KINDS = ("image", "video", "audio")
@@ -84,20 +76,27 @@ class ChatTemplate:
     ) -> None:
         self.opens_question, self.opens_answer, self.blanks = opens_question, tuple(opens_answer), blanks
         self._plain = Plain(tokenizer)
-        written = "|".join([*beside_images, *_OF_PROCESSORS])
-        self._beside = re.compile(f"(?:{written})(?={_SPECIALS}*{PLACEHOLDER})")
+        self._beside = re.compile(f"(?:{'|'.join(beside_images) or '(?!)'})(?={_SPECIALS}*{PLACEHOLDER})")
 
     @classmethod
-    def of(cls, processor: Any) -> ChatTemplate | None:
-        """Read the chat template of a processor or tokenizer; None where it has none, or one without marks."""
-        tokenizer = getattr(processor, "tokenizer", processor)
-        return cls._read(processor, str([getattr(each, "chat_template", None) for each in (processor, tokenizer)]))
+    def of(cls, processor: Any, beside_images: Sequence[str] = ()) -> ChatTemplate | None:
+        """Read the chat template of a processor or tokenizer; None where it has none, or one without marks.
+
+        Parameters
+        ----------
+        processor : ProcessorMixin or PreTrainedTokenizerBase
+            Of the prompts.
+        beside_images : Sequence[str]
+            Regular expressions of what the processor, not the template, writes in front of an image, plain.
+        """
+        source = str([getattr(each, "chat_template", None) for each in (processor, tokenizer_of(processor))])
+        return cls._read(processor, source, tuple(beside_images))
 
     @classmethod
     @functools.lru_cache(maxsize=8)
-    def _read(cls, processor: Any, source: str) -> ChatTemplate | None:
+    def _read(cls, processor: Any, source: str, beside_images: tuple[str, ...]) -> ChatTemplate | None:
         """Read a chat template, which may be changed on a processor, and then has another source."""
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = tokenizer_of(processor)
         render = _renderer(processor)
         if render is None:
             return None
@@ -117,7 +116,7 @@ class ChatTemplate:
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         blanks = len(ids) - len(_without_blanks_behind([plain.unit(number) for number in ids]))
         beside = [mark for kind in _KINDS if (mark := _beside_image(render, plain, opening, kind))]
-        return cls(tokenizer, opening, closings, blanks, list(dict.fromkeys(beside)))
+        return cls(tokenizer, opening, closings, blanks, list(dict.fromkeys([*beside, *beside_images])))
 
     def last_turn(self, ids: Sequence[int], placeholder: Sequence[bool], labelled: int | None = None) -> Turn | None:
         """Find the last user's turn among the tokens of a prompt; None where it has none.
@@ -210,9 +209,14 @@ class Plain:
         return "".join(map(self.unit, self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor, which may be one itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def special_ids(processor: Any) -> set[int]:
     """Return the special tokens of a processor or tokenizer, but for unknown words."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
@@ -249,7 +253,7 @@ def _read_processor(model: Any) -> Any:
         # A processor may need a package that is missing, where its tokenizer does not; failing means not known.
         with suppress(Exception):
             found: Any = read.from_pretrained(name, **source)
-            if hasattr(getattr(found, "tokenizer", found), "all_special_ids"):
+            if hasattr(tokenizer_of(found), "all_special_ids"):
                 return found
     return None
 
@@ -284,7 +288,7 @@ class _Renderer:
 
 
 def _renderer(processor: Any) -> _Renderer | None:
-    owners = [processor, getattr(processor, "tokenizer", processor)]
+    owners = [processor, tokenizer_of(processor)]
     for owner in dict.fromkeys(owners):
         if not hasattr(owner, "apply_chat_template"):
             continue

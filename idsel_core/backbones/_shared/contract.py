@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of
+from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, tokenizer_of
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
 from idsel_core.backbones._shared.instruction import Instruction
 from idsel_core.backbones._shared.own_thread import in_this_thread
@@ -23,6 +23,7 @@ from idsel_core.backbones._shared.prompts import (
     drop_columns,
     kept_columns,
     locate_images,
+    real_columns,
 )
 from idsel_core.backbones._shared.question_views import QuestionViews
 from idsel_core.backbones.relevance.companion import Relevance
@@ -80,7 +81,7 @@ class Backbone(ABC):
     text_looks_ahead: ClassVar[bool] = False
     """Whether words of a prompt attend to later words, where ``token_type_ids`` are 0."""
     joined_kinds: ClassVar[tuple[str, ...]] = ()
-    """Of "image" and "video", those whose features the model takes as one tensor, not as a list."""
+    """Of "image", "video" and "audio", those whose features the core takes as one tensor, not as a list."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
     no_resize_reason: ClassVar[str] = "this model family does not resize images"
@@ -89,11 +90,13 @@ class Backbone(ABC):
     """Why this family lacks views, by view, if the reason is not the usual one."""
     has_chat_template: ClassVar[bool] = True
     """Whether prompts follow a chat template; all text in front of the answer is the question where they do not."""
+    beside_images: ClassVar[tuple[str, ...]] = (r"<[^<>]{1,40}>",)
+    """Regular expressions of what the processor writes in front of an image, but for special tokens, without blanks."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
         if relevance is not None and not isinstance(relevance, Relevance):
             raise TypeError(f"relevance must have project() and embed_text(), which {type(relevance).__name__} lacks")
-        if processor is not None and not hasattr(getattr(processor, "tokenizer", processor), "all_special_ids"):
+        if processor is not None and not hasattr(tokenizer_of(processor), "all_special_ids"):
             raise TypeError(f"processor must be a processor or tokenizer, which {type(processor).__name__} is not")
         self.model = model
         self.relevance = relevance
@@ -110,7 +113,7 @@ class Backbone(ABC):
         """Chat template of the prompts; None where it is not known, or where prompts follow none."""
         if not self.has_chat_template or self.processor is None:
             return None
-        return ChatTemplate.of(self.processor)
+        return ChatTemplate.of(self.processor, self.beside_images)
 
     def warn_of_question(self, consequence: str) -> None:
         """Warn, once, of what follows from not knowing which words of a prompt are the question."""
@@ -208,18 +211,28 @@ class Backbone(ABC):
         """
         return {name: inputs[name] for name in self.image_inputs if inputs.get(name) is not None}
 
+    def joined(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the model's core in which what `shorten` gives is one tensor where the core expects one.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``forward``, with a list of features, one an image, of each kind in ``mm_encoder_outputs``.
+        """
+        outputs: dict[str, Any] = dict(inputs.get("mm_encoder_outputs") or {})
+        for kind in self.joined_kinds:
+            kept = getattr(outputs.get(kind), "pooler_output", None)
+            if isinstance(kept, list):
+                output: Any = BaseModelOutputWithPooling
+                outputs[kind] = output(pooler_output=torch.cat(kept)[None])
+        return {**inputs, "mm_encoder_outputs": outputs} if outputs else dict(inputs)
+
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let the model read what `shorten` gives, a list of features, also where it expects one tensor."""
+        """Let the model read what `shorten` gives, a list of features, also where its core expects one tensor."""
 
         def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            outputs: dict[str, Any] = dict(kwargs.get("mm_encoder_outputs") or {})
-            for kind in self.joined_kinds:
-                kept = getattr(outputs.get(kind), "pooler_output", None)
-                if isinstance(kept, list):
-                    joined: Any = BaseModelOutputWithPooling
-                    outputs[kind] = joined(pooler_output=torch.cat(kept)[None])
-            return args, {**kwargs, "mm_encoder_outputs": outputs} if outputs else kwargs
+            return args, self.joined(kwargs)
 
         with ExitStack() as stack:
             if self.joined_kinds:
@@ -322,7 +335,7 @@ class Backbone(ABC):
         """
         features = self.project(encoded.encoder_features) if encoded.features is None else encoded.features
         slots = self.locate(input_ids, encoded.placeholders, encoded.video, attention_mask)
-        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        real = real_columns(input_ids, attention_mask)
         instruction = Instruction(self, input_ids, real, slots, question_mask, answer, answered)
         asked = QuestionViews(self, encoded, features, slots, input_ids, attention_mask, position_ids, instruction)
         sources: dict[str, Callable[..., Tensor]] = {
@@ -401,17 +414,27 @@ class Backbone(ABC):
             inputs["position_ids"] = self.full_positions(inputs)
         left_out = (*self.image_inputs, "question_mask")
         inputs = {name: value for name, value in inputs.items() if name not in left_out}
-        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        placeholders = tokens.lengths if tokens.placeholders is None else tokens.placeholders
-        slots = self.locate(input_ids, placeholders, tokens.video, mask)
-        real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-        keep = kept_columns(slots, real, tokens.lengths, selection)
+        keep, real = self.kept(inputs, tokens, selection)
         if positions == "compact" and inputs.get("position_ids") is not None:
             inputs["position_ids"] = inputs["position_ids"] - (real & ~keep).cumsum(1)
         pad_token_id = getattr(self.model.generation_config, "pad_token_id", None) or 0
         short = drop_columns(inputs, keep, real, pad_token_id)
         short["mm_encoder_outputs"] = self.encoder_outputs(tokens, selection)
         return short
+
+    def kept(self, inputs: Mapping[str, Any], tokens: VisualTokens, selection: Selection) -> tuple[Tensor, Tensor]:
+        """Return which columns of full prompts stay, and which are no padding, bool (B, L) each.
+
+        Parameters
+        ----------
+        inputs : Mapping[str, Any]
+            Arguments of ``generate`` or ``forward``, with ``input_ids`` (B, L).
+        tokens, selection
+            As for `shorten`.
+        """
+        input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        slots, real = self.locate(input_ids, tokens.full_lengths, tokens.video, mask), real_columns(input_ids, mask)
+        return kept_columns(slots, real, tokens.lengths, selection), real
 
     def positions_of(self, positions: str | None) -> str:
         """Return how the remaining tokens are numbered, "compact" or "keep", given what was asked for, if anything.
@@ -460,7 +483,7 @@ class Backbone(ABC):
         """
         ids, mask, positions = (short.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
         assert ids is not None
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        real = real_columns(ids, mask)
         if positions is None:
             positions = real.cumsum(1) - 1 if generating else torch.arange(ids.shape[1], device=ids.device)[None]
         elif not generating:

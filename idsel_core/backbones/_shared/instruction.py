@@ -27,7 +27,8 @@ class Instruction:
 
     In this order, words are those that the caller marked, those of the last user's turn by the chat template, or all
     text before the answer, with a warning that says so. Where tokens have labels, the turn is the one before the first
-    of them, or the one that it stands in: labels on what a user says change nothing.
+    of them, or the one that it stands in: labels on what a user says change nothing. Where neither the chat template
+    nor what stands in front of the first label says a word, as with labels on everything, labels tell nothing.
 
     Parameters
     ----------
@@ -63,14 +64,14 @@ class Instruction:
         answered: bool = False,
     ) -> None:
         self._backbone, self._input_ids, self._real = backbone, input_ids, real
-        self._told = answer is not None or not answered
+        self._answer, self._answered = answer, answered
         self._placeholder = backbone.placeholders(input_ids)
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         # (I, L): columns from the first to the last placeholder of each image, with what stands between its tiles.
         first = slots.columns.masked_fill(slots.columns < 0, input_ids.shape[1]).amin(1, keepdim=True)
         within = (place >= first) & (place <= slots.columns.amax(1, keepdim=True))
         self._of_image = self._placeholder.long().index_add_(0, slots.rows, within.long()) > 0
-        # (B, L): columns before the answer.
+        # (B, L): columns before the first token of an answer.
         self._before = real if answer is None else real & ((answer & real).cumsum(1) == 0)
         self._marked = None if question_mask is None else self._checked(question_mask)
 
@@ -89,7 +90,7 @@ class Instruction:
                 raise ValueError(f"question_mask marks tokens of the answer of prompt {row}")
             return self._marked
         words = torch.zeros_like(self._real)
-        plain = self._said()
+        plain = self._said & self._asking
         for row, turn in enumerate(self._turns):
             if turn is None:
                 words[row] = plain[row]
@@ -102,10 +103,8 @@ class Instruction:
     @functools.cached_property
     def ends(self) -> Tensor:
         """True at the last token before the answer, one a prompt, bool (B, L)."""
-        if (
-            not self._told
-            and self._backbone.has_chat_template
-            and any(turn is None or turn.end is None for turn in self._turns)
+        if self._backbone.has_chat_template and any(
+            turn is None or turn.end is None for turn, told in zip(self._turns, self._told, strict=True) if not told
         ):
             self._backbone.warn_of_question("the last token asks, of the answer where one stands behind the prompt")
         return self._ends
@@ -118,7 +117,7 @@ class Instruction:
     @functools.cached_property
     def _ends(self) -> Tensor:
         place = torch.arange(self._real.shape[1], device=self._real.device)
-        last = (place * self._before).amax(1)
+        last = (place * self._asking).amax(1)
         for row, turn in enumerate(self._turns):
             if turn is not None and turn.end is not None:
                 last[row] = self._columns(row)[turn.end]
@@ -141,10 +140,30 @@ class Instruction:
         """Return the columns of a prompt that are no padding, int64."""
         return self._real[row].nonzero()[:, 0]
 
+    @functools.cached_property
     def _said(self) -> Tensor:
-        """Return a mask of the text that is no special token, as far as those are known, bool (B, L)."""
+        """Mask of the text that is no special token, as far as those are known, bool (B, L)."""
         known = torch.tensor(sorted(self._special()), device=self._input_ids.device)
-        return self._before & ~self._of_image & ~torch.isin(self._input_ids, known)
+        return self._real & ~self._of_image & ~torch.isin(self._input_ids, known)
+
+    @functools.cached_property
+    def _led(self) -> Tensor:
+        """True at prompts whose first token of an answer tells where it begins, bool (B,): it has words in front."""
+        if self._answer is None or not self._backbone.has_chat_template:
+            return torch.ones_like(self._real[:, 0])
+        return (self._said & self._before).any(1)
+
+    @functools.cached_property
+    def _told(self) -> list[bool]:
+        """Of each prompt, whether it is known where an answer begins behind it, if any does."""
+        if self._answer is None:
+            return [not self._answered] * len(self._real)
+        return self._led.tolist()
+
+    @property
+    def _asking(self) -> Tensor:
+        """Columns that may ask where no chat template tells: those before the answer, bool (B, L)."""
+        return self._before.where(self._led[:, None], self._real)
 
     def _special(self) -> set[int]:
         backbone = self._backbone

@@ -40,6 +40,13 @@ class Slots:
     columns: Tensor
 
 
+def real_columns(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return a mask of the columns that are no padding, bool (B, L), of prompts and their attention mask, if any."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return attention_mask.bool().to(input_ids.device)
+
+
 def locate_images(
     input_ids: Tensor, image_token_id: int, placeholders: Tensor, attention_mask: Tensor | None = None
 ) -> Slots:

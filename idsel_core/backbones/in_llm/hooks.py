@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.instruction import moved, moved_ends
 from idsel_core.backbones._shared.own_thread import in_this_thread
+from idsel_core.backbones._shared.prompts import real_columns
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
 from idsel_core.backbones.in_llm.decode import DecodeStep, Span
 from idsel_core.backbones.in_llm.passage import Passage, Plan
@@ -63,8 +63,7 @@ def dropping(
         return
     check_decoder(backbone.language_model)
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")
-    placeholder = backbone.placeholders(ids)
-    real = torch.ones_like(placeholder) if mask is None else mask.bool()
+    placeholder, real = backbone.placeholders(ids), real_columns(ids, mask)
     given, text = tokens.prompts, real & ~placeholder
     plan = Plan(
         method=method,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.ragged import cosines
 from idsel_core.selection.suppression import score_dtype
-from idsel_core.visual_tokens import VisualTokens
 
 
 def energy_curves(features: Tensor, mask: Tensor) -> Tensor:
@@ -84,22 +80,3 @@ def allocate(curves: Tensor, least: Tensor, most: Tensor, total: int) -> tuple[T
     images, levels = order % len(curves), before.mT.flatten()[order]
     counts = least + torch.zeros_like(least).scatter_add(0, images, torch.ones_like(images))
     return counts, float(levels.max()) if len(levels) else 0.0
-
-
-def image_part(tokens: VisualTokens, rows: Tensor) -> VisualTokens:
-    """Return the tokens of some rows (R,) of a batch; views are computed for the whole batch and shared."""
-
-    def part(name: str) -> Callable[..., Tensor]:
-        return lambda *arguments: tokens._view(name, *arguments, axes=1)[rows]
-
-    sources = {name: source if name == "projector" else part(name) for name, source in tokens.sources.items()}
-    return replace(
-        tokens,
-        features=tokens.features[rows],
-        mask=tokens.mask[rows],
-        grid=tokens.grid[rows],
-        sources=sources,
-        placeholders=None if tokens.placeholders is None else tokens.placeholders[rows],
-        video=None if tokens.video is None else tokens.video[rows],
-        _cache={},
-    )

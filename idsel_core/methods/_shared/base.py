@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -43,9 +43,6 @@ class Method(ABC):
 
     shares_budget: ClassVar[bool] = False
     """Whether the images of a batch share a budget, so that what one keeps depends on the others."""
-
-    nested: ClassVar[bool] = False
-    """Whether the picks of a small budget are the first picks of a large one; a subclass says so anew for itself."""
 
     budget: int | float
 
@@ -110,3 +107,23 @@ def take_best(scores: Tensor, tokens: VisualTokens, budget: int | float) -> Sele
     ranking = scores.sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, K)
     beyond = torch.arange(ranking.shape[1], device=ranking.device) >= counts[:, None]
     return Selection.from_order(ranking.masked_fill(beyond, -1), scores, budget)
+
+
+def keep_all(tokens: VisualTokens, budget: int | float, merged: bool = False) -> Selection:
+    """Leave images whole: all tokens in raster order, with equal scores, and nothing merged.
+
+    Parameters
+    ----------
+    tokens : VisualTokens
+        B rows.
+    budget : int or float
+        As it was given.
+    merged : bool
+        Whether the selection has features, so that it can stand beside one that merges tokens; they are the tokens'.
+    """
+    place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)
+    whole = Selection.from_order(place.masked_fill(~tokens.mask, -1), tokens.mask.float().log(), budget)
+    if not merged:
+        return whole
+    chosen = whole.indices.clamp_min(0)[..., None].expand(-1, -1, tokens.features.shape[2])
+    return replace(whole, features=tokens.features.gather(1, chosen))

@@ -34,8 +34,8 @@ class Greedy(Method):
     """
 
     _: KW_ONLY
-    gamma: float | Literal["auto"] = 20.0
-    update: Update = "subtract"
+    gamma: float | Literal["auto"] = "auto"
+    update: Update = "multiply"
     features: str = "projector"
     exhausted: Exhausted = "restart"
 

@@ -28,6 +28,13 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.mT
 
 
+def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return 1 - cos (...) of vectors (..., D), as |x - y|^2 / 2 of unit vectors, which is exact near 0 too."""
+    x, y = (torch.nn.functional.normalize(v.to(torch.promote_types(v.dtype, torch.float32)), dim=-1) for v in (x, y))
+    zeros = 2 - x.any(-1).byte() - y.any(-1).byte()  # (...): number of zero vectors of each pair
+    return ((x - y).square_().sum(-1) + zeros) / 2
+
+
 def gather_tokens(values: Tensor, places: Tensor) -> Tensor:
     """Gather values (B, N, D) at `places` (B, K), giving (B, K, D); arbitrary where a place is -1."""
     return values.gather(1, places.clamp_min(0)[..., None].expand(-1, -1, values.shape[-1]))

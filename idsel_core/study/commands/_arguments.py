@@ -70,6 +70,22 @@ def natural(text: str) -> int:
     return _at_least(0, text)
 
 
+def number_or_share(name: str, text: str) -> int | float:
+    """Return a budget from the text of an argument: an int as a number of visual tokens, anything else as a share.
+
+    Raises
+    ------
+    ValueError
+        If it is no number.
+    """
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(
+            f"{name} must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
+        ) from None
+
+
 def _at_least(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be an int of {least} or more, not {text!r}")

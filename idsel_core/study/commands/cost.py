@@ -22,7 +22,6 @@ from idsel_core.study.paths import MODEL
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +61,7 @@ def run(given: argparse.Namespace) -> int:
     from idsel_core.methods import get_method
     from idsel_core.study.cost import cost_table, full_budget, read_config
     from idsel_core.study.cost.shapes import pair, size_given
+    from idsel_core.study.devices import dtype_named
 
     config, own = read_config(given.model)
     size = size_given(given.image_size) or own
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
         image_size=size,
         attention=given.attention,
         method=method,
-        dtype=_dtype(given.dtype),
+        dtype=dtype_named(given.dtype),
         counted=given.counted,
     )
     print(f"{given.model}: {given.text} text tokens, {given.attention} attention, selection by {given.method}\n")
@@ -94,15 +94,6 @@ def _budget(text: str) -> int | list[int]:
         raise argparse.ArgumentTypeError(f"must be visual tokens such as 64, or 576x2,64x30 by layers, not {text!r}")
     stretches = [stretch.split("x") for stretch in text.split(",")]
     return [int(tokens) for tokens, layers in stretches for _ in range(int(layers))]
-
-
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{name!r} is no torch dtype; for example float16, bfloat16, float32")
-    return found
 
 
 def _printed(table: pd.DataFrame) -> str:

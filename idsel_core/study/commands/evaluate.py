@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from idsel_core.study.commands._arguments import add_study_arguments, natural, positive
+from idsel_core.study.commands._arguments import add_study_arguments, natural, number_or_share, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,7 @@ def run(given: argparse.Namespace) -> int:
     from idsel_core.study.backbone_folders import check_evaluable
     from idsel_core.study.dataset import BLIND, FULL, read_data
     from idsel_core.study.devices import check_device
+    from idsel_core.study.hints import did_you_mean
     from idsel_core.study.knobs import parse_knob
 
     ends = (FULL, BLIND)
@@ -65,9 +66,11 @@ def run(given: argparse.Namespace) -> int:
         settings = {name: parse_knob(given.method, name, text) for name, text in given.knob if name != "budget"}
         if len(settings) < len(given.knob):
             raise ValueError("each knob may be given once, and the budget is given by --budget")
-        method = get_method(given.method, budget=_budget(given.budget), **settings)
+        method = get_method(given.method, budget=number_or_share("--budget", given.budget), **settings)
     else:
-        raise _unknown(given.method, [*ends, *METHODS])
+        known = [*ends, *METHODS]
+        hint = did_you_mean(given.method, known)
+        raise ValueError(f"unknown method {given.method!r}{hint}; known: {', '.join(known)}")
     check_device(given.device)
     check_evaluable(given.backbone, given.revision)
     read_data(given.data, given.split, given.limit)
@@ -95,20 +98,3 @@ def run(given: argparse.Namespace) -> int:
         print(f"the budget of {method.budget} is above the tokens of some images, which are left whole")
     print(accuracy(rows).round(3).to_string())
     return 0
-
-
-def _budget(text: str) -> int | float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise ValueError(
-            f"--budget must be a number of visual tokens such as 64, or a share such as 0.1, not {text!r}"
-        ) from None
-
-
-def _unknown(name: str, known: list[str]) -> ValueError:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown method {name!r}{hint}; known: {', '.join(known)}")

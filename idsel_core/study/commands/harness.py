@@ -18,7 +18,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from idsel_core.study.commands._arguments import natural
+from idsel_core.study.commands._arguments import natural, number_or_share
 
 ROWS = Path("results/harness")
 
@@ -123,15 +123,8 @@ def _settings(given: argparse.Namespace) -> list[Any]:
             found.append(setting_from())
             continue
         mine = {knob: text for knob, text in knobs.items() if knob in having[name]}
-        found += [setting_from(name, _budget(text), knobs=mine) for text in given.budget]
+        found += [setting_from(name, number_or_share("--budget", text), knobs=mine) for text in given.budget]
     return list(dict.fromkeys(found))
-
-
-def _budget(text: str) -> int | float:
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
-        raise ValueError(f"--budget must be a number of visual tokens, or a share such as 0.1, not {text!r}") from None
 
 
 def _pair(text: str) -> tuple[str, object]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from idsel_core.study.commands._arguments import add_cores, natural, positive
 
+_LOCAL = Path("workflow/profiles/local")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
@@ -29,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         type=Path,
-        default=Path("workflow/profiles/local"),
         metavar="FOLDER",
-        help="where jobs run: workflow/profiles/local or workflow/profiles/slurm (default: %(default)s)",
+        help=f"where jobs run: {_LOCAL} or workflow/profiles/slurm (default: {_LOCAL})",
     )
     add_cores(parser)
     guess = parser.add_argument_group("what the estimate takes for granted")
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guess.add_argument(
         "--bandwidth", type=_positive, default=1000.0, help="GB/s of the GPU's memory (default: %(default)g)"
     )
-    guess.add_argument("--batch", type=positive, help="prompts at a time (default: the grid's, or 8)")
+    guess.add_argument("--batch", type=positive, help="prompts at a time (default: the grid's)")
     guess.add_argument("--answer", type=positive, default=8, help="tokens of an answer (default: %(default)s)")
     guess.add_argument("--text", type=natural, default=64, help="text tokens of a prompt (default: %(default)s)")
     guess.add_argument(
@@ -66,21 +67,35 @@ def run(given: argparse.Namespace) -> int:
         return 0
     path = paper.table_file(given.table)
     if paper_times.is_timing(path):
+        for name in ("limit", "profile"):
+            if getattr(given, name):
+                raise ValueError(
+                    f"{given.table} holds times, which are measured here and now, so --{name} means nothing"
+                )
         if given.dry_run:
             print(f"{tables[given.table]}\n\n{paper_times.describe_timing(path)}")
         else:
             paper_times.run_timing(path)
         return 0
-    axes = paper.read_grid(path, given.limit)
-    if not given.dry_run:
-        from idsel_core.study.run.run_sweep import run_sweep
+    from idsel_core.study.run import paper_cost
+    from idsel_core.study.run.run_sweep import run_sweep
+    from idsel_core.study.run.sweeps import read_sweep
 
-        return run_sweep(paper.limited(path, axes, given.limit), given.profile, given.cores, False, given.more)
-    rates = paper.measured_rates(project_path(TIMES), tflops=given.tflops, bandwidth=given.bandwidth, batch=given.batch)
+    sweep = paper_cost.with_questions(read_sweep(path), given.limit)
+    if not given.dry_run:
+        return run_sweep(paper.limited(path, given.limit), given.profile or _LOCAL, given.cores, False, given.more)
+    rates = paper_cost.measured_rates(
+        project_path(TIMES),
+        tflops=given.tflops,
+        bandwidth=given.bandwidth,
+        batch=given.batch or next(job["batch"] for job in sweep.jobs.values()),
+        answer=given.answer,
+    )
     assumed = {"image_size": tuple(given.image_size), "text_tokens": given.text}
-    shares = paper.estimate(axes, rates, paper.read_tasks(), **assumed)
-    memory = paper.memory_bytes(axes, rates, **assumed)
-    print(f"{tables[given.table]}\n\n{paper.describe(given.table, axes, shares, memory, rates)}")
+    tasks = paper.read_tasks()
+    shares = paper_cost.estimate(sweep, rates, tasks, **assumed)
+    memory = paper_cost.memory_bytes(sweep, rates, **assumed)
+    print(f"{tables[given.table]}\n\n{paper_cost.describe(sweep, shares, memory, rates, tasks)}")
     return 0
 
 

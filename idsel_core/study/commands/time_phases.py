@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Measure and print one row a method and phase."""
     import pandas as pd
-    import torch
 
     from idsel_core.backbones import adapter_for
     from idsel_core.loading.random_models import build_random
@@ -56,7 +55,7 @@ def run(given: argparse.Namespace) -> int:
     from idsel_core.study.cost import read_config
     from idsel_core.study.cost.models import tower_of
     from idsel_core.study.cost.shapes import size_given
-    from idsel_core.study.devices import check_device
+    from idsel_core.study.devices import check_device, dtype_named
     from idsel_core.study.open_backbone import open_backbone
     from idsel_core.study.timing.example_inputs import example_inputs
     from idsel_core.study.timing.phases import time_methods
@@ -72,7 +71,7 @@ def run(given: argparse.Namespace) -> int:
     if given.model.is_dir():
         backbone, _ = open_backbone(given.model, given.device)
     else:
-        backbone = adapter_for(build_random(config, getattr(torch, given.dtype, given.dtype), given.device))
+        backbone = adapter_for(build_random(config, dtype_named(given.dtype), given.device))
     inputs = {name: tensor.to(given.device) for name, tensor in inputs.items()}
     timings = time_methods(backbone, inputs, methods, runs=given.runs, warmup=given.warmup, new_tokens=given.new)
     print(f"{given.model}: {circumstances(timings[0])}\n")

@@ -12,6 +12,8 @@ from typing import Any
 from loguru import logger
 from torch import Tensor
 
+from idsel_core.study.harness.journal import digest
+
 _MEDIA = ("images", "videos", "audio", "audios")
 
 
@@ -82,7 +84,7 @@ class WithoutEmptyMedia:
 
 
 def content_of(value: Any) -> Any:
-    """Return what JSON can hold in place of a prompt's content: hashes for images and arrays, size for files."""
+    """Return what JSON can hold in place of a prompt's content: tuples for images, arrays and files, and no others."""
     if isinstance(value, dict):
         return {str(name): content_of(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -91,8 +93,28 @@ def content_of(value: Any) -> Any:
         return value
     if isinstance(value, str):
         path = Path(value) if len(value) < 1000 and "/" in value and "\n" not in value else None
-        return [value, path.stat().st_size, path.stat().st_mtime] if path is not None and path.is_file() else value
+        if path is None or not path.is_file():
+            return value
+        return ("file", value, path.stat().st_size, path.stat().st_mtime)
     if hasattr(value, "tobytes"):
         shape = list(getattr(value, "shape", ())) or [value.mode, *value.size]
-        return ["bytes", *map(str, shape), hashlib.sha256(value.tobytes()).hexdigest()]
+        return ("bytes", *map(str, shape), hashlib.sha256(value.tobytes()).hexdigest())
     return repr(value)
+
+
+def image_id(content: Any) -> str:
+    """Return a name of the images, videos and clips in what `content_of` gave, the same for the same ones."""
+    found: list[Any] = []
+
+    def collect(value: Any) -> None:
+        if isinstance(value, dict):
+            for one in value.values():
+                collect(one)
+        elif isinstance(value, list):
+            for one in value:
+                collect(one)
+        elif isinstance(value, tuple):
+            found.append(value[-1] if value[0] == "bytes" else value[1:])
+
+    collect(content)
+    return digest(found)[:16] if found else "none"

@@ -15,7 +15,6 @@ import importlib
 import inspect
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -23,21 +22,17 @@ from typing import Any, Final
 import torch
 from lmms_eval.api.instance import GenerationResult, unwrap_generation_output
 from tqdm import tqdm
-from transformers import PreTrainedConfig, VisionTextDualEncoderModel
 
-from idsel_core.backbones import ClipCompanion, Companion, Relevance, adapter_for
-from idsel_core.methods import METHODS
+from idsel_core.backbones import ClipCompanion, Relevance, adapter_for
 from idsel_core.pruning import prune
-from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, logged_errors, watched
+from idsel_core.study.harness.arguments import check_given, knobs_in, read_template
+from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, logged_errors, watched
 from idsel_core.study.harness.journal import Journal, digest
-from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, check_version, class_path, native_name
+from idsel_core.study.harness.registry import PREFIX, WRAPPED, check_version, class_path, native_name
 from idsel_core.study.harness.setting import Setting, setting_from
-from idsel_core.study.open_backbone import weights_hash
+from idsel_core.study.open_backbone import open_companion, weights_hash
 from idsel_core.study.paths import PACKAGE, code_of
 from idsel_core.study.store.provenance import installed, sha256
-
-TEMPLATES: Final = Path(__file__).parent / "templates"
-
 
 _OWN: Final = ("budget", "positions", "budget_scope", "companion", "journal")
 
@@ -140,8 +135,8 @@ def pruned(base: Any, name: str) -> type:
             if template:
                 read_template(template)
             rest = {one: value for one, value in given.items() if one not in _OWN}
-            knobs = _knobs_in(rest, method, known, name)
-            _check_given(base, rest, name)
+            knobs = knobs_in(rest, method, known, name)
+            check_given(base, rest, name)
             return knobs, rest
 
         @classmethod
@@ -211,7 +206,7 @@ def pruned(base: Any, name: str) -> type:
             asked["time"] = self.times[request.task_name, request.doc_id]
             note = self.journal.get(digest(asked))
             if note is None:
-                note = self._asked_now(request, where) | {"image_id": _image_id(asked["content"])}
+                note = self._asked_now(request, where) | {"image_id": image_id(asked["content"])}
                 self.journal.add(digest(asked), note)
             self.notes[request.task_name, request.doc_id] = note
             return str(note["text"])
@@ -282,21 +277,6 @@ def pruned(base: Any, name: str) -> type:
     return Pruned
 
 
-def read_template(name: str) -> str:
-    """Return a chat template by its name in `TEMPLATES`, or from a file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is neither; names those that there are.
-    """
-    for path in (TEMPLATES / f"{name}.jinja", Path(name)):
-        if path.is_file():
-            return path.read_text()
-    known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-    raise FileNotFoundError(f"there is no chat template {name!r}; give a file, or one of: {known}")
-
-
 def read_relevance(pretrained: str, companion: str, processor: Any, device: Any) -> Relevance | None:
     """Load the companion of a model: a CLIP by its name, or the one in the folder of a local model.
 
@@ -313,57 +293,4 @@ def read_relevance(pretrained: str, companion: str, processor: Any, device: Any)
     """
     if companion:
         return ClipCompanion.from_pretrained(companion, processor.tokenizer, device=device)
-    folder = Path(pretrained) / "companion"
-    if not folder.is_dir():
-        return None
-    read: Any = VisionTextDualEncoderModel.from_pretrained
-    return Companion(read(folder, trust_remote_code=False, use_safetensors=True, local_files_only=True).to(device))
-
-
-def _knobs_in(given: dict[str, Any], method: str, known: list[str], name: str) -> dict[str, Any]:
-    """Take the knobs of a method out of arguments; refuse what is neither a knob nor an argument of the class."""
-    of_method = [field.name for field in fields(METHODS[method])] if method in METHODS else []
-    given.pop("max_batch_size", None)
-    knobs = {one: given.pop(one) for one in list(given) if one not in known and one in of_method}
-    for one in given:
-        if one not in known or one in ("args", "kwargs"):
-            allowed = [each for each in (*of_method, *known) if each not in ("args", "kwargs")]
-            raise ValueError(f"{PREFIX}{name} has no argument {one!r}; allowed are {', '.join(allowed)}")
-    return knobs
-
-
-def _check_given(base: Any, given: dict[str, Any], name: str) -> None:
-    """Refuse, before anything is loaded, what the class cannot do, or would do in silence."""
-    if "pretrained" not in given:
-        raise ValueError(f"{PREFIX}{name} needs pretrained=, a hub id or a folder")
-    if str(given.get("batch_size", 1)) != "1":
-        raise ValueError(f"batch_size must be 1, not {given['batch_size']!r}: the journal goes by request")
-    if given.get("trust_remote_code"):
-        raise ValueError("trust_remote_code must be false: code of a checkpoint is never run")
-    if "trust_remote_code" in inspect.signature(base.__init__).parameters:
-        given["trust_remote_code"] = False
-    if name == "video_llava" and str(given.get("device", "cuda")) == "cpu":
-        raise ValueError(f"the harness's {name} runs on a GPU alone; {PREFIX}{GENERIC} runs on a CPU too")
-    if name != GENERIC and "auto_map" in PreTrainedConfig.get_config_dict(given["pretrained"])[0]:
-        raise ValueError(f"{given['pretrained']} names code of its own (auto_map), which is never run")
-    if getattr(importlib.import_module(base.__module__), "process_vision_info", ...) is None:
-        raise ImportError(f"{name} needs qwen_vl_utils and torchvision; {PREFIX}{GENERIC} does without them")
-
-
-def _image_id(content: Any) -> str:
-    """Return a name of the images, videos and clips in a prompt's content, the same for the same ones."""
-    found: list[Any] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, dict):
-            for one in value.values():
-                collect(one)
-        elif isinstance(value, list):
-            if value and (value[0] == "bytes" or (len(value) == 3 and isinstance(value[1], int))):
-                found.append(value[-1] if value[0] == "bytes" else value)
-            else:
-                for one in value:
-                    collect(one)
-
-    collect(content)
-    return digest(found)[:16] if found else "none"
+    return open_companion(Path(pretrained), device)

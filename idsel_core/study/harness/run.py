@@ -293,7 +293,7 @@ def _evaluate(
         same = {"setting": setting.title, "task": name, "questions": len(model.notes), "tokens": math.nan}
         return [{**same, "metric": "submission", "value": math.nan, "stored": False}]
     samples = results["samples"][name]
-    positions = "compact" if model.run is None else model.run.positions
+    positions = model.adapter.positions_of(setting.positions)
     split = task.config.test_split or task.config.validation_split
     rows = rows_of(
         samples, model.notes, setting, task=name, metrics=list(task.aggregation()), split=split, backbone=backbone,

@@ -16,7 +16,6 @@ A task of lmms-eval is scored by its own functions; its metric is called ``lmms:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from idsel_core.study.hints import did_you_mean
 from idsel_core.study.metrics import anls, choice_letter, relaxed_accuracy, text_match, vqa_accuracy, yes_no
 
 
@@ -66,9 +66,7 @@ def get_metric(name: str) -> Metric:
         If there is none of this name; names those that there are.
     """
     if name not in METRICS:
-        near = difflib.get_close_matches(str(name), METRICS, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ";"
-        raise ValueError(f"unknown metric {name!r}{hint} known: {', '.join(METRICS)}")
+        raise ValueError(f"unknown metric {name!r}{did_you_mean(name, METRICS, ';')} known: {', '.join(METRICS)}")
     return METRICS[name]
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from idsel_core.study.report.bootstrap import share_of_full
+from idsel_core.study.report.settings import own_positions
 from idsel_core.study.report.theme import ENDS, PAGE, add_note, label, percent_axis, plot_band, questions_asked, styles
 from idsel_core.study.store.results import Results
 
@@ -25,9 +26,7 @@ def read_backbones(results: Results, job: str = "04_ablation_budget") -> pd.Data
         The job; that of another backbone has the same name with more behind it.
     """
     jobs = [name for name in results.jobs() if name == job or name.startswith(f"{job}-")]
-    frames = [results.frame(name) for name in jobs]
-    # Positions of one kind alone, those of all tokens.
-    own = [rows[rows["positions"].isin(rows.loc[rows["method"] == "full", "positions"])] for rows in frames]
+    own = [own_positions(results.frame(name)) for name in jobs]
     return pd.concat(own, ignore_index=True) if own else pd.DataFrame()
 
 

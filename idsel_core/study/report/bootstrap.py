@@ -227,9 +227,7 @@ def share_of_full(
     full : str
         The method whose rows are the reference.
     level, resamples, seed
-        See `bootstrap_mean`. Questions are drawn within each question type, the same ones for every setting and the
-        reference, so the interval covers the reference's own spread. Resamples where the reference scores 0 in a
-        question type are left out; this happens with a handful of questions alone.
+        See `bootstrap_mean`; how questions are drawn is in `resampled_shares`.
 
     Returns
     -------
@@ -242,6 +240,35 @@ def share_of_full(
         If a column is missing.
     ValueError
         If there are no reference rows, questions differ between settings, or the reference scores 0 in a question type.
+    """
+    scores, shares, drawn = resampled_shares(rows, by, full=full, resamples=resamples, seed=seed)
+    low, high = interval_bounds(drawn, level)
+    return with_settings(scores, {"share": shares, "low": low, "high": high}, level, resamples, seed)
+
+
+def resampled_shares(
+    rows: pd.DataFrame, by: Sequence[str], *, full: str = "full", resamples: int = 2000, seed: int = 0
+) -> tuple[pd.DataFrame, Array, Array]:
+    """Return paired scores, and the share of full performance of each of their columns, as it is and resampled.
+
+    Questions are drawn within each question type, the same ones for every setting and the reference, so an interval
+    covers the reference's own spread. Resamples where the reference scores 0 in a question type are left out; this
+    happens with a handful of questions alone.
+
+    Parameters
+    ----------
+    rows, by, full, resamples, seed
+        See `share_of_full`.
+
+    Returns
+    -------
+    tuple[DataFrame, array of float64 (m,), array of float64 (resamples, m)]
+        The table of `paired_scores` with m columns, their shares, and the shares in each resample.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As `share_of_full`.
     """
     reference = rows[rows["method"] == full]
     if reference.empty:
@@ -261,8 +288,7 @@ def share_of_full(
         means = resampled_means(both, resamples, (seed, number))
         drawn.append(means[:, :-1] / np.where(means[:, -1:] > 0, means[:, -1:], np.nan))
     means = np.mean(drawn, axis=0)
-    low, high = interval_bounds(means[np.isfinite(means).all(1)], level)
-    return with_settings(scores, {"share": np.mean(shares, axis=0), "low": low, "high": high}, level, resamples, seed)
+    return scores, np.mean(shares, axis=0), means[np.isfinite(means).all(1)]
 
 
 def with_settings(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
+from idsel_core.study.report.settings import own_positions
 from idsel_core.study.report.significance import holm, sign_flip_test
 from idsel_core.study.report.theme import ENDS, FINAL, label
 from idsel_core.study.store.results import Results
@@ -40,21 +41,22 @@ def read_comparison(results: Results, job: str = "06_comparison", beside: str = 
     Raises
     ------
     ValueError
-        If a control was not asked all questions of the comparison.
+        If a control was not asked all questions of the comparison, or was asked with other positions than the default
+        of the backbone's family alone.
     """
     rows = results.frame(job)
     asked = rows["question_id"].unique()
     if beside not in results.jobs():
         return rows
     more = results.frame(beside)
-    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked) & (more["positions"] == "compact")]
+    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked)]
     more = more[(more["seed"] == 0) & (more["budget"].isin(rows["budget"]) | more["method"].isin(list(ENDS)))]
     own = pd.MultiIndex.from_frame(rows[["method", "budget"]]).unique()
     more = more[~pd.MultiIndex.from_frame(more[["method", "budget"]]).isin(own)]
     short = more.groupby(["method", "budget"])["question_id"].nunique()
     if (short < len(asked)).any():
         raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
-    return pd.concat([rows, more], ignore_index=True)
+    return own_positions(pd.concat([rows, more], ignore_index=True)).reset_index(drop=True)
 
 
 def is_final(method: str) -> bool:
@@ -131,6 +133,21 @@ def versus_each(rows: pd.DataFrame, method: str = "idselection", resamples: int 
     table["corrected"] = holm(table["p"])
     found_out = table["corrected"] < _LEVEL
     return table.assign(outcome=np.select([found_out & (table["mean"] > 0), found_out], ["win", "loss"], "tie"))
+
+
+def on_front(table: pd.DataFrame, cost: str) -> pd.Series:
+    """Tell of each row whether no other one is as cheap and has as large a share of full performance.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the column `share`.
+    cost : str
+        The column of the cost, such as milliseconds.
+    """
+    order = table.sort_values([cost, "share"], ascending=[True, False])
+    best = order["share"].cummax().shift(fill_value=-1.0)
+    return (order["share"] > best).reindex(table.index)
 
 
 def by_difficulty(rows: pd.DataFrame, easy: str = "downsample") -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,8 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsel_core.study.report.bootstrap import mean_scores, share_of_full
-from idsel_core.study.report.comparison import is_final, marked_label, ranking_notes
-from idsel_core.study.report.theme import ENDS, PAGE, add_note, label, percent_axis, plot_band, questions_asked, styles
+from idsel_core.study.report.comparison import is_final, marked_label, on_front, ranking_notes
+from idsel_core.study.report.theme import (
+    CONTROLS,
+    ENDS,
+    PAGE,
+    add_note,
+    label,
+    percent_axis,
+    plot_band,
+    questions_asked,
+    styles,
+)
 
 _COLORS = {"win": "#0173b2", "tie": "0.55", "loss": "#d55e00"}
 _OWN = "idselection"
@@ -73,6 +84,9 @@ def ranking_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
 def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     """Draw the share of full performance of each method against the FLOPs of the language model: scores and prefill.
 
+    Methods on the front, which no other one beats at their cost, ID-Selection and its controls have colours and names;
+    the others are grey. A method whose cost is not known at a budget is left out there, and the note says so.
+
     Parameters
     ----------
     rows : DataFrame
@@ -82,30 +96,36 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     """
     by = ["method", "budget"]
     shares = share_of_full(rows, by, resamples=resamples)
-    spent = rows["prefill_gflops"] + rows["scoring_gflops"].fillna(0)
-    cost = rows.assign(gflops=spent).groupby(by, as_index=False)["gflops"].mean()
+    known = rows["prefill_gflops"].notna() & rows["scoring_gflops"].notna()
+    spent = (rows["prefill_gflops"] + rows["scoring_gflops"]).where(known)
+    cost = rows.assign(gflops=spent).groupby(by, as_index=False)["gflops"].agg(lambda one: one.mean(skipna=False))
     shares = shares[~shares["method"].isin(list(ENDS))].merge(cost, on=by)
+    unknown = list(dict.fromkeys(shares.loc[shares["gflops"].isna(), "method"]))
+    shares = shares.dropna(subset="gflops")
+    named = {*shares.loc[on_front(shares, "gflops"), "method"], *CONTROLS, _OWN}
     figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
+    crowd = 0
     for method, style in styles(list(dict.fromkeys(shares["method"]))).items():
         chosen = shares[shares["method"] == method].sort_values("gflops")
         if method == _OWN:
             plot_band(axis, chosen, "gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
-        else:
-            axis.plot(
-                chosen["gflops"],
-                chosen["share"],
-                label=label(method),
-                linewidth=0.8,
-                markersize=3.5,
-                alpha=0.8,
-                **style,
-            )
+            continue
+        look: dict[str, Any] = {**style, "label": label(method), "alpha": 0.9, "zorder": 2}
+        if method not in named:
+            look = {**style, "color": "0.75", "label": "_other" if crowd else "other methods", "zorder": 1}
+            crowd += 1
+        axis.plot(chosen["gflops"], chosen["share"], linewidth=0.8, markersize=3.5, **look)
     axis.set_xscale("log")
     axis.set_xlabel("language model, analytic GFLOPs a question: layers that a score reads, and prefill")
     axis.set_ylabel("share of full performance")
     percent_axis(axis.yaxis)
     axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return add_note(figure, f"{questions_asked(rows)}; band: 95 % bootstrap interval of {label(_OWN)}")
+    return add_note(
+        figure,
+        f"{questions_asked(rows)}; band: 95 % bootstrap interval of {label(_OWN)}",
+        f"coloured: ID-Selection, its controls and the front; grey: {crowd} others" if crowd else "",
+        f"left out where their cost is not known: {', '.join(map(label, unknown))}" if unknown else "",
+    )
 
 
 def question_types_figure(rows: pd.DataFrame, budget: float, resamples: int = 2000) -> Figure:

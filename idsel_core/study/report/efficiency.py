@@ -12,7 +12,7 @@ import pandas as pd
 from idsel_core.methods import get_method
 from idsel_core.study.cost import flops_analytic, flops_paper, full_budget, read_config
 from idsel_core.study.report.bootstrap import share_of_full
-from idsel_core.study.report.comparison import by_title
+from idsel_core.study.report.comparison import by_title, on_front
 from idsel_core.study.report.theme import ENDS
 
 PHASES = ("encode", "select", "prefill", "decode")
@@ -82,13 +82,7 @@ def accuracy_against_time(rows: pd.DataFrame, times: pd.DataFrame, resamples: in
         raise ValueError("rows must be as stored: budgets left at last are told by `convention`, not in `method`")
     clock = totals(times)[["method", "budget", "total", "after_encode"]]
     both = shares.merge(clock, on=["method", "budget"])
-    return both.assign(front=_front(both, "total"), front_after_encode=_front(both, "after_encode"))
-
-
-def _front(table: pd.DataFrame, time: str) -> pd.Series:
-    order = table.sort_values([time, "share"], ascending=[True, False])
-    best = order["share"].cummax().shift(fill_value=-1.0)
-    return (order["share"] > best).reindex(table.index)
+    return both.assign(front=on_front(both, "total"), front_after_encode=on_front(both, "after_encode"))
 
 
 def model_costs(models: Mapping[str, Sequence[int]], text_tokens: int, method: str) -> pd.DataFrame:

@@ -11,7 +11,8 @@ import pandas as pd
 from idsel_core.methods import METHODS
 from idsel_core.study.paths import PROJECT
 from idsel_core.study.report.agreement import f1_scores
-from idsel_core.study.report.bootstrap import mean_scores
+from idsel_core.study.report.bootstrap import mean_scores, share_of_full
+from idsel_core.study.report.settings import check_one_setting, own_positions
 
 REPORTED: Final = PROJECT / "data/reported"
 COLUMNS: Final = (
@@ -54,8 +55,15 @@ _TASKS: Final = {
     "docvqa_val": ("DocVQA", "ANLS"),
     "mmstar": ("MMStar", "accuracy"),
     "ocrbench": ("OCRBench", "accuracy"),
+    "mme": ("MME", "accuracy of single questions"),
+    "mmbench_en_dev_static": ("MMBench", "accuracy of single rotations"),
+    "idsel_mmbench_cn_dev_static": ("MMBench-CN", "accuracy of single rotations"),
 }
-"""How papers call a task of lmms-eval, and which variant of the metric its rows hold."""
+"""How papers call a task of lmms-eval, and which variant of the metric its rows hold.
+
+Of MME papers print points over pairs of questions, of MMBench they count a question when all rotations of its options
+are right, so the means of rows are other variants.
+"""
 
 
 def read_reported(folder: Path = REPORTED) -> pd.DataFrame:
@@ -110,7 +118,8 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     ----------
     rows : DataFrame
         Rows of the store, of any backbones and data sets; may be empty. Those of methods whose budget is what is left
-        at last, and those with other positions than compact, are left out.
+        at last, of second questions in a conversation, and those with other positions than the default of a
+        backbone's family (`own_positions`) are left out.
     resamples : int
         Bootstrap resamples of the intervals.
 
@@ -119,10 +128,15 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
     DataFrame
         backbone, benchmark, method, tokens, metric, measured, low, high (percent), questions. A backbone or data set
         that no paper knows keeps its own name. POPE comes twice, as accuracy and as F1.
+
+    Raises
+    ------
+    ValueError
+        If a method has several settings at one budget, see `check_one_setting`.
     """
     found = []
     if len(rows):
-        rows = rows[(rows["positions"] == "compact") & (rows["convention"].fillna("average") != "final")]
+        rows = _of_one_setting(rows)
     # Each setting by itself, as some may have been asked fewer questions than others.
     by = ["method", "budget"]
     for key, part in rows.groupby(["backbone", "dataset", "split", *by]) if len(rows) else ():
@@ -138,6 +152,67 @@ def measured_scores(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
             found.append(table)
     columns = [*_KEY, "measured", "low", "high", "questions"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def mean_over_benchmarks(rows: pd.DataFrame, resamples: int = 2000) -> pd.DataFrame:
+    """Return the mean over benchmarks of score / score with all tokens, for each method and budget.
+
+    A mean over other benchmarks is another number, and papers choose different ones: only those count here that all
+    methods and budgets were asked, and the table names them. MME and MMBench count by single questions.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of the store, of one backbone, those of all tokens among them; left out are the same as by
+        `measured_scores`.
+    resamples : int
+        Bootstrap resamples of the intervals; questions are drawn within each benchmark.
+
+    Returns
+    -------
+    DataFrame
+        method, tokens, share, low, high (percent), benchmarks (their names, separated by commas), left out (names of
+        those that some were not asked).
+
+    Raises
+    ------
+    ValueError
+        If there are several backbones or none, no benchmark was asked with all settings, a method has several settings
+        at one budget, or as for `share_of_full`.
+    """
+    rows = _of_one_setting(rows)
+    if rows["backbone"].nunique() != 1:
+        raise ValueError(
+            f"a mean is of one backbone; there are {', '.join(sorted(rows['backbone'].unique())) or 'none'}"
+        )
+    by, whole = ["method", "budget"], rows["method"] == "full"
+    # All tokens are one setting, whatever their number on a benchmark.
+    rows = rows.assign(budget=rows["budget"].where(~whole, rows.loc[whole, "budget"].max()))
+    several = rows.groupby("dataset")["split"].transform("nunique") > 1
+    names = rows["dataset"].where(~several, rows["dataset"] + " " + rows["split"])
+    asked = {str(name): set(map(tuple, part[by].drop_duplicates().to_numpy())) for name, part in rows.groupby(names)}
+    every = set.union(*asked.values())
+    common = [name for name, settings in asked.items() if settings == every]
+    if not common:
+        raise ValueError(f"no benchmark was asked with all methods and budgets; there are {', '.join(asked)}")
+    # Questions are drawn within each benchmark, whatever types of questions it has.
+    chosen = rows.assign(question_type=names)[names.isin(common)]
+    table = share_of_full(chosen, by, resamples=resamples).rename(columns={"budget": "tokens"})
+    table[["share", "low", "high"]] *= 100
+    left_out = ", ".join(name for name in asked if name not in common)
+    table = table.assign(**{"benchmarks": ", ".join(common), "left out": left_out})
+    return table[["method", "tokens", "share", "low", "high", "benchmarks", "left out"]]
+
+
+def _of_one_setting(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that can stand beside reported numbers, each method in one setting."""
+    rows = rows[(rows["convention"].fillna("average") != "final") & rows["conversation"].isna()]
+    rows = own_positions(rows)
+    # The number of all tokens may differ from image to image.
+    most = rows.groupby(["backbone", "dataset", "split", "method"])["budget"].transform("max")
+    rows = rows.assign(budget=rows["budget"].where(rows["method"] != "full", most))
+    check_one_setting(rows)
+    return rows
 
 
 def called(backbone: str) -> str:

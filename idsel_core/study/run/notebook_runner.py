@@ -1,7 +1,6 @@
 """Run a notebook through papermill: unknown or mistyped parameters are refused before anything is written."""
 
 import ast
-import difflib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, Final
 import nbformat
 import papermill
 import yaml
+
+from idsel_core.study.hints import did_you_mean
 
 _STARTS: Final = 3
 _START_SECONDS: Final = 600
@@ -137,9 +138,9 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> Non
     known = defaults(notebook)
     for name, value in parameters.items():
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else "."
-            raise ValueError(f"{notebook} has no parameter {name!r}{hint} Known are {sorted(known)}")
+            raise ValueError(
+                f"{notebook} has no parameter {name!r}{did_you_mean(name, known, '.')} Known are {sorted(known)}"
+            )
         if not _fits(value, known[name]):
             raise ValueError(
                 f"parameter {name!r} of {notebook} is {value!r} ({type(value).__name__}); "

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-import torch
 
 from idsel_core.backbones import adapter_for
 from idsel_core.loading.random_models import build_random
 from idsel_core.methods import get_method
 from idsel_core.study.cost import read_config
 from idsel_core.study.cost.models import tower_of
-from idsel_core.study.devices import check_device
+from idsel_core.study.devices import check_device, dtype_named
+from idsel_core.study.hints import did_you_mean
 from idsel_core.study.paths import TIMES, project_path
 from idsel_core.study.run.notebook_runner import load_parameters
-from idsel_core.study.run.paper import published_models
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.times import Times
 from idsel_core.study.timing.example_inputs import example_inputs
@@ -54,12 +52,14 @@ def read_timing(path: Path) -> dict[str, Any]:
     table = load_parameters(path)
     for name in table:
         if name not in _KEYS:
-            near = difflib.get_close_matches(name, _KEYS, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ";"
-            raise ValueError(f"{path}: unknown key {name!r}{hint} known are {', '.join(_KEYS)}")
+            raise ValueError(
+                f"{path}: unknown key {name!r}{did_you_mean(name, _KEYS, ';')} known are {', '.join(_KEYS)}"
+            )
     table = {**_KEYS, **table}
-    if not isinstance(getattr(torch, str(table["dtype"]), None), torch.dtype):
-        raise ValueError(f"{path}: {table['dtype']!r} is no torch dtype; for example float16, bfloat16, float32")
+    try:
+        dtype_named(table["dtype"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for entry in table["time"]:
         if not isinstance(entry, dict) or not {"model", "budgets"} <= set(entry) <= set(_ENTRY):
             raise ValueError(
@@ -75,12 +75,13 @@ def describe_timing(path: Path) -> str:
     """Say what a table of times would measure."""
     table = read_timing(path)
     lines = []
-    known = {row["name"]: int(row["parameters"]) for row in published_models()}
+    dtype = dtype_named(table["dtype"])
     for entry in table["time"]:
-        size = known[entry["model"]] * getattr(torch, table["dtype"]).itemsize / 2**30
+        model = build_random(read_config(Path(entry["model"]))[0], dtype, "meta", layers=entry.get("layers"))
+        size = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize / 2**30
         budgets = ", ".join(map(str, entry["budgets"]))
         lines.append(
-            f"{entry['model']}: {budgets} visual tokens by {table['method']}, {size:.0f} GiB of random weights"
+            f"{entry['model']}: {budgets} visual tokens by {table['method']}, {size:.3g} GiB of random weights"
         )
     what = f"on {table['device']} in {table['dtype']}, no downloads; rows go to {TIMES}"
     return "\n".join([*lines, f"{len(lines)} models, one after the other, {what}."])
@@ -113,7 +114,7 @@ def _timings(entry: Mapping[str, Any], table: Mapping[str, Any]) -> list[Timing]
     whole = tower_of(config, size).visual
     methods = [None if budget == whole else get_method(table["method"], budget=budget) for budget in entry["budgets"]]
     backbone = adapter_for(
-        build_random(config, getattr(torch, table["dtype"]), table["device"], layers=entry.get("layers"))
+        build_random(config, dtype_named(table["dtype"]), table["device"], layers=entry.get("layers"))
     )
     inputs = {name: tensor.to(table["device"]) for name, tensor in inputs.items()}
     return time_methods(backbone, inputs, methods, runs=table["runs"], warmup=min(2, table["runs"]), new_tokens=8)

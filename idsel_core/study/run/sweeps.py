@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -21,6 +20,7 @@ from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
 from idsel_core.study.devices import check_device
+from idsel_core.study.hints import did_you_mean
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
@@ -293,8 +293,7 @@ def _check_keys(path: Path, grid: Mapping[str, Any]) -> None:
     known = [*_FIXED, *_AXES, *sorted({knob for method in METHODS for knob in knob_types(method)} - set(_AXES))]
     for name in grid:
         if name not in known:
-            near = [_FORMER[name]] if name in _FORMER else difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
+            hint = did_you_mean(_FORMER.get(name, name), known, ".")
             raise ValueError(f"{path}: unknown key {name!r}{hint} Known are {', '.join(known)}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from idsel_core.methods import DART, FastV, PyramidDrop, SparseVLM
+from idsel_core.methods import DART, FastV, IDSelectionInside, PyramidDrop, SparseVLM
 from idsel_core.methods.sparsevlm import density_peaks
 from tests.support.in_llm import SCENES, check, layer_tokens, rows_of, scene
 
@@ -29,6 +29,16 @@ def test_choices_equal_the_slow_reference_at_edge_budgets(method, left):
                 assert merged == 0 and sorted(rows_of(choice)[row]) == list(range(count))
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_id_selection_inside_picks_by_its_formula(count):
+    """Beyond this many picks suppressed scores differ by less than the rounding of their cosines."""
+    method = IDSelectionInside(1)
+    for left in (True, False):
+        choice = method.choose(layer_tokens(method, SCENES, left), torch.tensor([count] * 3))
+        for row, one in enumerate(SCENES):
+            check(method, one, count, rows_of(choice)[row], None)
+
+
 @pytest.mark.parametrize("count", [12, 20, 36, 60])
 def test_faithful_dart_keeps_the_count_and_order_of_its_authors(count):
     method = DART(1, faithful=True)
@@ -40,7 +50,7 @@ def test_faithful_dart_keeps_the_count_and_order_of_its_authors(count):
 
 
 def test_choices_do_not_depend_on_the_batch():
-    for method in (FastV(1), PyramidDrop(1), SparseVLM(1), DART(1), DART(1, faithful=True)):
+    for method in (FastV(1), PyramidDrop(1), SparseVLM(1), DART(1), DART(1, faithful=True), IDSelectionInside(1)):
         counts = torch.tensor([36, 20, 28])
         together = method.choose(layer_tokens(method, SCENES, True), counts)
         for row, one in enumerate(SCENES):

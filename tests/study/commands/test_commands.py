@@ -126,7 +126,7 @@ def test_a_missing_embedded_backbone_names_its_remedy(tmp_path, monkeypatch, cap
         (["explain", "README.md"], "no table of README.md tells what it was made from"),
         (["run", "notebooks/nowhere.ipynb", "out.ipynb"], "no notebook notebooks/nowhere.ipynb"),
         (["run", "notebooks/07_sweep.ipynb", "out.ipynb", "-p", "budget", "[1]"], "no parameter 'budget', did you"),
-        (["report", "--figures", "nowhere"], "no figures in nowhere/"),
+        (["gallery", "nowhere"], "no executed notebooks in nowhere/"),
         (["lease"], "name a command to run"),
         (["harness", "--backbone", "x", "--tasks", "pope"], "needs lmms-eval, which has an environment of its own"),
         (["evaluat"], "invalid choice: 'evaluat' (choose from"),

@@ -18,6 +18,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("lmms_eval", reason="make test-eval runs these")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -31,14 +32,15 @@ from idsel_core.study.dataset import FULL, read_split
 from idsel_core.study.encodings import encode_split
 from idsel_core.study.evaluate import Study
 from idsel_core.study.harness import run
-from idsel_core.study.harness.models import read_template
+from idsel_core.study.harness.arguments import read_template
+from idsel_core.study.harness.guards import content_of, image_id
 from idsel_core.study.harness.registry import GENERIC, PREFIX, WRAPPED, class_path
 from idsel_core.study.harness.rows import score_of
 from idsel_core.study.harness.setting import Setting, setting_from
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import DATA, MODEL
 from idsel_core.study.store.results import Results
-from tests.support import harness_folders
+from tests.support import harness_folders, hub_folders
 from tests.support.project import PROJECT
 
 QUESTIONS = 12
@@ -184,6 +186,20 @@ def test_a_family_without_a_class_of_its_own_is_asked_as_by_hand(family, text, t
             assert rows.loc[(method, str(place)), "prediction"] == said.strip()
 
 
+@pytest.mark.parametrize(("family", "positions"), [("qwen2_5_vl", "keep"), ("paligemma", "compact")])
+def test_rows_say_which_positions_the_family_gives_its_tokens(family, positions, tasks, manager, tmp_path):
+    folder = str(hub_folders.save(family, tmp_path / family))
+    model = run.find_model(folder, GENERIC)(**run.arguments_of(folder, dtype="float32"))
+    store, one = Results(tmp_path / "rows"), {"scenes_pope": tasks["scenes_pope"]}
+    settings = [Setting(), setting_from("random", 4), setting_from("random", 4, positions="keep")]
+    _, refused = run.evaluate(model, "tiny", one, settings, store, manager=manager, limit=1)
+    assert refused == {}
+    rows = store.frame().sort_values("tokens_kept")
+    assert sorted(rows["positions"]) == sorted([positions, positions, "keep"])
+    assert (rows.loc[rows["method"] == FULL, "positions"] == positions).all()
+    assert model.run.positions == "keep"
+
+
 def changed(folder, name, text, **config):
     """Write a task beside another one, with another configuration."""
     whole = (folder / f"{name}.yaml").read_text()
@@ -237,6 +253,26 @@ def test_what_the_classes_swallow_is_raised(model, tasks, manager, tmp_path, mon
     monkeypatch.setitem(vars(model.model), "generate", broken)
     with pytest.raises(RuntimeError, match="scenes_pope, question 0: out of memory"):
         run.evaluate(model, "x", {"scenes_pope": tasks["scenes_pope"]}, [Setting()], Results(tmp_path), manager=manager)
+
+
+def test_images_and_files_name_the_content_and_other_lists_do_not(tmp_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"1234")
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    names = [image_id(content_of([{"type": "image", "url": one}])) for one in (red, red.copy(), blue, str(clip))]
+    assert names[0] == names[1] and len(set(names)) == 3
+    clip.write_bytes(b"12345")
+    assert image_id(content_of([str(clip)])) not in (*names, "none")
+    for words in (
+        ["Which", 2, "of these?"],
+        ["bytes", "RGB", "x"],
+        ["file", "x", 1, 2],
+        ["a", "b"],
+        [],
+        [str(tmp_path / "gone.mp4")],
+    ):
+        assert image_id(content_of([{"type": "text", "text": words}])) == "none"
+    assert image_id(content_of(["Which", 2, red])) == image_id(content_of(red))
 
 
 def environment():

@@ -125,6 +125,13 @@ def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
     asked = [("divprune", 64), ("divprune", 16), ("random", 64), ("random", 16), ("full", 576)]
     assert counts == dict.fromkeys(asked, 12)
     assert len(both) == 60 and set(both["job"]) == {"peers", "controls"}
+    kept = pd.concat([more, make_rows(14, (576,), "full")], ignore_index=True).assign(positions="keep")
+    store.write("controls", kept, {})
+    with pytest.raises(ValueError, match=r"random at 16 on scenes, .* with positions 'keep' alone"):
+        comparison.read_comparison(store, "peers", "controls")
+    store.write("peers", store.frame("peers").drop(columns=["job", "run_id"]).assign(positions="keep"), {})
+    # As of a family that has no compact ones.
+    assert set(comparison.read_comparison(store, "peers", "controls")["method"]) == {"divprune", "random", "full"}
     store.write("controls", make_rows(10, (64, 16), "random"), {})
     with pytest.raises(ValueError, match="controls asked 10 of the 12 questions of peers; it must ask them all"):
         comparison.read_comparison(store, "peers", "controls")
@@ -141,6 +148,26 @@ def test_the_cost_figure_has_a_line_for_each_method(rows):
     line = next(drawn for drawn in axis.lines if drawn.get_label() == "ID-Selection")
     assert line.get_xdata() == pytest.approx([0.26, 0.74])
     assert {drawn.get_label() for drawn in axis.lines} >= {"ID-Selection", "random", "smaller image"}
+
+
+def test_the_front_holds_what_nothing_beats_at_its_cost():
+    points = [("a", 1.0, 0.5), ("a", 4.0, 0.6), ("b", 2.0, 0.7), ("c", 2.0, 0.6), ("d", 9.0, 0.9), ("d", 9.5, 0.9)]
+    table = pd.DataFrame(points, columns=["method", "gflops", "share"])
+    assert comparison.on_front(table, "gflops").tolist() == [True, False, True, False, True, False]
+
+
+def test_the_cost_figure_greys_the_crowd_and_leaves_out_unknown_costs(rows):
+    worse = rows[rows["method"] == "random"].assign(correct=0.0)
+    crowd = [worse.assign(method=name) for name in ("fastv", "vscan")]
+    unknown = rows[rows["method"] == "topk"].assign(method="divprune", scoring_gflops=float("nan"), correct=1.0)
+    figure = comparison_figures.cost_figure(pd.concat([rows, *crowd, unknown]), resamples=50)
+    axis = figure.axes[0]
+    entries = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert entries.count("other methods") == 1 and len(entries) == 5
+    assert sum(line.get_color() == "0.75" for line in axis.lines) == 2
+    assert len(axis.lines) == 6
+    assert "left out where their cost is not known: DivPrune" in figure.get_supxlabel()
+    assert "grey: 2 others" in figure.get_supxlabel()
 
 
 def test_the_versus_each_figure_draws_each_gap(table):

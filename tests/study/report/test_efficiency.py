@@ -12,7 +12,7 @@ import pytest
 from idsel_core import IDSelection, UniformGrid, adapter_for, get_method
 from idsel_core.study.cost import flops_paper, full_budget, read_config
 from idsel_core.study.report import efficiency, efficiency_figures, efficiency_sentences, efficiency_tables
-from idsel_core.study.report.comparison import by_title
+from idsel_core.study.report.comparison import by_title, on_front
 from idsel_core.study.store.times import SELECTION, selection_rows, validate
 from idsel_core.study.timing.ideal import time_ideal
 from idsel_core.study.timing.phases import time_methods
@@ -76,7 +76,7 @@ def test_answers_are_set_against_prompts_cut_by_hand(times):
 
 def test_the_front_is_what_nothing_beats_in_time_and_accuracy():
     table = pd.DataFrame({"total": [1.0, 2, 2, 3, 4], "share": [0.5, 0.8, 0.7, 0.8, 0.9]})
-    assert efficiency._front(table, "total").tolist() == [True, True, False, False, True]
+    assert on_front(table, "total").tolist() == [True, True, False, False, True]
 
 
 def test_accuracy_meets_time_by_method_and_budget(times):

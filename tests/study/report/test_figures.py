@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from idsel_core.methods import IDSelection
+from idsel_core.study.knobs import knob_columns
 from idsel_core.study.report import ablation_figures as figures
 from idsel_core.study.report import ablation_sentences as words
 from idsel_core.study.report import pictures, tables, theme, wording
 from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_full
+from idsel_core.study.report.wording import gamma_name
 from idsel_core.study.store.explain import explain
 from idsel_core.study.store.provenance import provenance, read_origin
 from idsel_core.study.store.results import Results
@@ -141,7 +144,36 @@ def test_words_say_what_the_numbers_say(budget, gamma):
     assert "above random" in said
     assert "not told apart from top-K importance" in said
     assert "no image" in said
-    assert "*Multiply* is above *subtract*" in words.about_gamma(gamma, resamples=200)
+    assert "- By question type, ID-Selection keeps with 16 tokens, of the accuracy with all: " in said
+    told = words.about_gamma(gamma, 20.0, resamples=200)
+    assert "*Multiply* is above *subtract*" in told
+    assert "best is *multiply* with gamma 100" in told and "Not told apart from it: no other." in told
+
+
+def test_question_types_fall_by_what_is_left_of_them(budget):
+    rows = budget.copy()
+    own = (rows["method"] == "idselection") & (rows["budget"] == 16)
+    for kind, right in (("existence", 1.0), ("counting", 0.0)):
+        rows.loc[own & (rows["question_type"] == kind), "correct"] = right
+    said = words.about_budget(rows, resamples=50).splitlines()[-1]
+    assert said.index("counting 0 %") < said.index("reading") < said.index("existence 1")
+
+
+def test_the_gamma_that_is_compared_is_the_methods_own(gamma):
+    own = float(knob_columns(IDSelection(1))["gamma"])
+    moved = gamma.assign(gamma=gamma["gamma"].where(gamma["gamma"] != 20, own))
+    assert f"with gamma {gamma_name(own)} is" in words.about_gamma(moved, resamples=50)
+    assert "top-K" not in words.about_gamma(gamma, 7.0, resamples=50)
+
+
+def test_scores_are_ranked_by_the_numbers_or_not_at_all():
+    settings = [
+        {"method": "idselection", "budget": 16.0, "importance": i, "normalise": "raw", "features": f}
+        for i in ("saliency", "relevance")
+        for f in ("projector", "encoder")
+    ]
+    rows = made_up(settings, dict(enumerate([0.3, 0.4, 0.5, 0.6]))).assign(instruction="")
+    assert words.about_importance(rows, 50).startswith("- **16 tokens**: Over all scores, *encoder* is")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from idsel_core.study.report.reported import (
     REPORTED,
     called,
     check_reported,
+    mean_over_benchmarks,
     measured_scores,
     not_comparable,
     read_reported,
@@ -106,7 +107,8 @@ def test_a_number_that_is_there_twice_and_a_missing_column():
 
 def stored(task, **change):
     rows = pd.concat([make_rows(budgets=(576,), method="full"), make_rows(budgets=(64,), method="fastv")])
-    return rows.assign(dataset=task, backbone="llava-hf/llava-1.5-7b-hf", **change).reset_index(drop=True)
+    rows = rows.assign(dataset=task, backbone="llava-hf/llava-1.5-7b-hf", correct=rows["correct"].astype(float))
+    return rows.assign(**change).reset_index(drop=True)
 
 
 def test_measured_rows_meet_the_same_benchmark_method_tokens_and_metric():
@@ -142,7 +144,79 @@ def test_budgets_of_another_kind_are_left_out():
     rows = stored("gqa")
     rows.loc[rows["method"] == "fastv", "convention"] = "final"
     assert set(measured_scores(rows, 50)["method"]) == {"full"}
-    assert measured_scores(rows.assign(positions="keep"), 50).empty
+
+
+def test_second_questions_of_a_conversation_are_left_out():
+    rows = stored("gqa")
+    second = rows.assign(conversation="kept alone", correct=1.0)
+    measured = measured_scores(pd.concat([rows, second]), 50)
+    pd.testing.assert_frame_equal(measured, measured_scores(rows, 50))
+    assert measured_scores(second, 50).empty
+
+
+def test_rows_of_several_settings_of_one_method_are_refused():
+    rows = stored("gqa")
+    other = rows.assign(gamma=5.0, importance="saliency")
+    with pytest.raises(ValueError, match=r"method fastv.*budget 64.*importance: unified, saliency; gamma: 20.0, 5.0"):
+        measured_scores(pd.concat([rows[rows["method"] == "fastv"], other[other["method"] == "fastv"]]), 50)
+    coarse = rows.assign(dtype="float16, int4")
+    with pytest.raises(ValueError, match=r"method full.*dtype: float16, float16, int4"):
+        measured_scores(pd.concat([rows.assign(dtype="float16"), coarse]), 50)
+    seeds = measured_scores(pd.concat([rows, rows.assign(seed=1, correct=1.0)]), 50).set_index("method")["measured"]
+    alone = measured_scores(rows, 50).set_index("method")["measured"]
+    pd.testing.assert_series_equal(seeds, (alone + 100) / 2)
+
+
+def test_positions_are_those_of_the_family():
+    rows = stored("gqa").assign(positions=lambda table: table["method"].map({"full": "compact", "fastv": "keep"}))
+    assert set(measured_scores(rows, 50)["method"]) == {"full", "fastv"}  # as of Qwen, which has no compact ones
+    compact = stored("gqa")
+    both = pd.concat([compact, compact[compact["method"] == "fastv"].assign(positions="keep", correct=1.0)])
+    pd.testing.assert_frame_equal(measured_scores(both, 50), measured_scores(compact, 50))
+    lost = pd.concat([compact, compact[compact["method"] == "fastv"].assign(method="vscan", positions="keep")])
+    with pytest.raises(ValueError, match=r"vscan at 64 on gqa, validation, .* with positions 'keep' alone"):
+        measured_scores(lost, 50)
+
+
+def test_mme_and_mmbench_are_known_but_stand_apart():
+    table = pd.DataFrame([ROW | {"benchmark": "MME", "unit": "points", "metric": "perception"}])
+    table = pd.concat([table, pd.DataFrame([ROW | {"benchmark": "MMBench"}])])
+    for task, benchmark in (("mme", "MME"), ("mmbench_en_dev_static", "MMBench")):
+        measured = measured_scores(stored(task), 50)
+        assert set(measured["benchmark"]) == {benchmark}
+        assert set_beside(table, measured)["measured"].isna().all()
+        assert not_comparable(table, measured)["benchmark"].tolist() == [benchmark]
+
+
+def test_a_mean_is_over_the_benchmarks_that_all_were_asked():
+    gqa, mme, pope = stored("gqa"), stored("mme"), stored("pope", answer="yes", prediction="yes")
+    mme.loc[mme["method"] == "full", "correct"] = 1.0
+    more = gqa[gqa["method"] == "fastv"].assign(method="vscan", correct=1.0)
+    rows = pd.concat([gqa, mme, pope[pope["method"] == "full"]])
+    table = mean_over_benchmarks(rows, 50).set_index("method")
+
+    def share(part):
+        score = part.groupby("method")["correct"].mean()
+        return score["fastv"] / score["full"]
+
+    assert table.at["fastv", "share"] == pytest.approx(50 * (share(gqa) + share(mme)))
+    assert table.at["full", "share"] == 100 and table.at["full", "tokens"] == 576
+    assert table.at["fastv", "benchmarks"] == "gqa, mme" and table.at["fastv", "left out"] == "pope"
+    assert table.at["fastv", "low"] <= table.at["fastv", "share"] <= table.at["fastv", "high"]
+    alone = mean_over_benchmarks(pd.concat([gqa, more, mme]), 50).set_index("method")
+    assert alone.at["fastv", "benchmarks"] == "gqa" and alone.at["fastv", "share"] == pytest.approx(100 * share(gqa))
+    with pytest.raises(ValueError, match="no benchmark was asked with all methods and budgets; there are gqa, pope"):
+        mean_over_benchmarks(pd.concat([gqa, pope[pope["method"] == "full"], more.assign(dataset="pope")]), 50)
+    with pytest.raises(ValueError, match="a mean is of one backbone; there are embedded, llava-hf"):
+        mean_over_benchmarks(pd.concat([gqa, gqa.assign(backbone="embedded")]), 50)
+
+
+def test_all_tokens_may_be_of_different_numbers():
+    rows = stored("gqa")
+    whole = rows["method"] == "full"
+    rows.loc[whole, "budget"] = range(500, 500 + whole.sum())
+    measured = measured_scores(rows, 50).set_index("method")
+    assert measured["questions"].to_dict() == {"full": 12, "fastv": 12}
 
 
 def test_settings_may_have_been_asked_different_questions():

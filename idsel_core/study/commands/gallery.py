@@ -1,8 +1,9 @@
-"""Write one HTML file with all figures and tables, where they came from and what they ran on; it opens offline.
+"""Write a site of executed notebooks, figures, tables, and what they ran on; it opens offline.
 
-For example:
+For example, after `make figures`, and with a notebook of your own:
 
-    idsel report
+    idsel gallery
+    idsel gallery logs results/mine.ipynb --out results/gallery
 """
 
 from __future__ import annotations
@@ -16,8 +17,17 @@ from idsel_core.study.paths import FIGURES, ROWS, TABLES, TIMES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     shown = "(default: %(default)s)"
+    logs = [Path("logs")]
     parser.add_argument(
-        "--out", type=Path, default=Path("results/report.html"), metavar="FILE", help=f"file to write {shown}"
+        "notebooks",
+        type=Path,
+        nargs="*",
+        default=logs,
+        metavar="NOTEBOOK",
+        help="or folders of them (default: logs)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/gallery"), metavar="FOLDER", help=f"folder to write {shown}"
     )
     parser.add_argument("--figures", type=Path, default=FIGURES, metavar="FOLDER", help=f"folder of figures {shown}")
     parser.add_argument("--tables", type=Path, default=TABLES, metavar="FOLDER", help=f"folder of tables {shown}")
@@ -26,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Write the report and say how large it is."""
-    from idsel_core.study.report.html_report import write_report
+    """Write the gallery and say what it holds."""
+    from idsel_core.study.report.gallery.site import write_gallery
 
-    print(write_report(given.out, given.figures, given.tables, given.rows, given.times))
+    print(write_gallery(given.out, given.notebooks, given.figures, given.tables, given.rows, given.times))
     return 0

@@ -1,0 +1,1 @@
+"""Look at what methods keep of a picture: one state, one page."""

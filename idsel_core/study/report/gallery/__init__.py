@@ -1,0 +1,1 @@
+"""A site of executed notebooks, figures, tables and runs that opens offline."""
