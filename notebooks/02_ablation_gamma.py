@@ -27,7 +27,7 @@ questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
 batch = 50  # questions at a time
-gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]  # sharpness of the suppression
+gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, "auto"]  # sharpness of the suppression
 updates = ["subtract", "multiply"]  # rules
 budgets = [128, 64, 32, 16]  # visual tokens kept
 importance = "unified"  # importance score
@@ -47,6 +47,7 @@ from idsel_core import IDSelection, get_method
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import ablation_sentences, theme
+from idsel_core.study.report.ablation_figures import plot_by_gamma
 from idsel_core.study.report.bootstrap import mean_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -109,10 +110,10 @@ figure, axes = plt.subplots(
 )
 for budget, axis in zip(budgets, axes[0], strict=True):
     for update, table in means[means["budget"] == budget].groupby("update"):
-        theme.plot_band(axis, table, "gamma", "mean", update, marker="o")
+        plot_by_gamma(axis, table, update)
     axis.axhline(topk.at[budget, "mean"], color="0.4", linestyle="--", linewidth=1, label="top-K importance")
     axis.set_title(f"{budget} tokens")
-    theme.gamma_axis(axis, gammas)
+    theme.gamma_axis(axis, means["gamma"])
     theme.percent_axis(axis.yaxis)
 axes[0, 0].set_ylabel("accuracy")
 axes[0, 0].legend(fontsize="small")

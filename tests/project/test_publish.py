@@ -24,6 +24,7 @@ def project(tmp_path):
     for name in (
         "workflow/scripts/publish.py",
         "workflow/scripts/blocks.py",
+        "workflow/scripts/gpu_tables.py",
         "pyproject.toml",
         "constraints.txt",
         "environment.yml",
@@ -128,3 +129,65 @@ def test_all_that_is_published_is_made_below_results():
 def test_pages_and_environment_are_up_to_date():
     done = publish(PROJECT, "--check")
     assert done.returncode == 0, done.stderr
+
+
+def measured(**first: object) -> dict[str, list[dict]]:
+    """Return what benchmarks/gpu.py would write of one step of each kind."""
+    head = {"device": "abacus", "torch": "2.9", "cuda": "13.0", "triton": None, "transformers": "5.19"}
+    head |= {"commit": "0123456789", "changed": False, "code": ""} | first
+    case = {"tokens": 576, "budget": 64, "batch": 8, "dtype": "float32"}
+    loops = ("id_select", "kernel", "torch", "reference", "divprune", "cdpruner", "scope")
+    wall = {"median_us": 150.0, "low_us": 140.0, "high_us": 170.0, "target_us": 100}
+    greedy: list[dict] = [case | {"part": "agreement", "backend": "torch", "gap": 2e-9}]
+    greedy += [case | wall | {"part": "times", "contestant": one, "device_us": 90.0, "times_ours": 2} for one in loops]
+    model: dict = {"model": "llava-next-7b", "cache_bytes": 2**20, "peak_bytes": 2**34}
+    alone = model | {"part": "language", "kept_tokens": 320, "times_faster": 3.0}
+    language = [alone | {"phase": name, "median_ms": 7.0} for name in ("prefill", "decode", "whole")]
+    answers = []
+    for method, kept in (("full", 2928), ("idselection", 320)):
+        for number, phase in enumerate(("encode", "select", "prefill", "decode")):
+            row = model | {"part": "answers", "method": method, "kept_tokens": kept, "phase": phase}
+            answers += [row | {"median_ms": number + 1.0}] if method != "full" or phase != "select" else []
+    whole = model | {"part": "answers", "phase": "end to end", "median_ms": 50.0, "over_ideal": 1.02, "over_full": 0.4}
+    answers += [whole | {"method": name, "kept_tokens": 320} for name in ("idselection", "ideal")]
+    answers += [whole | {"method": "full", "kept_tokens": 2928, "over_full": 1.0}]
+    answers += [{"part": "left out", "model": "qwen", "what": "the ideal", "why": "three axes"}]
+    found = {"greedy": greedy, "language": language, "answers": answers}
+    return {step: [head | {"step": step}, *rows] for step, rows in found.items()}
+
+
+def write_measured(project: Path, steps: dict[str, list[dict]]) -> None:
+    (project / "results/gpu/cuda-full").mkdir(parents=True)
+    for step, rows in steps.items():
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (project / f"results/gpu/cuda-full/{step}.jsonl").write_text(text)
+    (project / "results/gpu/cuda-full/late.why").write_text("stopped")
+    (project / "README.md").write_text("<!-- generated: gpu -->\n<!-- end -->\n")
+
+
+def test_rows_of_a_gpu_become_tables(project):
+    write_measured(project, measured())
+    done = publish(project, "--gpu")
+    assert done.returncode == 0, done.stderr
+    shown = (project / "README.md").read_text()
+    loops = "2.0x | 2.0x | 2.0x | 2.0x"
+    assert f"| 576 -> 64 | 8 | float32 | 2e-09 | 90.0 | 150 (140-170) | below 100 | yes | {loops} |" in shown
+    assert "| llava-next-7b | 320 | 7.0 | 7.0 | 7.0 | 3.00x | 1.0 | 16.0 |" in shown
+    assert "| llava-next-7b | 2928 | 1.0 |  | 3.0 | 4.0 | 1.0 | 16.0 |  |  |  |  |" in shown
+    assert "| llava-next-7b | 320 | 1.0 | 2.0 | 3.0 | 4.0 | 1.0 | 16.0 | 50.0 | 1.020 | 2.50x | 2.5x |" in shown
+    assert "- qwen: the ideal: three axes" in shown
+    assert "Measured on abacus, torch 2.9, cuda 13.0, transformers 5.19, commit 01234567." in shown
+    assert {path.name for path in (project / "docs/gpu").iterdir()} == {f"{step}.jsonl" for step in measured()}
+
+
+@pytest.mark.parametrize("first", [{"changed": True}, {"commit": None, "changed": None, "code": "other"}])
+def test_rows_of_a_gpu_on_other_code_are_refused(project, first):
+    write_measured(project, measured(**first))
+    done = publish(project, "--gpu")
+    assert done.returncode == 2 and "was measured on code that is not committed" in done.stderr
+    assert not (project / "docs/gpu").exists()
+
+
+def test_rows_of_a_gpu_that_are_not_there_are_named(project):
+    done = publish(project, "--gpu")
+    assert done.returncode == 2 and "no rows in results/gpu/cuda-full: run `make bench-gpu`" in done.stderr

@@ -1,8 +1,8 @@
 """What the generated blocks of README.md, of docs/ and of the cards say.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``; `BLOCKS` has one function a name. Each reads
-tracked files alone: docs/tables, docs/families.json, docs/timing.json, docs/test_times.json, the data set, the
-configurations and the code. `publish.py` writes the blocks of all pages.
+tracked files alone: docs/tables, docs/gpu, docs/families.json, docs/timing.json, docs/test_times.json, the data set,
+the configurations and the code. `publish.py` writes the blocks of all pages.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from gpu_tables import tables as gpu_tables
 
 from idsel_core.backbones import BACKBONES
 from idsel_core.loading.random_models import CONFIGS, read_architecture
@@ -429,6 +430,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "comparison-missing": comparison_missing,
     "families": families,
     "family-names": family_names,
+    "gpu": lambda: gpu_tables(markdown),
     "headline": headline,
     "method-names": method_names,
     "method-sections": method_sections,

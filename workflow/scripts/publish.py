@@ -1,6 +1,7 @@
 """Copy what README and docs show from results/ into docs/, and write the generated parts of the pages anew.
 
     python workflow/scripts/publish.py            copy and write; refuses where rows are missing or of uncommitted code
+    python workflow/scripts/publish.py --gpu      copy what benchmarks/gpu.py measured, and write the pages
     python workflow/scripts/publish.py --pages    write the pages alone, from what docs/ holds
     python workflow/scripts/publish.py --check    write nothing, fail where a page is out of date
 
@@ -17,6 +18,7 @@ import tomllib
 from pathlib import Path
 
 from blocks import pages, render
+from gpu_tables import MEASURED, publish_rows
 
 from idsel_core.study.paths import FIGURES, ROWS, TABLES, TEST_TIMES, TIMES, TIMING
 from idsel_core.study.run.workflow import read_workflow
@@ -125,10 +127,13 @@ def main() -> int:
     """Run from the command line; returns 0, 1 if a page is out of date, or 2 if there is nothing to publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where a page is out of date")
+    parser.add_argument("--gpu", action="store_true", help="copy rows of results/gpu alone, and write the pages")
     parser.add_argument("--pages", action="store_true", help="copy nothing, write the pages from what docs/ holds")
     given = parser.parse_args()
     try:
-        if not (given.check or given.pages):
+        if given.gpu:
+            publish_rows(MEASURED, DOCS / "gpu")
+        elif not (given.check or given.pages):
             workflow = read_workflow()
             check_sources(workflow)
             for source, copy in published(workflow).items():

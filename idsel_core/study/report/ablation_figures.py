@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from idsel_core.study.report.bootstrap import mean_scores, share_of_full
@@ -49,9 +52,12 @@ def gamma_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     for budget, (above, below) in zip(budgets, grid.T, strict=True):
         for update, color in palette.items():
             chosen = means[(means["budget"] == budget) & (means["update"] == update)]
-            plot_band(above, chosen, "gamma", "mean", update, color=color, marker="o")
+            plot_by_gamma(above, chosen, update, color=color)
             share = objects[(objects["budget"] == budget) & (objects["update"] == update)]
-            below.plot(share["gamma"], share["on_objects"], color=color, marker="o", markersize=4)
+            fixed = share[share["gamma"] >= 0]
+            below.plot(fixed["gamma"], fixed["on_objects"], color=color, marker="o", markersize=4)
+            for height in share.loc[share["gamma"] < 0, "on_objects"]:
+                below.axhline(height, color=color, linestyle=":", linewidth=1)
         above.axhline(
             limit.at[budget, "mean"], color="0.4", linestyle="--", linewidth=1, label="top-K (gamma to infinity)"
         )
@@ -63,6 +69,14 @@ def gamma_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     grid[1, 0].set_ylabel("kept tokens\non objects")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return add_note(figure, f"{questions_asked(rows)}; {BANDS}")
+
+
+def plot_by_gamma(axes: Axes, means: pd.DataFrame, name: str, **style: Any) -> None:
+    """Draw means with their intervals against fixed gammas, and as a dotted line for gamma "auto"."""
+    fixed, auto = means[means["gamma"] >= 0], means[means["gamma"] < 0]
+    line = plot_band(axes, fixed, "gamma", "mean", name, marker="o", **style)
+    for height in auto["mean"]:
+        axes.axhline(height, color=line.get_color(), linestyle=":", linewidth=1, label=f"{name}, gamma auto")
 
 
 def importance_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:

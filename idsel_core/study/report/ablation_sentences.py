@@ -11,7 +11,7 @@ from idsel_core.study.knobs import knob_columns
 from idsel_core.study.report.ablation_figures import named_importance
 from idsel_core.study.report.bootstrap import mean_scores, paired_difference, paired_scores, share_of_full
 from idsel_core.study.report.theme import label
-from idsel_core.study.report.wording import points, verdict
+from idsel_core.study.report.wording import gamma_name, points, verdict
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -44,21 +44,25 @@ def about_gamma(rows: pd.DataFrame, default: float | None = None, resamples: int
         best = max(_records(means), key=lambda row: row["mean"])
         top = paired_scores(rows[(rows["method"] == "topk") & (rows["budget"] == budget)], ["budget"]).iloc[:, 0]
         like: dict[str, list[float]] = {}
-        others: list[tuple[str, float]] = scores.columns.drop((best["update"], best["gamma"])).tolist()
+        others: list[Any] = scores.columns.drop((best["update"], best["gamma"])).tolist()
         for update, gamma in others:
             gap = paired_difference(scores[update, gamma], scores[best["update"], best["gamma"]], resamples=resamples)
             if gap.high >= 0:
                 like.setdefault(update, []).append(gamma)
-        alike = "; ".join(f"*{update}* with {', '.join(f'{g:g}' for g in sorted(of))}" for update, of in like.items())
+        alike = "; ".join(
+            f"*{update}* with {', '.join(gamma_name(g) for g in sorted(of))}" for update, of in like.items()
+        )
         said = [
-            f"- **{budget:g} tokens**: best is *{best['update']}* with gamma {best['gamma']:g}, {_percent(best)} "
-            f"(the best of {len(means)} settings on these very questions, so a little flattered). "
+            f"- **{budget:g} tokens**: best is *{best['update']}* with gamma {gamma_name(best['gamma'])}, "
+            f"{_percent(best)} (the best of {len(means)} settings on these very questions, so a little flattered). "
             f"Not told apart from it: {alike or 'no other'}."
         ]
         for update in sorted(part["update"].unique()):
             if (update, default) in scores:
                 gain = paired_difference(scores[update, default], top.loc[scores.index], resamples=resamples)
-                said.append(f"*{update}* with gamma {default:g} is {verdict(gain)} top-K importance: {points(gain)}.")
+                said.append(
+                    f"*{update}* with gamma {gamma_name(default)} is {verdict(gain)} top-K importance: {points(gain)}."
+                )
         if {("subtract", default), ("multiply", default)} <= set(scores):
             gap = paired_difference(scores["multiply", default], scores["subtract", default], resamples=resamples)
             said.append(f"*Multiply* is {verdict(gap)} *subtract* there: {points(gap)}.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from idsel_core.study.report.bootstrap import Array, interval_bounds, resampled_shares
+from idsel_core.study.report.wording import gamma_name
 
 BY = ("update", "importance", "instruction", "gamma", "features")
 """Columns that tell the settings of ID-Selection apart."""
@@ -70,13 +72,14 @@ def rank_settings(
         raise ValueError("there are no settings of ID-Selection to rank")
     reads = own["importance"].str.startswith(("instruction", "unified"))
     own = own.assign(
-        instruction=own["instruction"].where(reads, "-"), gamma=[_gamma_name(gamma) for gamma in own["gamma"]]
+        instruction=own["instruction"].where(reads, "-"), gamma=[gamma_name(gamma) for gamma in own["gamma"]]
     )
     known = pd.concat([own, rows[rows["method"] == "full"].drop_duplicates("question_id")], ignore_index=True)
     for name in BY:
         known[name] = known[name].astype(object).where(known["method"] == "idselection", "")
     scores, shares, drawn = resampled_shares(known, ["method", *BY, "budget"], resamples=resamples)
-    columns = pd.MultiIndex.from_tuples(scores.columns.tolist(), names=scores.columns.names)
+    known_columns: list[Any] = scores.columns.tolist()
+    columns = pd.MultiIndex.from_tuples(known_columns, names=scores.columns.names)
     place = columns.get_level_values("method") == "idselection"
     budgets = sorted(columns[place].get_level_values("budget").unique(), reverse=True)
     settings = columns[place].droplevel(["method", "budget"]).unique()
@@ -118,10 +121,6 @@ def _gaps(table: Array, depth: Array, budgets: Sequence[float], tokens: int, of_
             gaps[:, deep, shallow] = table[:, deep].mean(-1) - raised[:, shallow]
             gaps[:, shallow, deep] = -gaps[:, deep, shallow]
     return gaps
-
-
-def _gamma_name(gamma: float) -> str:
-    return "auto" if gamma < 0 else f"{gamma:g}"  # rows hold -1 for "auto"
 
 
 def setting_names(table: pd.DataFrame) -> list[str]:

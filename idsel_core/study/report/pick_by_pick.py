@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -81,7 +82,8 @@ def poster(
     """
     steps = [step for step in steps if step < len(trace)]
     figure = plt.figure(figsize=(theme.PAGE, 3.5), layout="constrained")
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.75, 1.25)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.75, 1.25))
+    above, below = parts
     top, bottom = above.subplots(1, 4), below.subplots(1, len(steps), squeeze=False)[0]
     top[0].imshow(picture)
     top[0].set_axis_off()

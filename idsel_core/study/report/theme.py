@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
@@ -58,11 +59,12 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {m: {"color": colours[m], "marker": _MARKERS[known.index(m) % len(_MARKERS)]} for m in methods}
 
 
-def plot_band(axes: Axes, table: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> None:
-    """Draw one line with its interval; `table` has the columns `x`, `y`, low and high."""
+def plot_band(axes: Axes, table: pd.DataFrame, x: str, y: str, name: str, **style: Any) -> Line2D:
+    """Draw one line with its interval, and return the line; `table` has the columns `x`, `y`, low and high."""
     table = table.sort_values(x)
-    line = axes.plot(table[x], table[y], label=name, markersize=4, **style)[0]
+    line: Line2D = axes.plot(table[x], table[y], label=name, markersize=4, **style)[0]
     axes.fill_between(table[x], table["low"], table["high"], color=line.get_color(), alpha=0.18, linewidth=0)
+    return line
 
 
 def percent_axis(axis: Axis) -> None:
@@ -80,8 +82,8 @@ def budget_axis(axes: Axes, budgets: ArrayLike, name: str = "visual tokens kept"
 
 
 def gamma_axis(axes: Axes, gammas: ArrayLike) -> None:
-    """Give a logarithmic x axis that begins at 0 a tick at each gamma, and a label where there is room for one."""
-    ticks = sorted(set(np.asarray(gammas).astype(float).tolist()))
+    """Give a logarithmic x axis that begins at 0 ticks at the fixed gammas, and labels where there is room for one."""
+    ticks = sorted({gamma for gamma in np.asarray(gammas).astype(float).tolist() if gamma >= 0})
     axes.set_xscale("symlog", linthresh=1, base=10)
     _ticks(axes, ticks, _labels_with_room(ticks, 2.2))
     axes.set_xlim(-0.1 if ticks[0] < 1 else ticks[0] / 1.15, 1.15 * max(1.0, ticks[-1]))

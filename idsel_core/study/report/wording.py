@@ -15,3 +15,8 @@ def verdict(interval: Interval) -> str:
     if interval.low > 0:
         return "above"
     return "below" if interval.high < 0 else "not told apart from"
+
+
+def gamma_name(gamma: float) -> str:
+    """Return a gamma as it is written in the code; rows hold -1 for "auto"."""
+    return "auto" if gamma < 0 else f"{gamma:g}"

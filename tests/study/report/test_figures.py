@@ -15,6 +15,7 @@ from idsel_core.study.report import ablation_figures as figures
 from idsel_core.study.report import ablation_sentences as words
 from idsel_core.study.report import pictures, tables, theme, wording
 from idsel_core.study.report.bootstrap import Interval, mean_scores, share_of_full
+from idsel_core.study.report.wording import gamma_name
 from idsel_core.study.store.explain import explain
 from idsel_core.study.store.provenance import provenance, read_origin
 from idsel_core.study.store.results import Results
@@ -161,7 +162,7 @@ def test_question_types_fall_by_what_is_left_of_them(budget):
 def test_the_gamma_that_is_compared_is_the_methods_own(gamma):
     own = float(knob_columns(IDSelection(1))["gamma"])
     moved = gamma.assign(gamma=gamma["gamma"].where(gamma["gamma"] != 20, own))
-    assert f"with gamma {own:g} is" in words.about_gamma(moved, resamples=50)
+    assert f"with gamma {gamma_name(own)} is" in words.about_gamma(moved, resamples=50)
     assert "top-K" not in words.about_gamma(gamma, 7.0, resamples=50)
 
 
