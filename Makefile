@@ -27,8 +27,7 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures default sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu \
-    publish lab lint hooks clean
+.PHONY: help env figures default sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18

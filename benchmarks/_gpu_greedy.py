@@ -71,14 +71,16 @@ def kernel(x: Tensor, scores: Tensor, budget: int) -> Callable[[], Tensor]:
     """Return what runs the products and the kernel alone, without the checks of `id_select` and its wait."""
     from idsel_core.selection.gpu_triton import pick_on_gpu
     from idsel_core.selection.precision import full_precision
+    from idsel_core.selection.scale import automatic_gamma
 
     norms = torch.linalg.vector_norm(x.float(), dim=-1)
     inverse, wide = norms.reciprocal(), scores.double()
-    counts, gamma = torch.full((len(x),), budget), torch.full_like(wide[:, 0], 20.0)
+    counts = torch.full((len(x),), budget)
+    gamma = automatic_gamma(x, inverse, torch.ones_like(scores, dtype=torch.bool))
 
     def run() -> Tensor:
         with full_precision(x.device):
-            return pick_on_gpu(x, inverse, wide, counts, gamma, "subtract", restart=True)
+            return pick_on_gpu(x, inverse, wide, counts, gamma, "multiply", restart=True)
 
     return run
 

@@ -5,6 +5,7 @@ They need torch alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,11 +21,18 @@ NEAR = 1e-6
 """Share of the highest score below which rounding decides whether scores have run out."""
 
 
-def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
-    """ID-Selection with all N x N cosines, a few kernels a step."""
+def own_gamma(x: Tensor) -> Tensor:
+    """Return the gamma at which a token at the mean distance of all pairs of unit vectors (N, D) has weight 0.01."""
+    count = len(x)
+    distance = 1 - (x.double().sum(0).square().sum() - count) / (count * (count - 1))
+    return math.log(100) / distance.square()
+
+
+def reference(x: Tensor, scores: Tensor, k: int) -> Tensor:
+    """ID-Selection as it is by default, with all N x N cosines, a few kernels a step."""
     x = normalize(x.float(), dim=-1)
     distance = torch.nn.functional.threshold(1 - (x @ x.T).double(), 32 * torch.finfo(torch.float32).eps, 0.0)
-    weights = torch.exp(-gamma * distance.square())
+    weights = torch.exp(-own_gamma(x) * distance.square())
     first, picks = scores.double(), []
     scores, floor, gone = first, RUN_OUT * first.max(), torch.zeros_like(first, dtype=torch.bool)
     for _ in range(k):
@@ -33,8 +41,7 @@ def reference(x: Tensor, scores: Tensor, k: int, gamma: float = 20.0) -> Tensor:
         best = scores.argmax()
         gone[best] = True
         picks.append(best)
-        scores = scores - weights[best] * scores[best].clamp_min(0)
-        scores[best] = -torch.inf
+        scores = (scores * (1 - weights[best])).masked_fill(gone, -torch.inf)
     return torch.stack(picks)
 
 
@@ -106,10 +113,11 @@ def make_scores(kind: str, *shape: int) -> Tensor:
     return torch.rand(shape) if kind == "uniform" else torch.ones(shape)
 
 
-def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
-    """Follow the rule along `order` in float64; return the worst pick's distance from the best token."""
+def gap(x: Tensor, scores: Tensor, order: Tensor) -> float:
+    """Follow the default rule along `order` in float64; return the worst pick's distance from the best token."""
     x, first = normalize(x.double(), dim=-1), scores.double()
     highest, worst, scores, gone = float(first.max()), 0.0, first, torch.zeros_like(first, dtype=torch.bool)
+    gamma = own_gamma(x)
     for start in range(0, len(order), 64):
         block = order[start : start + 64]
         weights = torch.exp(-gamma * (1 - x[block] @ x.T).clamp_min(0).square())
@@ -121,6 +129,5 @@ def gap(x: Tensor, scores: Tensor, order: Tensor, gamma: float = 20.0) -> float:
                 scores, below = again, float(again.max() - again[pick])
             worst = max(worst, below)
             gone[pick] = True
-            scores = scores - row * scores[pick].clamp_min(0)
-            scores[pick] = -torch.inf
+            scores = (scores * (1 - row)).masked_fill(gone, -torch.inf)
     return worst / highest

@@ -88,7 +88,7 @@ store = Results(project_path(results_dir))
 rows = store.frame(rows_of) if rows_of in store.jobs() else None
 wrong = []
 if rows is not None:
-    wrong = turned_wrong(rows[rows["positions"] != "keep"], IDSelection.name, budget)
+    wrong = turned_wrong(rows[rows["positions"] == rows["positions"].iloc[0]], IDSelection.name, budget)
     split = read_split(wrong["split"].iloc[0]) if len(wrong) else None
 if not len(wrong):
     display(Markdown(f"No answers of job {rows_of} at {budget} tokens turned wrong: run it first, or another budget."))
@@ -100,7 +100,8 @@ asked = split.questions.set_index("question_id") if len(wrong) else None
 shown = []
 for row in wrong.itertuples() if len(wrong) else ():
     pixels, question = split.images.at[row.image_id, "image"], asked.at[row.question_id, "question"]
-    knobs = {name: getattr(row, name) for name in ("importance", "normalise", "features", "update", "gamma")}
+    knobs = {name: getattr(row, name) for name in ("importance", "normalise", "features", "update")}
+    knobs["gamma"] = "auto" if row.gamma < 0 else row.gamma
     again = State(pixels, question)
     answer = look.answer(again, IDSelection(budget, **knobs))
     # Rows of older code may have been answered otherwise.

@@ -130,7 +130,7 @@ def test_a_common_vector_turns_a_fixed_gamma_into_top_k_and_leaves_auto_diverse(
     """A fixed gamma then suppresses all tokens alike, so that every pick is followed by a restart."""
     x, scores, common = shifted_problem()
     picks = {
-        (gamma, size): id_select(x + size * common, scores, 40, gamma).order[0]
+        (gamma, size): id_select(x + size * common, scores, 40, gamma, "subtract").order[0]
         for gamma in (20.0, "auto")
         for size in (0, 30)
     }

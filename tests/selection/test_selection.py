@@ -219,7 +219,7 @@ def test_trace_holds_the_scores_before_each_pick(problem):
 def test_the_least_suppressed_token_is_next_once_no_score_is_positive():
     x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.7, 0.7], [0.0, 1.0]])
     s = torch.tensor([1.0, 0.9, 0.4, 0.0])
-    picks = id_select(x, s, 4, gamma=2.0, trace=True, exhausted="continue")
+    picks = id_select(x, s, 4, 2.0, "subtract", trace=True, exhausted="continue")
     assert picks.order.tolist() == [[0, 1, 3, 2]]
     torch.testing.assert_close(picks.trace[0, -1, 2], torch.tensor(0.4 - math.exp(-2 * (1 - 0.5**0.5) ** 2)))
     assert id_select(x, torch.zeros(4), 3, exhausted="continue").order.tolist() == [[0, 1, 2]]
@@ -244,14 +244,15 @@ def test_exhausted_images_keep_their_importance_and_the_others_of_the_batch_thei
     x = torch.tensor(np.concatenate([make_features("tight", 40, 16, rng), 9 * rng.standard_normal((20, 16))]))
     s = torch.cat([torch.linspace(1, 0.5, 40), torch.full((20,), 1e-4)]).double()
     even = torch.full((60,), 1.0).double()
-    both = id_select(torch.stack([x, x]), torch.stack([s, even]), 30).order
-    assert (both[0] < 40).sum() >= 2 * (id_select(x, s, 30, exhausted="continue").order[0] < 40).sum()
-    assert torch.equal(both[1], id_select(x, even, 30).order[0])
+    both = id_select(torch.stack([x, x]), torch.stack([s, even]), 30, 20.0, "subtract").order
+    left = id_select(x, s, 30, 20.0, "subtract", exhausted="continue").order[0]
+    assert (both[0] < 40).sum() >= 2 * (left < 40).sum()
+    assert torch.equal(both[1], id_select(x, even, 30, 20.0, "subtract").order[0])
 
 
 def test_zero_vectors_are_at_distance_one():
     x, s = torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 0.0]]), torch.tensor([1.0, 0.9, 0.8])
-    trace = id_select(x, s, 3, gamma=1.0, trace=True).trace[0]
+    trace = id_select(x, s, 3, 1.0, "subtract", trace=True).trace[0]
     torch.testing.assert_close(trace[1, 1:], s[1:] - math.exp(-1))
 
 

@@ -598,6 +598,8 @@ class Qwen2Audio(Family):
 
 OF_VIDEOS = ("evs", "vidcom2", "dycoke", "fastvid", "holitom")
 """Methods of videos alone."""
+INSIDE = ("fastv", "sparsevlm", "pyramiddrop", "dart", "idselection-inside")
+"""Methods that drop tokens in the first layers of the language model."""
 NO_FRAMES = dict.fromkeys(OF_VIDEOS, "frames is not available: the images are not frames of a video")
 NO_COMPANION = "relevance is not available: no image-text companion was given"
 NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
@@ -613,7 +615,7 @@ QWEN_REFUSED = {
 QWEN3_REFUSED = {
     **QWEN_REFUSED,
     **dict.fromkeys(
-        ("fastv", "sparsevlm", "pyramiddrop", "dart"),
+        INSIDE,
         "because planes of them enter the first 2 layers of this language model",
     ),
 }
@@ -640,13 +642,13 @@ WHOLE = "tokens cannot be dropped inside Gemma3TextModel, whose layers do not al
 WINDOWED_REFUSED = {
     **NO_CLS_REFUSED,
     "downsample": "a smaller image is not available: this model takes one image size only",
-    **dict.fromkeys(("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"), WHOLE),
+    **dict.fromkeys((*INSIDE, "vscan"), WHOLE),
 }
 
 PREFIX_REFUSED = {
     **{name: why for name, why in NO_CLS_REFUSED.items() if name != "downsample"},
     **dict.fromkeys(
-        ("fastv", "sparsevlm", "pyramiddrop", "dart", "vscan"),
+        (*INSIDE, "vscan"),
         "tokens cannot be dropped inside GemmaModel, whose tokens attend to later ones",
     ),
 }

@@ -20,6 +20,8 @@ from tests.support.project import PROJECT
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _QUIET = ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")
 
+HOST = "localhost"
+
 
 def checkout(folder: Path, *notebooks: str) -> Path:
     """Make a folder that is a project to its notebooks, so that running them in it changes nothing here."""
@@ -35,7 +37,7 @@ def checkout(folder: Path, *notebooks: str) -> Path:
 def lab(folder: Path) -> Iterator[str]:
     """Run a JupyterLab on a folder; yields its address, in which a {} stands for the path of a notebook."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind((HOST, 0))
         port = free.getsockname()[1]
     token = secrets.token_hex()
     options = {
@@ -52,8 +54,8 @@ def lab(folder: Path) -> Iterator[str]:
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        _wait(f"http://127.0.0.1:{port}/api?token={token}", process, folder / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"
+        _wait(f"http://{HOST}:{port}/api?token={token}", process, folder / "lab.log")
+        yield f"http://{HOST}:{port}/lab/tree/{{}}?reset&token={token}"
     finally:
         process.terminate()
         process.wait(30)
