@@ -17,7 +17,9 @@
 #
 # ID-Selection lowers the scores of tokens that look like a pick by `w = exp(-gamma d^2)`, d being the cosine distance.
 # At gamma 0 every pick suppresses all tokens alike; at gamma to infinity none is suppressed and top-K by importance
-# remains. The rule is either *subtract* (`S_j - w S_i`) or *multiply* (`S_j (1 - w)`).
+# remains. The rule is either *subtract* (`S_j - w S_i`) or *multiply* (`S_j (1 - w)`). The public reading of the paper,
+# `IDSelection.published()`, subtracts with gamma 20; `IDSelection()` multiplies, and takes gamma from each image, as
+# notebook 14 chose among all settings.
 
 # %% tags=["parameters"]
 backbone = "data/backbone/assembled"  # hub id, or folder of the model

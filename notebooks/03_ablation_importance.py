@@ -19,7 +19,9 @@
 # model, *relevance* the likeness of a patch and the question in a shared image-text space, *unified* a blend of
 # saliency and instruction. Who asks are the instruction's words at the language model's input layer, or the last token
 # before the answer in a layer where it has read them. Each score is min-maxed per image or left raw, and tokens are
-# alike by projector features or by encoder features.
+# alike by projector features or by encoder features. The public reading of the paper, `IDSelection.published()`, asks
+# with the last token at layer 2. `IDSelection()` asks with the words at layer 0, because notebook 14 compares at equal
+# FLOPs, and a score that reads two layers has run them over all tokens.
 
 # %% tags=["parameters"]
 backbone = "data/backbone/assembled"  # hub id, or folder of the model
