@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -48,7 +49,11 @@ class IDSelectionInside(InLLM, Greedy, Scored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.entering, bool) or not isinstance(self.entering, int | float) or not self.entering >= 1:
+        if (
+            isinstance(self.entering, bool)
+            or not isinstance(self.entering, int | float)
+            or not 1 <= self.entering < math.inf
+        ):
             raise ValueError(f"entering must be a number from 1 on, not {self.entering!r}")
         check_layers("layers", self.layers)
 

@@ -28,6 +28,7 @@ WITHOUT_NUMBERS = {
     "study/__init__.py",
     "study/paths.py",
     "study/devices.py",
+    "study/ends.py",
     "study/backbone_folders.py",
 }
 

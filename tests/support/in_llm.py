@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from idsel_core import adapter_for
-from idsel_core.methods import DART, FastV, IDSelectionInside, InLLM, PyramidDrop, SparseVLM, VScan
+from idsel_core.methods import DART, FastV, IDSelection, IDSelectionInside, InLLM, PyramidDrop, SparseVLM, VScan
 from idsel_core.methods._shared.in_llm import Choice, LayerTokens
 from tests.support import in_llm_reference as reference
 from tests.support import peers_reference, tiny
@@ -173,6 +173,14 @@ def first_stage(model, method: VScan, single: dict[str, Tensor]) -> list[peers_r
     ]
 
 
+def entering_tokens(model, method: IDSelectionInside, single: dict[str, Tensor]) -> list[list[int]]:
+    """Return what ID-Selection picks of each image before the language model, which tests of its own compare."""
+    backbone, (count,) = adapter_for(model), method.enter(torch.tensor([tiny.TOKENS]), DEPTH).tolist()
+    encoded = backbone.encode(single["pixel_values"])
+    tokens = backbone.visual_tokens(encoded, single["input_ids"], single["attention_mask"])
+    return [row.tolist() for row in IDSelection(count).select(tokens).rows()]
+
+
 def read_alone(model, decoder, method: InLLM, single: dict[str, Tensor], compact: bool = True) -> reference.Read:
     embeddings, images = embedded(model, single)
     begin, numbers = list(range(len(embeddings))), [list(range(tiny.TOKENS))] * len(images)
@@ -182,6 +190,9 @@ def read_alone(model, decoder, method: InLLM, single: dict[str, Tensor], compact
         for columns, one in zip(images, stages, strict=True):
             embeddings[[columns[token] for token in one.tokens]] = one.read
         numbers = [one.tokens for one in stages]
+    if method.name == "idselection-inside" and images:
+        numbers = entering_tokens(model, method, single)
+    if images and len(numbers[0]) < tiny.TOKENS:
         entered = [[columns[token] for token in own] for columns, own in zip(images, numbers, strict=True)]
         gone = {column for own in images for column in own}.difference(*entered)
         begin = [column for column in begin if column not in gone]

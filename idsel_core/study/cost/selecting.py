@@ -85,6 +85,7 @@ def flops_of_selection(
     if isinstance(method, Greedy):
         width = model.hidden if method.features == "projector" else tower.features
         greedy = 2 * profile[0] * tower.visual * (width + (method.update == "subtract"))
+        greedy += 2 * tower.visual * width * (method.gamma == "auto")
     return Flops(scores=scores, greedy=greedy)
 
 

@@ -205,14 +205,15 @@ def test_flops_of_scores_equal_what_torch_counts(tower, importance, knobs):
     assert (cost.scores, cost.greedy) == (counter.get_total_flops(), 0)
 
 
+@pytest.mark.parametrize("gamma", [20.0, "auto"])
 @pytest.mark.parametrize("update", ["subtract", "multiply"])
 @pytest.mark.parametrize("features", ["projector", "encoder"])
-def test_flops_of_the_greedy_equal_what_torch_counts(features, update):
+def test_flops_of_the_greedy_equal_what_torch_counts(features, update, gamma):
     model = config(vision_feature_layer=[-3, -1])
     width = {"projector": 32, "encoder": 64}[features]
     with FlopCounterMode(display=False) as counter:
-        id_select(torch.randn(36, width), torch.rand(36), 7, update=update, trace=True)
-    cost = flops_analytic(model, 7, 9, method=DiversityOnly(7, features=features, update=update))
+        id_select(torch.randn(36, width), torch.rand(36), 7, gamma, update, trace=True)
+    cost = flops_analytic(model, 7, 9, method=DiversityOnly(7, features=features, update=update, gamma=gamma))
     assert (cost.scores, cost.greedy) == (0, counter.get_total_flops())
 
 
