@@ -30,6 +30,7 @@ from .methods import HiRED as HiRED
 from .methods import HoliTom as HoliTom
 from .methods import HoloV as HoloV
 from .methods import IDSelection as IDSelection
+from .methods import IDSelectionInside as IDSelectionInside
 from .methods import InLLM as InLLM
 from .methods import LayerTokens as LayerTokens
 from .methods import Method as Method

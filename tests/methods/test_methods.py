@@ -51,7 +51,7 @@ MATRIX = [
 ]
 # Methods that drop tokens inside the language model; what they choose there is covered by tests of their own.
 INSIDE = [
-    METHODS["idselection-inside"](budget=1),
+    METHODS["idselection-inside"](budget=1, budget_convention="final"),
     METHODS["fastv"](budget=1),
     METHODS["sparsevlm"](budget=1),
     METHODS["pyramiddrop"](budget=1),
@@ -214,7 +214,7 @@ def test_topk_keeps_the_highest_scores_and_the_lowest_index_of_ties():
 
 def test_diversity_only_is_id_select_on_equal_scores():
     tokens = batch(image(0))
-    wanted = id_select(tokens.features, torch.ones(1, 36), 12, gamma=20.0)
+    wanted = id_select(tokens.features, torch.ones(1, 36), 12, "auto", "multiply")
     assert torch.equal(METHODS["diversity"](budget=12).select(tokens).order, wanted.order)
 
 
@@ -346,7 +346,7 @@ def test_a_star_import_binds_every_public_name_and_every_method():
     names: dict[str, object] = {}
     exec("from idsel_core import *", names)
     assert set(idsel_core.__all__) == set(names) - {"__builtins__"}
-    assert len(METHODS) == 29
+    assert len(METHODS) == 33
     assert all(names[method.__name__] is method for method in METHODS.values())
 
 

@@ -40,7 +40,9 @@ def runnable(page: Path) -> list[str]:
 def load_blocks():
     spec = importlib.util.spec_from_file_location("blocks", PROJECT / "workflow/scripts/blocks.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROJECT / "workflow/scripts"))
+        spec.loader.exec_module(module)
     return module
 
 
