@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
@@ -12,9 +11,7 @@ from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.methods._shared.by_suppression import Greedy
 from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
-from idsel_core.methods._shared.ragged import truncate
 from idsel_core.selection.budget import resolve_budget
-from idsel_core.selection.greedy import id_select
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import Unavailable, VisualTokens
 
@@ -23,16 +20,17 @@ from idsel_core.visual_tokens import Unavailable, VisualTokens
 class IDSelectionInside(InLLM, Greedy, Scored):
     """Pick more tokens than the budget as ID-Selection does, and pick among them again inside the language model.
 
-    The second picking takes as importance the attention of the last prompt token in the layer before the drop, which
-    has read the question, and as likeness the cosines of the hidden states. It costs no pass of its own: what
-    `IDSelection` reads of a layer over all tokens is read here of few, on their way.
+    The first picking is that of `IDSelection` with the same knobs. The second takes as importance the attention of the
+    last prompt token in the layer before the drop, which has read the question, and as likeness the cosines of the
+    hidden states; of the knobs it shares `gamma`, `update` and `exhausted`. It needs no pass of its own: what
+    `IDSelection` reads of such a layer over all tokens is read here of few, on their way.
 
     Source: this project; the greedy is that of "ID-Selection", arXiv 2604.05601, which names scores that change inside
     the language model as future work.
 
     Parameters
     ----------
-    entering : float
+    times : float
         How many times the budget enters the language model, 1 or more; at most all tokens, and under the "average"
         convention no more than leave half of the budget, in the mean over the layers behind the first drop.
     layers : tuple of int or float
@@ -44,24 +42,20 @@ class IDSelectionInside(InLLM, Greedy, Scored):
     positions: ClassVar[Positions] = "compact"
 
     _: KW_ONLY
-    entering: float = 4.0
+    times: float = 4.0
     layers: tuple[int | float, ...] = (2 / 32,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (
-            isinstance(self.entering, bool)
-            or not isinstance(self.entering, int | float)
-            or not 1 <= self.entering < math.inf
-        ):
-            raise ValueError(f"entering must be a number from 1 on, not {self.entering!r}")
+        if isinstance(self.times, bool) or not isinstance(self.times, int | float) or not 1 <= self.times <= 1e9:
+            raise ValueError(f"times must be a number from 1 to 1e9, not {self.times!r}")
         check_layers("layers", self.layers)
 
     def drop_layers(self, num_layers: int) -> tuple[int, ...]:
         """Return the drop layers."""
         return resolve_layers(self.layers, num_layers)
 
-    def enter(self, full: Tensor, depth: int | None) -> Tensor:
+    def entering(self, full: Tensor, depth: int | None) -> Tensor:
         """Return the number of tokens of each image that enter the language model, int64 (B,).
 
         Parameters
@@ -87,23 +81,15 @@ class IDSelectionInside(InLLM, Greedy, Scored):
                 )
             before = self.drop_layers(depth)[0]
             most = full.minimum((budgets * depth - (depth - before) * ((budgets + 1) // 2)) // before)
-        return (budgets.double() * self.entering + 0.5).floor().long().minimum(most).maximum(budgets)
+        return (budgets.double() * self.times + 0.5).floor().minimum(most.double()).long().maximum(budgets)
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Select the tokens of each image that enter the language model."""
-        counts = self.enter(tokens.lengths, tokens.decoder_layers)
-        features = tokens.features if self.features == "projector" else tokens.encoder_features
-        picked = self._picked(features, self.scores(tokens), tokens.mask, counts)
-        return Selection.from_order(picked.order, picked.scores, self.budget)
+        counts = self.entering(tokens.lengths, tokens.decoder_layers)
+        return self.pick(tokens, self.scores(tokens), counts)
 
     def choose(self, tokens: LayerTokens, counts: Tensor) -> Choice:
         """Pick the tokens that are left, by attention and by likeness of the hidden states."""
         scores = tokens.attention.masked_fill(~tokens.mask, 0)
-        picked = self._picked(tokens.visual(tokens.states), scores, tokens.mask, counts)
+        picked = self.pick_alike(tokens.visual(tokens.states), scores, tokens.mask, counts)
         return Choice(picked.order, picked.scores)
-
-    def _picked(self, features: Tensor, scores: Tensor, mask: Tensor, counts: Tensor) -> Selection:
-        """Run `id_select` for a number of tokens of each image, int64 (B,)."""
-        most = int(counts.max())
-        picked = id_select(features, scores, most, self.gamma, self.update, mask, exhausted=self.exhausted)
-        return Selection.from_order(truncate(picked.order, counts), picked.scores, most)

@@ -12,8 +12,11 @@ from idsel_core.selection.suppression import rounding, score_dtype
 WEIGHT = 0.01
 """Weight, by definition, at which a pick suppresses a token at the image's mean distance."""
 
-CHUNK = 2**18
+CHUNK = {"cpu": 2**18}
 """Most numbers of the features that are read at a time, in their wider type: so many stay in a processor's cache."""
+
+CHUNK_ELSEWHERE = 2**24
+"""The same on a GPU, where a launch costs more than memory does."""
 
 
 def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     batch, tokens, width = x.shape
     unit = valid & (inverse > 0)  # (B, N): tokens that have a direction
     total = torch.zeros(batch, 1, width, dtype=working, device=x.device)
-    step = max(1, CHUNK // (batch * width))
+    step = max(1, CHUNK.get(x.device.type, CHUNK_ELSEWHERE) // (batch * width))
     whole = bool(valid.all())
     for start in range(0, tokens, step):
         part = slice(start, start + step)

@@ -98,10 +98,26 @@ def test_all_tokens_enter_the_language_model_before_methods_that_drop_inside(met
 
 
 @pytest.mark.parametrize("budget", [1, 3, 7, 36])
-def test_id_selection_inside_lets_in_what_id_selection_picks(budget):
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"importance": "saliency"},
+        {"normalise": "raw"},
+        {"features": "encoder"},
+        {"gamma": 2.0},
+        {"update": "subtract"},
+        {"instruction_layer": 1},
+        {"instruction_layer": 1, "instruction_tokens": "last"},
+        {"update": "subtract", "gamma": 0.1, "exhausted": "continue"},
+    ],
+    ids=str,
+)
+def test_id_selection_inside_lets_in_what_id_selection_picks(budget, knobs):
     tokens = batch(image(0), image(1, 4, 6))
-    picks = METHODS["idselection-inside"](budget, budget_convention="final", entering=3.0).select(tokens)
-    assert torch.equal(picks.order, METHODS["idselection"](3 * budget).select(tokens).order)
+    picks = METHODS["idselection-inside"](budget, budget_convention="final", times=3.0, **knobs).select(tokens)
+    wanted = METHODS["idselection"](3 * budget, **knobs).select(tokens)
+    assert torch.equal(picks.order, wanted.order) and torch.equal(picks.scores, wanted.scores)
 
 
 @pytest.mark.parametrize("method", MATRIX, ids=repr)

@@ -35,8 +35,8 @@ METHODS_INSIDE = [
     SparseVLM(3, budget_convention="final", layers=(2,)),
     VScan(20),
     VScan(9, budget_convention="final", layer=2, windows=2, faithful=True),
-    IDSelectionInside(20, entering=1.5),
-    IDSelectionInside(7, entering=4.0, layers=(1, 3), budget_convention="final"),
+    IDSelectionInside(20, times=1.5),
+    IDSelectionInside(7, times=4.0, layers=(1, 3), budget_convention="final"),
     DART(20),
     DART(17, layer=2, budget_convention="final", faithful=True),
 ]
@@ -44,6 +44,8 @@ METHODS_INSIDE = [
 
 def rule_of(method: InLLM) -> dict:
     rule = dict(RULES[method.name])
+    if method.name == "idselection-inside":
+        rule["rule"] = partial(rule["rule"], gamma=method.gamma, update=method.update)
     if method.name == "dart" and method.faithful:
         rule["rule"] = partial(rule["rule"], faithful=True)
     return rule
@@ -175,7 +177,7 @@ def first_stage(model, method: VScan, single: dict[str, Tensor]) -> list[peers_r
 
 def entering_tokens(model, method: IDSelectionInside, single: dict[str, Tensor]) -> list[list[int]]:
     """Return what ID-Selection picks of each image before the language model, which tests of its own compare."""
-    backbone, (count,) = adapter_for(model), method.enter(torch.tensor([tiny.TOKENS]), DEPTH).tolist()
+    backbone, (count,) = adapter_for(model), method.entering(torch.tensor([tiny.TOKENS]), DEPTH).tolist()
     encoded = backbone.encode(single["pixel_values"])
     tokens = backbone.visual_tokens(encoded, single["input_ids"], single["attention_mask"])
     return [row.tolist() for row in IDSelection(count).select(tokens).rows()]

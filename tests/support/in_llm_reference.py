@@ -51,14 +51,14 @@ def last_attention(look: Look, count: int) -> Left:
     return Left(tokens, gap=gap, order_gap=_order_gap(scores, tokens))
 
 
-def id_selection(look: Look, count: int) -> Left:
-    """ID-Selection among the image's tokens, from its formula: multiply, and a gamma from the image's mean distance."""
+def id_selection(look: Look, count: int, gamma: float | str = "auto", update: str = "multiply") -> Left:
+    """ID-Selection among the image's tokens, from its formula; gamma "auto" is that of the image's mean distance."""
     scores = look.attention[:, look.last, look.columns].mean(0)
     units = look.states[look.columns] / np.linalg.norm(look.states[look.columns], axis=1, keepdims=True)
     distance = np.maximum(0, 1 - units @ units.T)
     n = len(scores)
     mean = distance[~np.eye(n, dtype=bool)].mean() if n > 1 else 1.0
-    weights = np.exp(-np.log(100) / mean**2 * distance**2)
+    weights = np.exp(-(np.log(100) / mean**2 if gamma == "auto" else gamma) * distance**2)
     np.fill_diagonal(weights, 1.0)
     tokens: list[int] = []
     gap = math.inf
@@ -67,7 +67,9 @@ def id_selection(look: Look, count: int) -> Left:
         first, second = np.sort(open_scores)[::-1][:2] if n - len(tokens) > 1 else (1.0, 0.0)
         gap = min(gap, (first - second) / first)
         tokens.append(int(open_scores.argmax()))
-        scores = scores * (1 - weights[tokens[-1]])
+        pick = tokens[-1]
+        less = scores[pick] * weights[pick] if update == "subtract" else scores * weights[pick]
+        scores = scores - less
     return Left(tokens, gap=gap, order_gap=gap)
 
 

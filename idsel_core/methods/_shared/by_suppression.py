@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.ragged import truncate
 from idsel_core.selection.greedy import id_select
 from idsel_core.selection.result import Selection
 from idsel_core.selection.suppression import Exhausted, Update
@@ -46,7 +47,15 @@ class Greedy(Method):
         # id_select checks gamma, update and exhausted.
         id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update, exhausted=self.exhausted)
 
-    def pick(self, tokens: VisualTokens, scores: Tensor) -> Selection:
-        """Run `id_select` on scores (B, N)."""
+    def pick(self, tokens: VisualTokens, scores: Tensor, counts: Tensor | None = None) -> Selection:
+        """Run `id_select` on scores (B, N), for the budget, or for so many tokens of each image, int64 (B,)."""
         features = tokens.features if self.features == "projector" else tokens.encoder_features
-        return id_select(features, scores, self.budget, self.gamma, self.update, tokens.mask, exhausted=self.exhausted)
+        return self.pick_alike(features, scores, tokens.mask, counts)
+
+    def pick_alike(self, features: Tensor, scores: Tensor, mask: Tensor, counts: Tensor | None = None) -> Selection:
+        """Do the same where tokens are alike by other features (B, N, D)."""
+        most = self.budget if counts is None else int(counts.max())
+        picked = id_select(features, scores, most, self.gamma, self.update, mask, exhausted=self.exhausted)
+        if counts is None:
+            return picked
+        return Selection.from_order(truncate(picked.order, counts), picked.scores, self.budget)

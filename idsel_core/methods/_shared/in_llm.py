@@ -178,6 +178,18 @@ class InLLM(Method):
         """Return the fewest tokens that a drop can leave of `count` tokens."""
         return 1
 
+    def entering(self, full: Tensor, depth: int | None) -> Tensor:
+        """Return the number of tokens of each image that enter the language model, int64 (B,); by default all.
+
+        Parameters
+        ----------
+        full : Tensor
+            Number of tokens of each image, int64 (B,).
+        depth : int, optional
+            Number of layers of the language model.
+        """
+        return full
+
     def select(self, tokens: VisualTokens) -> Selection:
         """Let all tokens enter the language model."""
         resolve_budget(self.budget, tokens.lengths)

@@ -9,6 +9,7 @@ import torch
 
 from idsel_core.methods import (
     DART,
+    METHODS,
     DiversityOnly,
     FastV,
     IDSelection,
@@ -42,7 +43,8 @@ def profile_by(method: Method, visual: int, layers: int) -> list[int]:
     if not isinstance(method, InLLM):
         return [int(resolve_budget(method.budget, full))] * layers
     places = method.drop_layers(layers)
-    counts = [visual, *method.counts(full, full, layers)[0].tolist()]
+    entering = method.entering(full, layers)
+    counts = [int(entering), *method.counts(full, entering, layers)[0].tolist()]
     spans = [after - before for before, after in pairwise((0, *places, layers))]
     return [tokens for tokens, span in zip(counts, spans, strict=True) for _ in range(span)]
 
@@ -119,7 +121,7 @@ def flops_of_reading(
     Parameters
     ----------
     method : Method
-        Any method; what drops tokens inside the language model reads nothing before it.
+        Any method.
     model : Decoder
         The language model.
     visual_tokens, text_tokens : int
@@ -130,10 +132,10 @@ def flops_of_reading(
     Returns
     -------
     int or None
-        0 if the score does not read the language model; None if it is a score of your own, which may.
+        0 if the score does not read the language model; None if it is a score or a method of your own, which may.
     """
     if not isinstance(method, Scored):
-        return 0
+        return 0 if type(method) in METHODS.values() else None
     known = _reads_instruction(method.importance)
     return _instruction(method, model, visual_tokens, text_tokens, attention) if known else None if known is None else 0
 

@@ -195,7 +195,7 @@ def question_types_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         axis.axis("off")
     handles = grid.flat[0].get_legend_handles_labels()
     grid.flat[len(question_types)].legend(*handles, loc="center", fontsize="small")
-    return add_note(figure, f"{questions_asked(rows)} in all; {BANDS}")
+    return add_note(figure, f"{questions_asked(rows)}; {BANDS}")
 
 
 def objects_figure(rows: pd.DataFrame) -> Figure:

@@ -160,7 +160,7 @@ def question_types_figure(rows: pd.DataFrame, budget: float, resamples: int = 20
     )
     _name_rows(axis, order)
     axis.set_xlabel(f"accuracy with {budget:g} tokens")
-    note = f"{questions_asked(rows)} in all; sorted by the mean over question types"
+    note = f"{questions_asked(rows)}; sorted by the mean over question types"
     return add_note(figure, note, *ranking_notes(order))
 
 
@@ -265,7 +265,7 @@ def difficulty_figure(rows: pd.DataFrame, budgets: Sequence[float], resamples: i
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return add_note(
         figure,
-        f"{questions_asked(rows)} that all tokens answer; easy: a smaller image answers it too; 95 % intervals",
+        f"{questions_asked(rows)}; all tokens answer each; easy: a smaller image does too; 95 % intervals",
         "sorted by the mean accuracy on hard questions",
         *ranking_notes(order),
     )

@@ -29,10 +29,24 @@ def test_choices_equal_the_slow_reference_at_edge_budgets(method, left):
                 assert merged == 0 and sorted(rows_of(choice)[row]) == list(range(count))
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 30])
-def test_id_selection_inside_picks_by_its_formula(count):
-    """Beyond this many picks suppressed scores differ by less than the rounding of their cosines."""
-    method = IDSelectionInside(1)
+@pytest.mark.parametrize(
+    ("knobs", "counts"),
+    [
+        ({}, (1, 2, 7, 30)),
+        ({"gamma": 3.0}, (7, 20)),
+        ({"gamma": 60.0}, (7, 20)),
+        ({"gamma": 300.0, "update": "subtract"}, (2, 5)),
+    ],
+    ids=str,
+)
+def test_id_selection_inside_picks_by_its_formula(knobs, counts):
+    """Beyond this many picks suppressed scores differ by less than the rounding of their cosines, or have run out."""
+    method = IDSelectionInside(1, **knobs)
+    for count in counts:
+        _check_formula(method, count)
+
+
+def _check_formula(method, count):
     for left in (True, False):
         choice = method.choose(layer_tokens(method, SCENES, left), torch.tensor([count] * 3))
         for row, one in enumerate(SCENES):

@@ -149,18 +149,18 @@ def test_vscan_plans_its_two_stages(method, entering, left):
     assert method.counts(full, torch.tensor([entering] * 2), 32).tolist() == [[left]] * 2
 
 
-@pytest.mark.parametrize("entering", [1, 1.3, 2.0, 8.0, 1000.0])
+@pytest.mark.parametrize("times", [1, 1.3, 2.0, 8.0, 1000.0])
 @pytest.mark.parametrize("layers", [(1,), (2 / 32,), (0.25, 0.5), (0.99,)])
-def test_id_selection_inside_reaches_every_budget(layers, entering):
+def test_id_selection_inside_reaches_every_budget(layers, times):
     for depth, count in ((2, 36), (3, 36), (5, 36), (12, 100), (32, 576)):
         full = torch.tensor([count])
         for convention in ("average", "final"):
             for budget in range(1, count + 1, 1 + count // 40):
-                method = IDSelectionInside(budget, layers=layers, entering=entering, budget_convention=convention)
-                start = method.enter(full, depth)
+                method = IDSelectionInside(budget, layers=layers, times=times, budget_convention=convention)
+                start = method.entering(full, depth)
                 left = method.counts(full, start, depth)[0].tolist()
                 assert count >= int(start) >= budget
-                assert int(start) <= max(budget, round(budget * entering + 1e-9))
+                assert int(start) <= max(budget, round(budget * times + 1e-9))
                 used = layers_of(int(start), left, method.drop_layers(depth), depth)
                 assert used == sorted(used, reverse=True) and used[-1] >= 1
                 assert abs(sum(used) / depth - budget) <= 0.5 if convention == "average" else left[-1] == budget
@@ -168,11 +168,14 @@ def test_id_selection_inside_reaches_every_budget(layers, entering):
 
 def test_id_selection_inside_lets_in_what_it_says():
     full = torch.tensor([576, 100, 20])
-    method = IDSelectionInside(32, entering=2.5, budget_convention="final")
-    assert method.enter(full, None).tolist() == [80, 80, 20]
-    assert IDSelectionInside(16, entering=8.0).enter(full, 8).tolist() == [72, 72, 20]
+    method = IDSelectionInside(32, times=2.5, budget_convention="final")
+    assert method.entering(full, None).tolist() == [80, 80, 20]
+    assert IDSelectionInside(16, times=8.0).entering(full, 8).tolist() == [72, 72, 20]
+    share = IDSelectionInside(0.1, times=2.5, budget_convention="final")
+    assert share.entering(full, None).tolist() == [145, 25, 5]
+    assert IDSelectionInside(32, times=1e9, budget_convention="final").entering(full, None).tolist() == full.tolist()
     with pytest.raises(Unavailable, match="number of layers"):
-        IDSelectionInside(32).enter(full, None)
+        IDSelectionInside(32).entering(full, None)
 
 
 def test_faithful_vscan_does_not_compensate_for_its_windows():
@@ -233,8 +236,8 @@ def test_a_budget_above_the_tokens_drops_none(method):
         ("pyramiddrop", {"layers": ()}, r"layers must be a tuple of layers, not \(\)"),
         ("sparsevlm", {"layers": (1, "2")}, "layers must be a layer .* not '2'"),
         ("sparsevlm", {"recycle": 1.5}, "recycle must be a number from 0 to 1, not 1.5"),
-        ("idselection-inside", {"entering": 0.5}, "entering must be a number from 1 on, not 0.5"),
-        ("idselection-inside", {"entering": True}, "entering must be a number from 1 on, not True"),
+        ("idselection-inside", {"times": 0.5}, "times must be a number from 1 to 1e9, not 0.5"),
+        ("idselection-inside", {"times": True}, "times must be a number from 1 to 1e9, not True"),
         ("idselection-inside", {"layers": ()}, r"layers must be a tuple of layers, not \(\)"),
         ("vscan", {"layer": 1.0}, "layer must be a layer .* or a share of the depth .*, not 1.0"),
         ("vscan", {"budget_convention": "mean"}, "budget_convention must be one of average, final, not 'mean'"),
