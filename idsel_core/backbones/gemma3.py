@@ -25,7 +25,6 @@ class Gemma3(PooledPatches):
     joined_kinds = ("image",)
     no_resize_reason = "this model takes one image size only"
     beside_images = (
-        *PooledPatches.beside_images,
         "Hereistheoriginalimage",
         "andherearesomecropstohelpyouseebetter",
     )

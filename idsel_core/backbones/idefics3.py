@@ -35,6 +35,11 @@ class Idefics3(PooledPatches):
     """
 
     image_inputs = ("pixel_values", "pixel_attention_mask")
+    beside_images = (
+        r"<row_\d+_col_\d+>",
+        r"<global-img>",
+        r"(?:Youareprovidedthefollowingseriesof[a-z-]+framesfroma[\d:]+\[H:MM:SS\]video\.)?Framefrom\d\d:\d\d:",
+    )
     missing_views = {"crops": "the prompt does not say how the tiles of an image lie"}  # noqa: RUF012
 
     @property

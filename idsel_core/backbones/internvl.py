@@ -23,7 +23,7 @@ class InternVL(PooledPatches):
     image_inputs = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
     has_cls = True
     joined_kinds = ("image",)
-    beside_images = (*PooledPatches.beside_images, r"Frame\d+:")
+    beside_images = (r"Frame\d+:",)
     missing_views = {  # noqa: RUF012
         "cls_features": "the projector reads several patches as one row, and [CLS] is one token",
         "crops": "the model does not know how the tiles of an image lie",

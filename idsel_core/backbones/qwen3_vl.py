@@ -25,6 +25,8 @@ class Qwen3VL(Qwen2VL):
     token keeps its own.
     """
 
+    beside_images = (r"<\d+\.\d+seconds>",)
+
     def encoder_outputs(self, tokens: VisualTokens, selection: Selection) -> dict[str, Any]:
         """Wrap the kept features and deepstack features as the ``mm_encoder_outputs`` of one call of the model.
 

@@ -310,12 +310,19 @@ def test_what_a_processor_writes_beside_images_is_known_by_family():
         template = ChatTemplate.of(tokenizer("llava"), beside)
         words = template.last_turn(ids, [number == IMAGE for number in ids]).words
         assert said_by("llava", torch.tensor(ids), torch.tensor(words)) == said_beside + plain(ONE)
+    of = {name: adapter_for(one.build()).beside_images for name, one in CHATS.items()}
     for written, families in (
         ("Frame12:", {"internvl"}),
         ("andherearesomecropstohelpyouseebetter", {"gemma3"}),
-        ("<row_1_col_2>", set(CHATS)),
+        ("<row_1_col_2>", {"idefics3", "smolvlm"}),
+        ("Framefrom00:01:", {"idefics3", "smolvlm"}),
+        (
+            "Youareprovidedthefollowingseriesoftwenty-threeframesfroma0:01:15[H:MM:SS]video.Framefrom00:00:",
+            {"idefics3", "smolvlm"},
+        ),
+        ("<0.5seconds>", {"qwen3_vl"}),
+        ("<this>", set()),
     ):
-        of = {name: adapter_for(one.build()).beside_images for name, one in CHATS.items()}
         assert {name for name, marks in of.items() if any(re.fullmatch(mark, written) for mark in marks)} == families
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -571,18 +572,29 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         projector.data -= 0.25
     assert {record.source for record in run.report[before:]} == {"tower"}
     buffer = model.model.vision_tower.embeddings.position_ids
-    with run:
-        before = len(run.report)
-        model.generate(**one, **GREEDY)
-        model.model.vision_tower.train()
-        model.generate(**one, **GREEDY)
-        model.model.vision_tower.eval()
+    tower = model.model.vision_tower
+
+    @contextlib.contextmanager
+    def training():
+        tower.train()
+        yield
+        tower.eval()
+
+    @contextlib.contextmanager
+    def other_buffer():
         buffer.data = buffer.flip(-1)
-        model.generate(**one, **GREEDY)
+        yield
         buffer.data = buffer.flip(-1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+
+    for changed in (training(), other_buffer(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with prune(model, UniformGrid(3), keep_encodings=4) as again:
             model.generate(**one, **GREEDY)
-    assert {record.source for record in run.report[before:]} == {"tower"}
+            with changed:
+                model.generate(**one, **GREEDY)
+            model.generate(**one, **GREEDY)
+        images = len(again.report) // 3
+        sources = [record.source for record in again.report[::images]]
+        assert sources == ["tower", "tower", "kept encoding"], changed
     for wrong in (-1, True, 1.5, None):
         with pytest.raises(ValueError, match="keep_encodings must be a number of calls, or 0 to keep none, not"):
             prune(model, UniformGrid(3), keep_encodings=wrong)

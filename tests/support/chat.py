@@ -35,6 +35,8 @@ SPECIAL = {
 }
 TAGS = {**{81 + tile: f"<row_{tile // 3 + 1}_col_{tile % 3 + 1}>" for tile in range(5)}, 95: "<global-img>", 96: "\n\n"}
 """What processors write beside images; no special tokens."""
+TIMES = TAGS | {81 + frame: f"<{frame}.5 seconds>" for frame in range(5)}
+"""The same of Qwen3-VL, which writes the time of frames."""
 LETTERS = "abcdefghijklmnopqrstuvwxyzUSERAINTY123:?.[]/,"
 
 VICUNA = (
@@ -108,10 +110,11 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     pieces = family in SENTENCE_PIECES
     space, newline = ("▁", "\n") if pieces else ("Ġ", "Ċ")
     joined = [(space, "w"), ("a", "t"), ("U", "S"), ("E", "R"), ("?", newline), (":", space), (space, "A"), ("u", "s")]
+    tags = TIMES if family == "qwen3_vl" else TAGS
     symbols = [*LETTERS, space, newline, *map("".join, joined)]
     vocabulary = {symbol: 3 + place for place, symbol in enumerate(symbols)}
     assert 3 + len(symbols) <= 81
-    made = Tokenizer(models.BPE(vocabulary | {text: number for number, text in (SPECIAL | TAGS).items()}, joined))
+    made = Tokenizer(models.BPE(vocabulary | {text: number for number, text in (SPECIAL | tags).items()}, joined))
     if pieces:
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
@@ -119,7 +122,7 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL.values()])
-    made.add_tokens([AddedToken(text, normalized=False) for text in TAGS.values()])
+    made.add_tokens([AddedToken(text, normalized=False) for text in tags.values()])
     fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     fast.add_special_tokens({"additional_special_tokens": list(SPECIAL.values())[3:]})
     fast.chat_template = TEMPLATES.get(family)

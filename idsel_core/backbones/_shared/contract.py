@@ -90,7 +90,7 @@ class Backbone(ABC):
     """Why this family lacks views, by view, if the reason is not the usual one."""
     has_chat_template: ClassVar[bool] = True
     """Whether prompts follow a chat template; all text in front of the answer is the question where they do not."""
-    beside_images: ClassVar[tuple[str, ...]] = (r"<[^<>]{1,40}>",)
+    beside_images: ClassVar[tuple[str, ...]] = ()
     """Regular expressions of what the processor writes in front of an image, but for special tokens, without blanks."""
 
     def __init__(self, model: Any, relevance: Relevance | None = None, processor: Any = None) -> None:
