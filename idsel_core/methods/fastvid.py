@@ -61,8 +61,8 @@ class FastVID(Attended, FrameByFrame):
         Mean attention received, as in the authors' code for Qwen2.5-VL, or that of the frame's [CLS] token.
     faithful : bool
         As the authors' code does, round all shares down and lose what is left over; a number of tokens counts as a
-        share of the video's. Fewer frames than `segments`, and more context tokens than an anchor frame has room for,
-        are refused, on which the code fails.
+        share of the video's. Fewer frames than `segments`, more context tokens than an anchor frame has room for, on
+        which the code fails, and a budget of which nothing is left are refused.
     """
 
     name: ClassVar[str] = "fastvid"
@@ -171,6 +171,8 @@ class FastVID(Attended, FrameByFrame):
             for frame in anchors:
                 context[frame] = sum(own[begin:end]) // len(anchors)
         over = [c > size - s for c, size, s in zip(context, sizes, salient, strict=True)]
+        if sum(salient) + sum(context) == 0:
+            raise ValueError(f"FastVID's code keeps no token of {sum(sizes)} in {len(sizes)} frames at this budget")
         if len(sizes) < self.segments or any(over):
             raise ValueError(
                 f"FastVID's code needs {self.segments} frames, and room for context tokens in each; got {context} "

@@ -54,7 +54,8 @@ class HoliTom(Attended, FrameByFrame):
         Mean attention received, as the authors use it, or that of the frame's [CLS] token.
     faithful : bool
         As the authors' code does, round the number of means half to even and that of a frame's tokens up; a number of
-        tokens counts as a share of the video's. No token leaves its mean, so that fewer than the budget may be kept.
+        tokens counts as a share of the video's. No token leaves its mean, so that fewer than the budget may be kept,
+        or more.
     """
 
     name: ClassVar[str] = "holitom"

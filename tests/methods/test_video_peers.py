@@ -165,8 +165,10 @@ def test_dycoke_as_published_judges_a_pair_by_the_pair_before_it():
     assert {6, 19} <= set(fixed.tolist())
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
-@pytest.mark.parametrize("name", ["fastvid", "holitom"])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("fastvid", 0.2), ("fastvid", 0.3), ("fastvid", 0.45), ("holitom", 0.1), ("holitom", 0.3), ("holitom", 0.45)],
+)
 def test_counts_as_published(name, share):
     clips = [CLIPS[0], CLIPS[1], CLIPS[2]]
     tokens = batch(*clips)
@@ -175,6 +177,12 @@ def test_counts_as_published(name, share):
         count = max(1, math.floor(share * len(one["features"]) + 0.5))
         wanted = getattr(reference, name)(one, count, share=share)
         assert check(picks, row, tokens, wanted)
+
+
+@pytest.mark.parametrize("budget", [0.02, 1, 5])
+def test_a_budget_of_which_the_authors_code_keeps_nothing_is_refused(budget):
+    with pytest.raises(ValueError, match="FastVID's code keeps no token of 180 in 9 frames at this budget"):
+        build("fastvid", budget, faithful=True).select(batch(clip(0, (9,), 4, 5)))
 
 
 @pytest.mark.parametrize(

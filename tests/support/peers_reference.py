@@ -340,7 +340,7 @@ def parts_of(shares: list[float], count: int, least: list[int], most: list[int])
 
 
 def principal_groups(features: np.ndarray, wanted: int) -> tuple[dict[int, list[int]], float]:
-    """Return the tokens of each principal component (paper, section 3.2: principal semantic components analysis).
+    """Return the tokens of each principal component (principal semantic components analysis).
 
     The matrix has a row a token: the logistic function of its features, centred in each token. Left singular vectors
     of it are the components; one without energy is none, and a token without features that differ is of the first.
@@ -364,7 +364,7 @@ def principal_groups(features: np.ndarray, wanted: int) -> tuple[dict[int, list[
 
 
 def prunesid(image: dict, count: int, per_group: int = 4, scale: float = 32.0) -> Kept:
-    """Components, then suppression in each (section 3.3), then a part of the budget for each, from the formulas."""
+    """Components, then suppression in each, then a part of the budget for each, from the formulas."""
     attention, x = image["cls_attention"], unit(image["encoder_features"])
     groups, gap = principal_groups(image["encoder_features"], max(1, count // per_group))
     pairs = [x[i] @ x[j] for i in range(len(x)) for j in range(i)]
@@ -400,7 +400,7 @@ def prunesid(image: dict, count: int, per_group: int = 4, scale: float = 32.0) -
 
 
 def vidcom2(video: dict, count: int, temperature: float = 0.01, channels: float = 0.5) -> Kept:
-    """Frame compression adjustment and adaptive token compression (paper, section 4), one frame and token at a time."""
+    """Frame compression adjustment and adaptive token compression, one frame and token at a time."""
     x, number = video["features"], list(video["frames"])
     quiet = sorted(range(x.shape[1]), key=lambda c: (x[:, c].var(), c))[: max(1, int(channels * x.shape[1]))]
     v = unit(x[:, quiet])
