@@ -91,7 +91,7 @@ lint: env ## Check style, types and the pairing of the notebooks
 hooks: env ## Install the git hooks (strip outputs, pair notebooks, ruff)
 	@$(BIN)/pre-commit install
 
-clean: ## Remove what `make figures` made; the rows of sweeps stay
+clean: ## Remove what `make figures` and `make default` made; the rows of sweeps stay
 	rm -rf results/rows results/times results/figures results/tables results/timing.json results/gallery
 	rm -rf logs .snakemake .cache/encodings
 

@@ -76,10 +76,11 @@ def kernel(x: Tensor, scores: Tensor, budget: int) -> Callable[[], Tensor]:
     norms = torch.linalg.vector_norm(x.float(), dim=-1)
     inverse, wide = norms.reciprocal(), scores.double()
     counts = torch.full((len(x),), budget)
-    gamma = automatic_gamma(x, inverse, torch.ones_like(scores, dtype=torch.bool))
+    real = torch.ones_like(scores, dtype=torch.bool)
 
     def run() -> Tensor:
         with full_precision(x.device):
+            gamma = automatic_gamma(x, inverse, real)
             return pick_on_gpu(x, inverse, wide, counts, gamma, "multiply", restart=True)
 
     return run

@@ -65,7 +65,8 @@ class SkippedStep(Exception):
 def code_hash() -> str:
     """Return the SHA-256 of the code that is measured, for checkouts without git."""
     found = hashlib.sha256()
-    for path in sorted([*ROOT.glob("idsel_core/**/*.py"), *ROOT.glob("benchmarks/*gpu*.py")]):
+    measured = ("idsel_core/**/*.py", "idsel_core/loading/configs/*", "benchmarks/*gpu*.py", "benchmarks/_loops.py")
+    for path in sorted(path for pattern in measured for path in ROOT.glob(pattern)):
         found.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
 

@@ -16,7 +16,7 @@
 split = "validation"  # split of the data set that the image comes from
 image = 7  # which image of that split, from 0
 budget = 64  # visual tokens to keep
-gamma = 20.0  # sharpness of the suppression, 0 to infinity
+gamma = "auto"  # sharpness of the suppression, 0 to infinity; "auto" takes that of the image
 results_dir = "results/rows"  # folder of the stored rows
 figures_dir = "results/figures"  # folder for the figures
 

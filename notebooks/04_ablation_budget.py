@@ -15,8 +15,8 @@
 # %% [markdown]
 # # Ablation: how few visual tokens are enough, and does the picking beat simple controls?
 #
-# ID-Selection from 288 tokens down to 4, beside five controls: importance alone, diversity alone, tokens at random, a
-# uniform grid, and the image itself made smaller. Without a clear gain over these, a pruning method shows little. All
+# ID-Selection with many tokens and with few, beside five controls: importance alone, diversity alone, tokens at random,
+# a uniform grid, and the image itself made smaller. Without a clear gain over these, a pruning method shows little. All
 # answer the same questions of the test split, on which nothing was chosen.
 
 # %% tags=["parameters"]

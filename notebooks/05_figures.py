@@ -87,9 +87,9 @@ theme.save(ablation_figures.budget_figure(compact, resamples), figures, "budget"
 theme.save(ablation_figures.question_types_figure(compact, resamples), figures, "question_types", drawn_from)
 theme.save(ablation_figures.objects_figure(compact), figures, "objects", drawn_from)
 positions = budget[budget["method"].isin(["idselection", "uniform"])]
-said = [ablation_sentences.about_budget(compact, resamples=resamples)]
-said += [ablation_sentences.about_positions(positions, resamples)]
-Markdown("\n\n".join(said))
+said = ablation_sentences.about_budget(compact, resamples=resamples)
+tables.save_text(said, texts, "budget_said", drawn_from)
+Markdown("\n\n".join([said, ablation_sentences.about_positions(positions, resamples)]))
 
 # %% [markdown]
 # ## The table

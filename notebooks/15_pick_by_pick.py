@@ -31,6 +31,7 @@ from idsel_core import DiversityOnly, IDSelection, id_select
 from idsel_core.study.dataset import read_split
 from idsel_core.study.explorer import look
 from idsel_core.study.explorer.state import State
+from idsel_core.study.knobs import knobs_of_row
 from idsel_core.study.objects import Objects
 from idsel_core.study.paths import MODEL, project_path
 from idsel_core.study.report import pick_by_pick, theme
@@ -100,10 +101,8 @@ asked = split.questions.set_index("question_id") if len(wrong) else None
 shown = []
 for row in wrong.itertuples() if len(wrong) else ():
     pixels, question = split.images.at[row.image_id, "image"], asked.at[row.question_id, "question"]
-    knobs = {name: getattr(row, name) for name in ("importance", "normalise", "features", "update")}
-    knobs["gamma"] = "auto" if row.gamma < 0 else row.gamma
     again = State(pixels, question)
-    answer = look.answer(again, IDSelection(budget, **knobs))
+    answer = look.answer(again, IDSelection(budget, **knobs_of_row(row._asdict())))
     # Rows of older code may have been answered otherwise.
     if answer.text == row.prediction:
         shown.append((row, again, question, answer))

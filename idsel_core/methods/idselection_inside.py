@@ -25,8 +25,7 @@ class IDSelectionInside(InLLM, Greedy, Scored):
     hidden states; of the knobs it shares `gamma`, `update` and `exhausted`. It needs no pass of its own: what
     `IDSelection` reads of such a layer over all tokens is read here of few, on their way.
 
-    Source: this project; the greedy is that of "ID-Selection", arXiv 2604.05601, which names scores that change inside
-    the language model as future work.
+    Source: this project. The paper of ID-Selection names scores that change inside the language model as future work.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from idsel_core.visual_tokens import VisualTokens
 def select_from_larger(method: Method, tokens: VisualTokens) -> Selection:
     """Let a method select from the images that have at least as many tokens as its budget, and leave the others whole.
 
-    A whole image keeps its features: nothing is merged, and its scores are not computed. A method whose images share a
+    A whole image keeps its features: nothing is merged, and its scores are not used. A method whose images share a
     budget selects from all of them, because what one keeps depends on the others.
 
     Parameters

@@ -92,7 +92,7 @@ def knob_columns(method: Method | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        importance, normalise, features, update, instruction, gamma, convention, seed; see
+        importance, normalise, features, update, instruction, gamma, convention, knobs, seed; see
         `idsel_core.study.store.schema`.
     """
     update, exhausted = getattr(method, "update", None), getattr(method, "exhausted", "restart")
@@ -105,7 +105,39 @@ def knob_columns(method: Method | str) -> dict[str, Any]:
         else None,
         "gamma": -1.0 if gamma == "auto" else float(gamma),
         "convention": method.budget_convention if not isinstance(method, str) and drops_inside(method) else None,
+        "knobs": None if isinstance(method, str) else _other_knobs(method),
         "seed": getattr(method, "seed", 0),
+    }
+
+
+_TOLD = {"budget", "importance", "normalise", "features", "update", "exhausted", "gamma", "seed"}
+_TOLD |= {"instruction_tokens", "instruction_layer", "budget_convention"}
+"""Knobs that have columns of their own."""
+
+
+def _other_knobs(method: Method) -> str | None:
+    given = [(field.name, getattr(method, field.name), field.default) for field in fields(method)]
+    told = [f"{name}={value!r}" for name, value, default in given if name not in _TOLD and value != default]
+    return ", ".join(told) or None
+
+
+def knobs_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the knobs of ID-Selection that a stored row tells, as its class takes them: what `knob_columns` wrote.
+
+    Parameters
+    ----------
+    row : mapping
+        A row of the store, of a method with these knobs.
+    """
+    update, _, exhausted = row["update"].partition(", ")
+    which, _, layer = row["instruction"].partition("@")
+    return {
+        **{knob: row[knob] for knob in ("importance", "normalise", "features")},
+        "update": update,
+        "exhausted": exhausted or "restart",
+        "gamma": "auto" if row["gamma"] < 0 else row["gamma"],
+        "instruction_tokens": which,
+        "instruction_layer": int(layer),
     }
 
 

@@ -1,5 +1,6 @@
 """Knobs are read by the types of their fields: from words of a command line, and from YAML."""
 
+import dataclasses
 from dataclasses import MISSING, fields
 from typing import get_args, get_origin
 
@@ -7,7 +8,7 @@ import pytest
 
 from idsel_core import get_method
 from idsel_core.methods import METHODS
-from idsel_core.study.knobs import build_method, knob_types, parse_knob
+from idsel_core.study.knobs import build_method, knob_columns, knob_types, knobs_of_row, parse_knob
 
 ALL = [(method, knob, kind) for method in METHODS for knob, kind in knob_types(method).items()]
 FLAGS = [(method, knob) for method, knob, kind in ALL if kind is bool]
@@ -120,3 +121,54 @@ def test_words_become_values(method, knob, text, value):
 def test_words_of_another_type_are_refused(method, knob, text, message):
     with pytest.raises(ValueError, match=message):
         parse_knob(method, knob, text)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"importance": "saliency", "normalise": "raw", "features": "encoder"},
+        {"update": "subtract", "exhausted": "continue", "gamma": 20.0},
+        {"instruction_layer": 2, "instruction_tokens": "last"},
+    ],
+    ids=str,
+)
+def test_a_stored_row_tells_the_knobs_of_id_selection(knobs):
+    method = get_method("idselection", budget=16, **knobs)
+    assert get_method("idselection", budget=16, **knobs_of_row(knob_columns(method))) == method
+
+
+OTHERS = {
+    "importance": "saliency",
+    "normalise": "raw",
+    "features": "encoder",
+    "gamma": 3.0,
+    "update": "subtract",
+    "exhausted": "continue",
+    "budget_convention": "final",
+    "layers": (1, 2),
+    "demand": "both",
+    "chooser": "divprune",
+    "threshold": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_settings_of_a_method_differ_in_their_columns(name):
+    plain = get_method(name, budget=300)
+    assert knob_columns(plain)["knobs"] is None
+    for field in fields(plain):
+        value = getattr(plain, field.name)
+        if field.name == "budget":
+            continue
+        if field.name in OTHERS:
+            other = OTHERS[field.name]
+        elif field.name == "attention":
+            other = {"cls": "received", "received": "cls"}[value]
+        elif isinstance(value, bool):
+            other = not value
+        elif field.name == "instruction_tokens":
+            plain, other = dataclasses.replace(plain, instruction_layer=1), "last"
+        else:
+            other = value + 1 if isinstance(value, int) else value / 2 or 0.25
+        assert knob_columns(dataclasses.replace(plain, **{field.name: other})) != knob_columns(plain), field.name

@@ -22,6 +22,7 @@ def made_up(settings: list[dict], accuracy: dict, questions: int = 90) -> pd.Dat
                 "tokens_kept": int(setting["budget"]),
                 "tokens_average": setting["budget"],
                 "convention": None,
+                "knobs": None,
                 "prefill_gflops": setting["budget"] / 100 + 0.1,
                 "scoring_gflops": 0.0,
                 **setting,

@@ -27,6 +27,7 @@ def make_rows(questions: int = 12, budgets: tuple[float, ...] = (64, 16), method
                     "budget": budget,
                     "tokens_before": 576,
                     "convention": None,
+                    "knobs": None,
                     "tokens_kept": int(budget),
                     "tokens_average": budget,
                     "prefill_gflops": 1.5,

@@ -4,7 +4,7 @@ The harness finds them by its entry point group. Their arguments are those of th
 ``method``, ``budget``, any knob of the method, and what `pruned` lists:
 
     lmms-eval --model idsel_llava_hf --tasks pope --limit 50 \
-      --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=idselection,budget=64,gamma=20.0
+      --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=idselection,budget=64,gamma=10.0
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from idsel_core.backbones._shared.short_prompts import POSITIONS
 from idsel_core.methods import METHODS, Method
 from idsel_core.pruning.budget_scope import Scope, check_scope
 from idsel_core.study.dataset import FULL
 from idsel_core.study.knobs import build_method, parse_knob
-
-POSITIONS = ("compact", "keep")
 
 
 class Unpruned(ValueError):

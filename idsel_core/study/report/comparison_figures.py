@@ -124,6 +124,9 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         figure,
         f"{questions_asked(rows)}; band: 95 % bootstrap interval of {label(_OWN)}",
         f"coloured: ID-Selection, its controls and the front; grey: {crowd} others" if crowd else "",
+        "what the image-text companion of CDPruner and TRIM costs is not counted"
+        if {"cdpruner", "trim"} & set(shares["method"])
+        else "",
         f"left out where their cost is not known: {', '.join(map(label, unknown))}" if unknown else "",
     )
 

@@ -12,7 +12,7 @@ from idsel_core.study.report.theme import ENDS
 _ASKED: Final = ["backbone", "dataset", "split"]
 _KNOBS: Final = (
     "revision", "dtype", "template", "importance", "normalise", "features", "update", "instruction", "gamma",
-    "positions", "convention", "conversation",
+    "positions", "convention", "knobs", "conversation",
 )  # fmt: skip
 """The columns that tell settings apart beside method and budget; seeds of one setting are averaged."""
 

@@ -13,7 +13,7 @@ from idsel_core.study.store.schema import SCHEMAS, conform
 SCHEMA: Final = SCHEMAS["rows"]
 CONFIGURATION: Final = (
     "backbone", "revision", "dtype", "template", "dataset", "split", "method", "importance", "normalise", "features",
-    "update", "instruction", "gamma", "positions", "budget", "convention", "conversation", "seed",
+    "update", "instruction", "gamma", "positions", "budget", "convention", "knobs", "conversation", "seed",
 )  # fmt: skip
 """The columns that tell one run of a job from another."""
 

@@ -44,6 +44,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
             "what a budget means for a method that drops tokens inside the language model: their `average` over "
             "layers, or the `final` number; null for all others",
         ),
+        "knobs": ("string?", "other knobs of the method that are not as by default, as `name=value`; null if none is"),
         "tokens_before": ("int32", "visual tokens of the image"),
         "tokens_kept": ("int32", "visual tokens after the last layer of the language model"),
         "tokens_average": ("double", "visual tokens that a layer of the language model reads, mean over layers"),
