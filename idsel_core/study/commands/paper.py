@@ -1,11 +1,13 @@
 """List the tables of papers, say what one would cost, or measure it: each is a grid in config/paper.
 
 The grid's jobs run as those of `idsel sweep` do, here or on a cluster, one GPU a job; rows go to results/sweeps/TABLE.
---limit 8 is a first look at everything, with rows of its own. What stands behind -- goes to Snakemake.
+--limit 8 is a first look at everything, with rows of its own; a model or data set of your own in place of the grid's is
+a rehearsal without downloads. What stands behind -- goes to Snakemake.
 
     idsel paper
     idsel paper headline --dry-run
     idsel paper headline --limit 8
+    idsel paper headline --limit 8 --backbone MODEL --data PHOTOS --split NAME --device cpu --dtype float32
     idsel paper llava15_7b --profile workflow/profiles/slurm
 """
 
@@ -17,6 +19,8 @@ from pathlib import Path
 from idsel_core.study.commands._arguments import add_cores, natural, positive
 
 _LOCAL = Path("workflow/profiles/local")
+_OWN = ("backbone", "data", "split", "device", "dtype")
+"""Keys of a grid that arguments can replace."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"where jobs run: {_LOCAL} or workflow/profiles/slurm (default: {_LOCAL})",
     )
     add_cores(parser)
+    own = parser.add_argument_group("a rehearsal, in place of the grid's own")
+    own.add_argument("--backbone", metavar="MODEL", help="hub id or folder of a model")
+    own.add_argument("--data", metavar="DATA", help="folder or table of questions, or lmms:TASK")
+    own.add_argument("--split", metavar="NAME", help="split of the data")
+    own.add_argument("--device", help="torch device, cpu or cuda")
+    own.add_argument("--dtype", help="type of the weights")
     guess = parser.add_argument_group("what the estimate takes for granted")
     guess.add_argument(
         "--tflops", type=_positive, help="TFLOP/s that the GPU reaches (default: as stored times say, or 100)"
@@ -67,7 +77,7 @@ def run(given: argparse.Namespace) -> int:
         return 0
     path = paper.table_file(given.table)
     if paper_times.is_timing(path):
-        for name in ("limit", "profile"):
+        for name in ("limit", "profile", *_OWN):
             if getattr(given, name):
                 raise ValueError(
                     f"{given.table} holds times, which are measured here and now, so --{name} means nothing"
@@ -81,9 +91,12 @@ def run(given: argparse.Namespace) -> int:
     from idsel_core.study.run.run_sweep import run_sweep
     from idsel_core.study.run.sweeps import read_sweep
 
+    instead = {name: getattr(given, name) for name in _OWN}
+    if not given.dry_run or any(instead.values()):
+        # Without downloads there is nothing to estimate but what a sweep says of itself.
+        grid = paper.rehearsed(path, given.limit, instead)
+        return run_sweep(grid, given.profile or _LOCAL, given.cores, given.dry_run, given.more)
     sweep = paper_cost.with_questions(read_sweep(path), given.limit)
-    if not given.dry_run:
-        return run_sweep(paper.limited(path, given.limit), given.profile or _LOCAL, given.cores, False, given.more)
     rates = paper_cost.measured_rates(
         project_path(TIMES),
         tflops=given.tflops,

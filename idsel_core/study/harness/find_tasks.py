@@ -6,15 +6,19 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from idsel_core.study.harness.journal import digest
 from idsel_core.study.store.provenance import sha256
 
 TASKS: Final = Path(__file__).parent / "tasks"
 """Tasks of our own, where the harness has none that runs without a judge."""
+
+_VERSIONS: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()
+"""Of tasks as they were first seen; a task that nobody holds is not kept, as its data set may be large."""
 
 _NO_NETWORK: Final = (
     "OfflineModeIsEnabled",
@@ -76,10 +80,8 @@ def load_tasks(names: Sequence[str], manager: Any, chat: bool) -> dict[str, Any]
 
     Parameters
     ----------
-    names : sequence of str
-        Tasks or groups of tasks.
-    manager : TaskManager
-        What `index_of_tasks` returned.
+    names, manager
+        As for `check_names`.
     chat : bool
         Whether the model reads messages.
 
@@ -102,7 +104,6 @@ def load_tasks(names: Sequence[str], manager: Any, chat: bool) -> dict[str, Any]
     return found
 
 
-@cache
 def version_of(task: Any) -> str:
     """Return what tells a task, loaded, from another version of it: its prompts, scoring and data set.
 
@@ -115,6 +116,12 @@ def version_of(task: Any) -> str:
     task : Task
         One of those that `load_tasks` returned.
     """
+    if task not in _VERSIONS:
+        _VERSIONS[task] = _version_now(task)
+    return _VERSIONS[task]
+
+
+def _version_now(task: Any) -> str:
     data = getattr(task, "dataset", None)
     splits = data if isinstance(data, Mapping) else {"": getattr(task, "eval_docs", None)}
     prints = {str(name): str(getattr(split, "_fingerprint", "")) for name, split in splits.items()}

@@ -13,7 +13,6 @@ from loguru import logger
 from torch import Tensor
 
 from idsel_core.study.harness.journal import digest
-from idsel_core.study.paths import PACKAGE
 
 _MEDIA = ("images", "videos", "audio", "audios")
 
@@ -67,15 +66,6 @@ def logged_errors() -> Iterator[list[str]]:
         yield found
     finally:
         logger.remove(sink)
-
-
-def is_refusal(error: Exception) -> bool:
-    """Tell whether an error is one by which `prune` refuses a call: a ValueError that this package raised itself."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    raised_here = last is not None and Path(last.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
-    return isinstance(error, ValueError) and raised_here
 
 
 class WithoutEmptyMedia:

@@ -26,8 +26,9 @@ from tqdm import tqdm
 from idsel_core.backbones import ClipCompanion, Relevance, adapter_for
 from idsel_core.pruning import prune
 from idsel_core.study.harness.arguments import check_given, knobs_in, read_template
-from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, is_refusal, logged_errors, watched
+from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, logged_errors, watched
 from idsel_core.study.harness.journal import Journal, digest
+from idsel_core.study.harness.refusals import is_refusal
 from idsel_core.study.harness.registry import PREFIX, WRAPPED, check_version, class_path, native_name
 from idsel_core.study.harness.setting import Setting, Unpruned, setting_from
 from idsel_core.study.open_backbone import open_companion, weights_hash
@@ -168,6 +169,8 @@ def pruned(base: Any, name: str) -> type:
                         processor=getattr(self, self.processor_name).processor,
                     )
                 except ValueError as error:
+                    if not is_refusal(error):
+                        raise
                     raise Unpruned(str(error)) from error
             self.journal = Journal(journal, {} if journal is None else self.key())
 

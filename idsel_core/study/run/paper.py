@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -46,14 +47,34 @@ def table_file(name: str, folder: Path = TABLES) -> Path:
     return folder / f"{name}.yaml"
 
 
-def limited(path: Path, limit: int, folder: Path = Path(".cache/paper")) -> Path:
-    """Write a grid with fewer questions under a name of its own, so that its rows stay apart, and return its path."""
-    if not limit:
+def rehearsed(
+    path: Path, limit: int, instead: Mapping[str, Any] | None = None, folder: Path = Path(".cache/paper")
+) -> Path:
+    """Write a grid with fewer questions, or another model or data, and return its path.
+
+    Its name is its own, so that its rows stay apart from those of the table.
+
+    Parameters
+    ----------
+    path : Path
+        The grid.
+    limit : int
+        Questions of each data set; 0 leaves them as they are.
+    instead : Mapping[str, Any], optional
+        Values of other keys, such as ``backbone``, in place of the grid's own.
+    folder : Path
+        Where it is written. Without a limit and other values the grid stays where it is.
+    """
+    changes = {name: value for name, value in (instead or {}).items() if value is not None}
+    named = [re.sub(r"[^A-Za-z0-9._+-]+", "_", Path(str(value)).name) for value in changes.values()]
+    if limit:
+        changes["questions"] = limit
+    if not changes:
         return path
-    grid = load_parameters(path) | {"questions": limit}
-    target = folder / f"{path.stem}-{limit}.yaml"
+    target = folder / f"{'-'.join([path.stem, *([str(limit)] if limit else []), *named])}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(f"# {limit} questions of each data set of {path}\n" + yaml.safe_dump(grid, sort_keys=False))
+    said = ", ".join(f"{name} {value}" for name, value in changes.items())
+    target.write_text(f"# {path} with {said}\n" + yaml.safe_dump(load_parameters(path) | changes, sort_keys=False))
     return target
 
 

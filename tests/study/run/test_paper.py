@@ -165,12 +165,24 @@ def test_grids_that_are_not_allowed(tmp_path, grid, message):
 
 def test_a_first_look_has_rows_of_its_own(tmp_path):
     path = write(tmp_path, questions=0)
-    assert paper.limited(path, 0, tmp_path) == path
-    small = paper.limited(path, 8, tmp_path / "x")
+    assert paper.rehearsed(path, 0, folder=tmp_path) == path
+    small = paper.rehearsed(path, 8, folder=tmp_path / "x")
     assert small.stem == "grid-8" and yaml.safe_load(small.read_text())["questions"] == 8
     asked = [{**job, "results_dir": ""} for job in with_questions(read_sweep(path), 8).jobs.values()]
     stored = [{**job, "results_dir": ""} for job in read_sweep(small).jobs.values()]
     assert [{**job, "job": ""} for job in asked] == [{**job, "job": ""} for job in stored]
+
+
+def test_a_rehearsal_replaces_the_grids_own_model_and_data(tmp_path):
+    path = write(tmp_path, dtype="float16", budget=[[64, 16]])
+    instead = {"backbone": "models/tiny one", "data": "photos", "device": None, "dtype": "float32"}
+    grid = paper.rehearsed(path, 8, instead, tmp_path / "x")
+    assert grid.stem == "grid-8-tiny_one-photos-float32"
+    (job,) = read_sweep(grid).jobs.values()
+    asked = {name: job[name] for name in ("backbone", "data", "dtype", "questions", "budgets", "device")}
+    own = {"dtype": "float32", "questions": 8, "budgets": [64, 16], "device": "cpu"}
+    assert asked == {"backbone": "models/tiny one", "data": "photos", **own}
+    assert paper.rehearsed(path, 0, dict.fromkeys(instead), tmp_path / "x") == path
 
 
 def test_the_command(capsys, monkeypatch):
@@ -187,7 +199,7 @@ def test_the_command(capsys, monkeypatch):
     assert "batches of 3, answers of 5 tokens" in capsys.readouterr().out
     assert main(["paper", "efficiency", "--dry-run"]) == 0
     assert "llava-1.5-7b: 576, 192, 128, 64, 32, 16 visual tokens" in capsys.readouterr().out
-    for given in (["--limit", "8"], ["--profile", "workflow/profiles/slurm"]):
+    for given in (["--limit", "8"], ["--profile", "workflow/profiles/slurm"], ["--device", "cpu"]):
         assert main(["paper", "efficiency", "--dry-run", *given]) == 2
         told = f"efficiency holds times, which are measured here and now, so {given[0]} means"
         assert told in capsys.readouterr().err
