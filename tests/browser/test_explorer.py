@@ -14,7 +14,7 @@ from tests.support.lab import CHROMIUM, browser, checkout, lab
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: try `apt-get install chromium`"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
 ]
 NOTEBOOK = "explore_selection"
