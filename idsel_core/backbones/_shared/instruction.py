@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones._shared.chat_template import Turn, special_ids
-from idsel_core.backbones._shared.prompts import Slots
 from idsel_core.scores.attention_rows import last_token
+from idsel_core.visual_tokens import Slots
 
 if TYPE_CHECKING:
     from idsel_core.backbones._shared.contract import Backbone
@@ -63,7 +63,7 @@ class Instruction:
         answer: Tensor | None = None,
         answered: bool = False,
     ) -> None:
-        self._backbone, self._input_ids, self._real = backbone, input_ids, real
+        self._backbone, self.input_ids, self._real = backbone, input_ids, real
         self._answer, self._answered = answer, answered
         self._placeholder = backbone.placeholders(input_ids)
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -127,8 +127,8 @@ class Instruction:
     def _turns(self) -> list[Turn | None]:
         template = self._backbone.chat_template
         if template is None:
-            return [None] * len(self._input_ids)
-        ids, placeholder, turns = self._input_ids.cpu(), self._placeholder.cpu(), []
+            return [None] * len(self.input_ids)
+        ids, placeholder, turns = self.input_ids.cpu(), self._placeholder.cpu(), []
         for row in range(len(ids)):
             columns = self._columns(row).cpu()
             before = int(self._before[row].sum())
@@ -143,8 +143,8 @@ class Instruction:
     @functools.cached_property
     def _said(self) -> Tensor:
         """Mask of the text that is no special token, as far as those are known, bool (B, L)."""
-        known = torch.tensor(sorted(self._special()), device=self._input_ids.device)
-        return self._real & ~self._of_image & ~torch.isin(self._input_ids, known)
+        known = torch.tensor(sorted(self._special()), device=self.input_ids.device)
+        return self._real & ~self._of_image & ~torch.isin(self.input_ids, known)
 
     @functools.cached_property
     def _led(self) -> Tensor:
@@ -173,11 +173,11 @@ class Instruction:
 
     def _checked(self, mask: Any) -> Tensor:
         mask = torch.as_tensor(mask)
-        if mask.shape != self._input_ids.shape:
+        if mask.shape != self.input_ids.shape:
             raise ValueError(
-                f"question_mask must be {tuple(self._input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
+                f"question_mask must be {tuple(self.input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
             )
-        mask = mask.to(self._input_ids.device).bool() & self._real & ~self._placeholder
+        mask = mask.to(self.input_ids.device).bool() & self._real & ~self._placeholder
         silent = self._of_image.any(1) & ~mask.any(1)
         if bool(silent.any()):
             raise ValueError(f"question_mask marks no text of prompt {int(silent.int().argmax())}")
