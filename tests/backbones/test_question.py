@@ -414,9 +414,11 @@ def test_the_suffix_does_not_decide(prefix, family):
             assert picks(prefix, method, {**inputs, "labels": inputs["input_ids"]}) == wanted
     inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
     ran = []
-    with prefix.model.vision_tower.register_forward_hook(lambda *_: ran.append(True)):
-        with pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"):
-            picks(prefix, WORDS[0], inputs)
+    with (
+        prefix.model.vision_tower.register_forward_hook(lambda *_: ran.append(True)),
+        pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"),
+    ):
+        picks(prefix, WORDS[0], inputs)
     assert not ran
 
 
