@@ -28,6 +28,8 @@ TABLE_ROWS = 128
 """Number of rows of such a table that are multiplied together."""
 IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
+COPY = 16
+"""Number of products with a token's features that take as long as a copy of them."""
 CHUNK = 2**22
 """Most numbers of the features that are copied at a time."""
 LOOKAHEAD = 64
@@ -133,8 +135,16 @@ class _Run:
         picks, values = self.picks[start : self.effective], self.values[start : self.effective]
         steps = np.arange(start, self.effective)[:, None]  # (T, 1)
         size = max(1, CHUNK // self.x.shape[1])
-        for part in np.split(tokens, range(size, len(tokens), size)):
-            strengths = self._strengths(picks, *self._features(part))  # (T, P)
+        for start in range(0, len(self.x), size):
+            block = slice(start, start + size)
+            part = tokens[slice(*np.searchsorted(tokens, (start, start + size)))]  # (P,)
+            if not len(part):
+                continue
+            if len(picks) * len(self.x[block]) <= (len(picks) + COPY) * len(part):
+                places = torch.from_numpy(part - start)
+                strengths = self._strengths(picks, self.x[block], self.inverse[block], places)  # (T, P)
+            else:
+                strengths = self._strengths(picks, *self._features(part))  # (T, P)
             missing, now = steps >= self.known[part], self.scores[part]  # (T, P), (P,)
             if self.image.update == "subtract":
                 now -= np.einsum("t,tp->p", values, strengths if missing.all() else strengths * missing)
@@ -151,9 +161,15 @@ class _Run:
         chosen = torch.from_numpy(tokens)
         return self.x.index_select(0, chosen), self.inverse.index_select(0, chosen)
 
-    def _strengths(self, unit: Tensor, x: Tensor, inverse: Tensor) -> Floats:
-        """Return the strengths (T, P) at which tokens, given by unit features (T, D), suppress others (P, D)."""
-        strengths: Floats = self.image.strengths(products(unit[None], x[None]).mul_(inverse))[0].numpy()
+    def _strengths(self, unit: Tensor, x: Tensor, inverse: Tensor, places: Tensor | None = None) -> Floats:
+        """Return the strengths (T, P) at which tokens, given by unit features (T, D), suppress others (P, D).
+
+        Of the others, only those at some places if these are given, int64 (Q,): the result is (T, Q) then.
+        """
+        cosines = products(unit[None], x[None]).mul_(inverse)
+        if places is not None and len(places) < len(x):
+            cosines = cosines.index_select(2, places)
+        strengths: Floats = self.image.strengths(cosines)[0].numpy()
         return strengths
 
     def pick_from(self, threshold: float) -> None:
