@@ -12,11 +12,8 @@ from idsel_core.selection.suppression import rounding, score_dtype
 WEIGHT = 0.01
 """Weight, by definition, at which a pick suppresses a token at the image's mean distance."""
 
-ROWS = {"cpu": 64}
-"""Tokens whose unit features are added in their own dtype, before the sums are added in float64."""
-
-CHUNK_ELSEWHERE = 2**24
-"""Most numbers of the features that are added so on a GPU, where a launch costs more than memory does."""
+TOGETHER = 64
+"""Tokens whose unit features are added in their own dtype, before these sums are added in float64."""
 
 
 def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
@@ -42,17 +39,18 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     working = score_dtype(x.device)
     batch, tokens, width = x.shape
     factors = inverse.masked_fill(~valid, 0)  # (B, N): 0 at tokens that have no direction
-    total = torch.zeros(batch, 1, width, dtype=working, device=x.device)
-    step = ROWS.get(x.device.type, max(1, CHUNK_ELSEWHERE // (batch * width)))
-    whole = bool(valid.all())
-    for start in range(0, tokens, step):
-        part = slice(start, start + step)
-        values = x[:, part].to(inverse.dtype)
-        if not whole:
-            values = values.masked_fill(~valid[:, part, None], 0)
-        total += factors[:, None, part] @ values
+    values = x.to(inverse.dtype)
+    if not bool(valid.all()):
+        values = values.masked_fill(~valid[..., None], 0)
+    total = torch.zeros(batch, width, dtype=working, device=x.device)
+    whole = tokens - tokens % TOGETHER
+    for part, size in ((slice(whole), TOGETHER), (slice(whole, tokens), tokens - whole)):
+        if part.stop > (part.start or 0):
+            # (B, G, 1, n) @ (B, G, n, D): G groups of n tokens.
+            sums = factors[:, part].unflatten(1, (-1, 1, size)) @ values[:, part].unflatten(1, (-1, size))
+            total += sums.sum((1, 2), dtype=working)
     count = valid.sum(1).to(working)  # (B,)
-    cosines = total.square().sum((1, 2)) - (factors > 0).sum(1)
+    cosines = total.square().sum(1) - (factors > 0).sum(1)
     return (1 - cosines / (count * (count - 1)).clamp_min(1)).clamp_min(0) * (count > 1)
 
 
