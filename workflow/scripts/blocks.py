@@ -122,7 +122,7 @@ def headline() -> str:
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
 
     def share(label: str, budget: int) -> float:
-        return float(shares[label][budget].split()[0])
+        return float(shares[label][budget].strip("*").split()[0])
 
     def mean(label: str) -> float:
         return sum(share(label, budget) for budget in BUDGETS_SHOWN) / len(BUDGETS_SHOWN)
@@ -149,7 +149,8 @@ def headline() -> str:
         ),
         "",
         f"Share of full performance in percent (all {read_table('comparison')[0]['budget']} tokens are 100) with its "
-        f"paired 95 % bootstrap interval; {asked('06_comparison')}.",
+        f"paired 95 % bootstrap interval; {asked('06_comparison')}. Best and second best of the {len(complete)} methods "
+        "in bold and in italics.",
     ]
     return "\n".join(lines)
 
