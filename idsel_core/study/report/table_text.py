@@ -104,7 +104,7 @@ def to_markdown(table: pd.DataFrame, best: pd.DataFrame | None = None) -> str:
 
 
 def _markdown(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(cell.replace("\\", "\\\\").split()).replace("|", "\\|").replace("<", "\\<")
 
 
 def to_latex(
