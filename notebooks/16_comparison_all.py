@@ -35,7 +35,8 @@ final_budgets = [
 ]  # budgets that methods inside the language model are also asked for as what is left at last
 methods = []  # names of methods, [] for all of the registry
 settings = []  # more settings: each a method, its knobs, and its budgets where they are others
-ask = True  # False shows the rows that are stored
+stored = ""  # job whose rows are shown, as they are stored; "" asks the questions
+model_layers = 32  # layers of the language model on whose shapes FLOPs are equal: those of LLaVA-1.5-7B
 resamples = 2000  # bootstrap resamples of the intervals
 results_dir = "results/rows"  # folder of the stored rows
 figures_dir = "results/figures"  # folder for the figures
@@ -47,14 +48,20 @@ from dataclasses import replace
 
 started = time.perf_counter()
 
+from IPython.display import Markdown
+
 from idsel_core import get_method, list_methods
 from idsel_core.methods import METHODS, drops_inside
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.knobs import build_method
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
+from idsel_core.study.report import classes, comparison, comparison_figures, comparison_tables, tables, theme
+from idsel_core.study.report.comparison_sentences import about_difficulty
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
+
+theme.use_theme()
 
 # %% [markdown]
 # ## Ask
@@ -71,17 +78,84 @@ for setting in settings:
     knobs = {name: value for name, value in setting.items() if name not in ("method", "budgets")}
     swept += [build_method(setting["method"], knobs | {"budget": n}) for n in setting.get("budgets", budgets)]
 depths = sorted({depth for method in swept for depth in method.tower_depths})
-study = open_study(
-    split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=depths
-)
-results, job = Results(project_path(results_dir)), study.named("16_comparison_all")
+results = Results(project_path(results_dir))
 
 # %%
-if ask:
+if not stored:
+    study = open_study(
+        split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=depths
+    )
+    job = study.named("16_comparison_all")
     usable, missing = study.applicable(swept)
     rows = study.run([FULL, BLIND, *usable], batch=batch, resume=results.resume_folder(job))
     asked = ("backbone", "data", "split", "questions", "device", "dtype", "batch", "budgets", "final_budgets")
     parameters = {name: globals()[name] for name in (*asked, "methods", "settings", "missing")}
     results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
-rows = results.frame(job)
-drawn_from = results.origin(job, resamples=resamples)
+job = stored or job
+rows = classes.by_setting(results.frame(job))
+drawn_from = results.origin(job, resamples=resamples, model_layers=model_layers)
+texts, noted = project_path(tables_dir), f"{theme.questions_asked(rows)}."
+
+# %% [markdown]
+# ## Where it loses, ties and wins, class by class
+#
+# Differences of accuracy in points, question by question. *Below* and *above* hold where the p-value of the paired test
+# stays under 0.05 after Holm's correction for all comparisons of a class. A score that reads two layers of the language
+# model has run them over all tokens: *at equal FLOPs* it keeps as many tokens fewer as that pass would have paid for on
+# a model of so many layers as `model_layers`; where there are not as many tokens, it cannot be had at all.
+
+# %%
+gaps = classes.class_gaps(rows, budgets, model_layers, resamples)
+said = classes.about_classes(gaps)
+tables.save_text(said, texts, "comparison_all_said", drawn_from)
+table = tables.save_table(classes.classes_table(gaps), texts, "comparison_all_classes", noted, origin=drawn_from)
+Markdown(f"{said}\n\n{table}")
+
+# %% [markdown]
+# ## Share of full performance, class by class
+
+# %%
+asked_equally = rows[rows["budget"].isin(budgets) | rows["method"].isin([FULL, BLIND])]
+shares = classes.shares_by_setting(asked_equally, budgets, resamples)
+Markdown(tables.save_table(shares, texts, "comparison_all_shares", noted, origin=drawn_from))
+
+# %%
+titled = comparison.by_title(asked_equally)
+figure = comparison_figures.ranking_figure(titled, resamples)
+theme.save(figure, project_path(figures_dir), job.replace("16_comparison_all", "16_ranking"), drawn_from)
+
+# %% [markdown]
+# ## Inside the language model, at equal FLOPs
+#
+# What a method inside the language model keeps, beside what ID-Selection's default keeps at as many FLOPs of scores and
+# prefill, on the shapes of this model.
+
+# %%
+inside = classes.inside_table(rows, resamples=resamples)
+Markdown(tables.save_table(inside, texts, "comparison_all_inside", noted, origin=drawn_from))
+
+# %% [markdown]
+# ## Easy and hard questions
+#
+# Of the questions that all tokens answer, those are easy that the smaller image answers too, at the same budget.
+
+# %%
+graded = comparison.by_difficulty(titled)
+said = about_difficulty(graded, budgets, resamples=resamples)
+Markdown(tables.save_text(said, texts, "comparison_all_difficulty", drawn_from))
+
+# %% [markdown]
+# ## The whole table
+#
+# *Loyalty* is the share of answers that are those of all tokens, right or wrong.
+
+# %%
+table = comparison_tables.comparison_table(titled, budgets, resamples, loyal=True)
+notes = comparison.ranking_notes(titled["method"])
+Markdown(tables.save_table(table, texts, "comparison_all", noted, *notes, origin=drawn_from))
+
+# %% [markdown]
+# ## Conclusion
+#
+# The first table decides whether the default may be called as good as the others of its class, and at which budgets.
+# Where it is below another method, that stands first, here and on the page of results.

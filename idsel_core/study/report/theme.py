@@ -45,10 +45,11 @@ def use_theme() -> None:
 
 
 def label(method: str) -> str:
-    """Return what figures and tables call a method; a name that is not registered stays as it is."""
-    name, final = method.removesuffix(FINAL), FINAL if method.endswith(FINAL) else ""
+    """Return what figures and tables call a method, or "name, knobs"; a name that is not registered stays as it is."""
+    whole, final = method.removesuffix(FINAL), FINAL if method.endswith(FINAL) else ""
+    name, comma, knobs = whole.partition(", ")
     known = METHODS[name].label if name in METHODS else ENDS.get(name, name)
-    return known + final
+    return known + comma + knobs + final
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
