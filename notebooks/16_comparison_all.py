@@ -34,6 +34,8 @@ final_budgets = [
     16,
 ]  # budgets that methods inside the language model are also asked for as what is left at last
 methods = []  # names of methods, [] for all of the registry
+beside = ""  # job that asked the same questions with the controls, which are then not asked here; "" asks all here
+controls = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # the controls that it asked
 settings = []  # more settings: each a method, its knobs, and its budgets where they are others
 stored = ""  # job whose rows are shown, as they are stored; "" asks the questions
 model_layers = 32  # layers of the language model on whose shapes FLOPs are equal: those of LLaVA-1.5-7B
@@ -48,6 +50,7 @@ from dataclasses import replace
 
 started = time.perf_counter()
 
+import pandas as pd
 from IPython.display import Markdown
 
 from idsel_core import get_method, list_methods
@@ -67,10 +70,12 @@ theme.use_theme()
 # ## Ask
 #
 # Methods inside the language model are asked for the budget as the mean over the layers, where the model's first layers
-# allow it, and for some budgets as what is left after the last drop.
+# allow it, and for some budgets as what is left after the last drop. The store has the rows of each class as soon as it
+# was asked, and the tables below can be drawn from them.
 
 # %%
-names = methods or [name for name in list_methods() if not METHODS[name].shares_budget]
+named = methods or [name for name in list_methods() if not METHODS[name].shares_budget]
+names = [name for name in named if not (beside and name in controls)]
 swept = [get_method(name, budget=budget) for name in names for budget in budgets]
 left_at_last = [method for method in swept if drops_inside(method) and method.budget in final_budgets]
 swept += [replace(method, budget_convention="final") for method in left_at_last]
@@ -81,19 +86,37 @@ depths = sorted({depth for method in swept for depth in method.tower_depths})
 results = Results(project_path(results_dir))
 
 # %%
+job = stored
 if not stored:
     study = open_study(
         split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=depths
     )
     job = study.named("16_comparison_all")
     usable, missing = study.applicable(swept)
-    rows = study.run([FULL, BLIND, *usable], batch=batch, resume=results.resume_folder(job))
-    asked = ("backbone", "data", "split", "questions", "device", "dtype", "batch", "budgets", "final_budgets")
-    parameters = {name: globals()[name] for name in (*asked, "methods", "settings", "missing")}
-    results.write(job, rows, provenance(parameters, study.files, device=device, started=started))
-job = stored or job
-rows = classes.by_setting(results.frame(job))
-drawn_from = results.origin(job, resamples=resamples, model_layers=model_layers)
+    parts = [[m for m in usable if classes.class_of(m) == kind] for kind in classes.CLASSES]
+    parts[0] = [*([] if beside else [FULL, BLIND]), *parts[0]]
+    given = (
+        "backbone",
+        "data",
+        "split",
+        "questions",
+        "device",
+        "dtype",
+        "batch",
+        "budgets",
+        "final_budgets",
+        "methods",
+    )
+    parameters = {name: globals()[name] for name in (*given, "beside", "controls", "settings", "missing")}
+    rows = []
+    for number, part in enumerate(filter(None, parts)):
+        rows.append(study.run(part, batch=batch, resume=results.resume_folder(f"{job}-{number}")))
+        noted = provenance(parameters | {"parts": number + 1}, study.files, device=device, started=started)
+        results.write(job, pd.concat(rows, ignore_index=True), noted)
+
+# %%
+rows = classes.read_settings(results, job, beside)
+drawn_from = results.origin(*rows["job"].unique(), resamples=resamples, model_layers=model_layers)
 texts, noted = project_path(tables_dir), f"{theme.questions_asked(rows)}."
 
 # %% [markdown]

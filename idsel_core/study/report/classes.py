@@ -8,21 +8,63 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from idsel_core.methods import METHODS, IDSelection, get_method
+from idsel_core.methods import METHODS, IDSelection, Method, get_method
 from idsel_core.study.knobs import knob_columns
 from idsel_core.study.report.bootstrap import interval_bounds, resampled_shares, share_of_full
 from idsel_core.study.report.comparison import versus_each
+from idsel_core.study.report.settings import own_positions
 from idsel_core.study.report.significance import holm
 from idsel_core.study.report.theme import ENDS, label
+from idsel_core.study.store.results import Results
 
 BEFORE: Final = "before the language model"
 COMPANION: Final = "with a companion"
 PASS: Final = "after a pass"
 INSIDE: Final = "inside the language model"
+CLASSES: Final = (BEFORE, COMPANION, PASS, INSIDE)
 COMPANIONED: Final = ("cdpruner", "trim")
 """Methods that need an image-text companion whatever their knobs are."""
 _NAMED: Final = ("importance", "instruction", "update", "gamma", "knobs")
 """The knobs that a setting is called by."""
+
+
+def class_of(method: Method) -> str:
+    """Return the class that a method is in, one of this module's."""
+    row = pd.DataFrame([{"method": method.name, **knob_columns(method)}])
+    return str(by_setting(row)["class"].iloc[0])
+
+
+def read_settings(results: Results, job: str, beside: str = "") -> pd.DataFrame:
+    """Return the rows of a comparison as `by_setting` does, with those of a job that asked the same questions.
+
+    Parameters
+    ----------
+    results : Results
+        The store.
+    job : str
+        The comparison.
+    beside : str
+        The job that asked the rest; of its rows those of other questions and splits, of further seeds and of settings
+        that the comparison asked itself are left out. "" for none.
+
+    Raises
+    ------
+    ValueError
+        If that job is not in the store, or asked some of the questions alone.
+    """
+    rows = by_setting(own_positions(results.frame(job)))
+    if not beside:
+        return rows
+    if beside not in results.jobs():
+        raise ValueError(f"no rows of {beside!r}: run it first, or set beside to ''")
+    asked, own = rows["question_id"].unique(), pd.MultiIndex.from_frame(rows[["method", "budget"]])
+    more = by_setting(own_positions(results.frame(beside)))
+    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked) & (more["seed"] == 0)]
+    more = more[~pd.MultiIndex.from_frame(more[["method", "budget"]]).isin(own)]
+    short = more.groupby(["method", "budget"])["question_id"].nunique()
+    if (short < len(asked)).any():
+        raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
+    return pd.concat([rows, more], ignore_index=True)
 
 
 def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
@@ -41,9 +83,11 @@ def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["method", "importance", "instruction", "update", "gamma", "convention", "knobs"]
     known = rows[keys].drop_duplicates().reset_index(drop=True)
-    reads = known["importance"].str.startswith(("instruction", "unified")).fillna(False).astype(bool)
-    depth = known["instruction"].str.partition("@")[2].where(reads).fillna("0").replace("", "0").astype(int)
-    companion = known["method"].isin(COMPANIONED) | known["importance"].str.contains("relev").fillna(False).astype(bool)
+    scores = known["importance"].fillna("").astype(str)
+    reads = scores.str.startswith(("instruction", "unified"))
+    depth = known["instruction"].fillna("").astype(str).str.extract(r"@(\d+)$", expand=False).where(reads).fillna("0")
+    depth = depth.astype(int)
+    companion = known["method"].isin(COMPANIONED) | scores.str.contains("relev")
     kind = np.select([known["convention"].notna(), depth > 0, companion], [INSIDE, PASS, COMPANION], BEFORE)
     named = known.assign(**{"named": [_name(row) for _, row in known.iterrows()], "class": kind, "layers": depth})
     found = rows.merge(named, on=keys, how="left", validate="many_to_one")
@@ -111,7 +155,7 @@ def class_gaps(rows: pd.DataFrame, budgets: Sequence[float], model_layers: int, 
     ranked = rows[(rows["convention"] != "final") & ~rows["method"].isin(list(ENDS))]
     tokens = int(full["tokens_before"].max())
     equal = ranked[ranked["class"].isin([BEFORE, PASS])]
-    parts = [(name, ranked[ranked["class"] == name]) for name in (BEFORE, COMPANION, PASS, INSIDE)]
+    parts = [(name, ranked[ranked["class"] == name]) for name in CLASSES]
     parts.append((f"{PASS}, at equal FLOPs", at_equal_flops(equal, tokens, model_layers)))
     found = []
     for name, part in parts:
@@ -247,8 +291,7 @@ def shares_by_setting(rows: pd.DataFrame, budgets: Sequence[float], resamples: i
     text = [f"{share:.1f} [{low:.1f}, {high:.1f}]" for share, low, high in shares.to_numpy()]
     wide = shares.assign(text=text)["text"].unstack("budget")[list(budgets)]
     order = shares["share"].unstack("budget").sub(shares["share"].groupby("budget").mean()).mean(axis=1)
-    names = [BEFORE, COMPANION, PASS, INSIDE]
-    ranks = [(names.index(str(kind)), -order[kind, method], (kind, method)) for kind, method in wide.index]
+    ranks = [(CLASSES.index(str(kind)), -order[kind, method], (kind, method)) for kind, method in wide.index]
     wide = wide.loc[[key for _, _, key in sorted(ranks)]].fillna("-")
     wide.columns = [f"{budget:g} tokens" for budget in budgets]
     return wide.rename(index=label, level="method").reset_index()
