@@ -41,7 +41,7 @@ figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tab
 default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/14_default.ipynb logs/14_default.ipynb -f config/14_default.yaml $(ARGS)
 
-comparison: env ## Ask all test questions with every method, in about an hour; resumes where it was stopped
+comparison: env ## Ask every method all 1,050 test questions, after make figures; about an hour of one core, resumed after a stop
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_comparison_all.ipynb logs/16_comparison_all.ipynb \
 	    -f config/16_comparison_all.yaml $(ARGS)
 
