@@ -17,6 +17,7 @@ from idsel_core.study.error_text import error_text
 from idsel_core.study.explorer import drawing, look
 from idsel_core.study.explorer.places import Places
 from idsel_core.study.explorer.state import Side, State
+from idsel_core.study.report.html_page import html_page
 from idsel_core.study.store.files import write_atomically
 from idsel_core.study.timing.clock import device_name
 
@@ -216,7 +217,5 @@ def _nothing(title: str, why: str, places: Places) -> str:
 def write_page(state: State, path: Path) -> Path:
     """Write the page of a state to a file that opens offline; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>idsel: explorer</title>\n'
-    dark = "<style>:root { color-scheme: light dark; }</style>\n"
-    write_atomically(path, f"{head}{dark}{render(state).html}\n</html>\n".encode())
+    write_atomically(path, html_page("idsel: explorer", render(state).html).encode())
     return path
