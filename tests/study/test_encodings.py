@@ -25,6 +25,7 @@ for module in list(sys.modules.values()):
 # They say where files lie, hash them and write them; no number of an encoding comes from them.
 WITHOUT_NUMBERS = {
     "__init__.py",
+    "hints.py",
     "study/__init__.py",
     "study/paths.py",
     "study/devices.py",
