@@ -22,29 +22,16 @@ figures_dir = "results/figures"  # folder for the figures
 
 # %%
 import time
-from dataclasses import asdict, dataclass
-from typing import ClassVar
 
 started = time.perf_counter()
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from idsel_core import IDSelection, Method, Selection, VisualTokens, load, prune, take_best
-from idsel_core.study.dataset import BLIND, FULL, read_split
-from idsel_core.study.encodings import image_pixels
-from idsel_core.study.explorer.samples import open_picture
-from idsel_core.study.open_study import open_study
+from idsel_core import IDSelection, load, prune
+from idsel_core.study.dataset import read_split
 from idsel_core.study.paths import MODEL, project_path
-from idsel_core.study.report import pictures, theme
-from idsel_core.study.report.bootstrap import paired_difference, paired_scores
-from idsel_core.study.report.wording import points, verdict
-from idsel_core.study.store.provenance import origin, provenance
-from idsel_core.study.store.results import Results
 
-theme.use_theme()
 _ = torch.set_grad_enabled(False)
 
 # %% [markdown]
@@ -53,7 +40,7 @@ _ = torch.set_grad_enabled(False)
 # `load` takes the folder of a model or its hub id. What follows is plain transformers.
 
 # %%
-model, processor = load(project_path("data/backbone/assembled"), dtype="auto")  # or "llava-hf/llava-1.5-7b-hf"
+model, processor = load(MODEL, dtype="auto")  # data/backbone/assembled; a hub id as llava-hf/llava-1.5-7b-hf works too
 whole = read_split(split)
 name = whole.images.index[image]
 picture = whole.picture(name)
@@ -90,6 +77,10 @@ Markdown(answers.to_markdown(index=False))
 # `run.report` has one record for each image of each call: what was kept, in which order, and how long it took.
 
 # %%
+from dataclasses import asdict
+
+import pandas as pd
+
 records = pd.DataFrame(asdict(record) for record in run.report).assign(question=asked["question"])
 columns = ["question", "before", "after", "source", "encode_ms", "select_ms"]
 Markdown(records[columns].round(1).to_markdown(index=False))
@@ -109,6 +100,12 @@ Markdown(
 # What was kept for two of the questions. The first pick has the brightest border, the last one the darkest.
 
 # %%
+import matplotlib.pyplot as plt
+
+from idsel_core.study.report import pictures, theme
+from idsel_core.study.store.provenance import origin
+
+theme.use_theme()
 side = int(before**0.5)  # this model's tokens lie on a square grid, in raster order
 shown = list(zip(run.report, asked["question"], strict=True))[-3:-1]
 figure, axes = plt.subplots(1, 1 + len(shown), figsize=(theme.PAGE, 2.6), layout="constrained")
@@ -129,6 +126,10 @@ theme.save(figure, project_path(figures_dir), "quickstart_scene", origin(whole.f
 # Methods read that from `VisualTokens`. Here similarity is to the first pick.
 
 # %%
+from idsel_core.study.encodings import image_pixels
+from idsel_core.study.explorer.samples import open_picture
+from idsel_core.study.open_study import open_study
+
 study = open_study(split, limit=questions)
 shots = {name: open_picture(name).resize((336, 336)) for name in ("temple", "flower", "astronaut", "coffee")}
 photos = study.backbone.encode(image_pixels(study.processor, list(shots.values()), model.device))
@@ -164,6 +165,12 @@ theme.save(
 
 
 # %%
+from dataclasses import dataclass
+from typing import ClassVar
+
+from idsel_core import Method, Selection, VisualTokens, take_best
+
+
 @dataclass(frozen=True)
 class Middle(Method):
     """Keep the tokens nearest to the middle of the picture."""
@@ -178,6 +185,7 @@ class Middle(Method):
         return take_best(-distance, tokens, self.budget)
 
 
+# %%
 mine = Middle(budget)
 with prune(model, mine) as run:
     said = [ask(picture, question) for question in asked["question"]]
@@ -193,6 +201,12 @@ theme.save(figure, project_path(figures_dir), "quickstart_own", origin(whole.fil
 # One picture says little. A study encodes each image once, asks all questions with each method, and keeps the rows.
 
 # %%
+from idsel_core.study.dataset import BLIND, FULL
+from idsel_core.study.report.bootstrap import paired_difference, paired_scores
+from idsel_core.study.report.wording import points, verdict
+from idsel_core.study.store.provenance import provenance
+from idsel_core.study.store.results import Results
+
 rows = study.run([FULL, BLIND, IDSelection(budget), mine])
 results = Results(project_path(results_dir))
 files = [*study.split.files, *study.weights]

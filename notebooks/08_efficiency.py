@@ -88,7 +88,7 @@ Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All 
 
 # %%
 timings = time_methods(backbone, inputs, [None, *usable], runs=runs, warmup=1, new_tokens=new_tokens)
-for budget in tqdm(ideal_budgets, desc="time whole answers", unit=" budgets"):
+for budget in tqdm(ideal_budgets, desc="time whole answers", unit="budget"):
     timings += time_ideal(backbone, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
 
 # %%

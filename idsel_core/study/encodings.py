@@ -50,7 +50,7 @@ def encode_split(
     """
     pieces: list[dict[str, Tensor]] = []
     names = list(split.images.index)
-    with tqdm(total=len(names), desc=f"encode {split.name}", unit=" images", mininterval=2) as bar:
+    with tqdm(total=len(names), desc=f"encode {split.name}", unit="image", mininterval=2) as bar:
         for start in range(0, len(names), batch):
             pictures = [split.picture(name) for name in names[start : start + batch]]
             pixels = image_pixels(processor, pictures, backbone.model.device)

@@ -126,7 +126,7 @@ class Study:
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
         asking = CommonBatches(self.backbone, batch, self._options)
         with tqdm(
-            total=len(methods) * len(questions), desc=f"ask {self.split.name}", unit=" answers", mininterval=2
+            total=len(methods) * len(questions), desc=f"ask {self.split.name}", unit="answer", mininterval=2
         ) as bar:
             for number, start in enumerate(range(0, len(questions), batch)):
                 asked = questions.iloc[start : start + batch]

@@ -95,7 +95,7 @@ def ask_second_questions(
             raise ValueError(f"{method.name} does not choose before the language model from the tokens of whole images")
     rows = []
     with tqdm(
-        total=len(methods) * len(pairs), desc=f"ask {study.split.name} twice", unit=" answers", mininterval=2
+        total=len(methods) * len(pairs), desc=f"ask {study.split.name} twice", unit="answer", mininterval=2
     ) as bar:
         for start in range(0, len(pairs), batch):
             asked = pairs.iloc[start : start + batch]

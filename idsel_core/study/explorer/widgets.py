@@ -35,6 +35,7 @@ class Shown(anywidget.AnyWidget):
       model.on("change:number", draw);
       model.on("change:old", () => el.classList.toggle("idsel-old", model.get("old")));
       draw();
+      el.classList.add("idsel-live");
       el.addEventListener("click", (event) => {
         const look = event.target.closest("[data-rows]");
         if (!look) return;
@@ -130,7 +131,10 @@ class Explorer:
         columns = [ipw.VBox(list(controls.widgets.values())) for controls in self.controls]
         for box in (of_picture, *columns):
             box.layout = ipw.Layout(width="330px")
-        return ipw.VBox([ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, self.pictures])
+        hint = ipw.HTML("Click a token in any picture to see which tokens look like it.")
+        return ipw.VBox(
+            [ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, hint, self.pictures]
+        )
 
     def _connect(self) -> None:
         self.backbone.observe(self._on(lambda new: {"backbone": new.strip(), "spot": None}), "value")

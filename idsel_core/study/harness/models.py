@@ -191,7 +191,7 @@ def pruned(base: Any, name: str) -> type:
             """Answer requests one by one; raise what goes wrong with any of them."""
             try:
                 title, hidden = f"{name}, {self.setting.title}", self.rank != 0
-                bar = tqdm(requests, desc=title, unit=" answers", mininterval=2, disable=hidden)
+                bar = tqdm(requests, desc=title, unit="answer", mininterval=2, disable=hidden)
                 return [GenerationResult(text=self._answer(request)) for request in bar]
             except Exception as error:
                 if self.leaves_on_error:

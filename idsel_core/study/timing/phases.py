@@ -91,7 +91,7 @@ def time_methods(
     """
     check_inputs(backbone, inputs, runs, warmup, new_tokens)
     laps: list[list[Lap]] = [[] for _ in methods]
-    for _ in tqdm(range(warmup + runs), desc="time", unit=" turns"):
+    for _ in tqdm(range(warmup + runs), desc="time", unit="turn"):
         passes: _Passes = {}
         for number, method in enumerate(methods):
             laps[number].append(_lap(backbone, inputs, method, new_tokens, passes))
