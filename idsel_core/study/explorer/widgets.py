@@ -109,6 +109,7 @@ class Explorer:
         self.state = state
         self.pictures, self.answers = Shown(), Shown()
         self.status, self.loading = ipw.HTML(), ipw.Output()
+        self.hint = ipw.HTML("Click a token in any picture to see which tokens look like it.")
         known = state.picture if state.picture in samples() else _OWN
         self.sample = ipw.Dropdown(options=[*samples(), _OWN], value=known, description="picture")
         path = state.picture if known == _OWN and isinstance(state.picture, str) else ""
@@ -131,9 +132,8 @@ class Explorer:
         columns = [ipw.VBox(list(controls.widgets.values())) for controls in self.controls]
         for box in (of_picture, *columns):
             box.layout = ipw.Layout(width="330px")
-        hint = ipw.HTML("Click a token in any picture to see which tokens look like it.")
         return ipw.VBox(
-            [ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, hint, self.pictures]
+            [ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, self.hint, self.pictures]
         )
 
     def _connect(self) -> None:
@@ -184,7 +184,7 @@ class Explorer:
         other = before.backbone != state.backbone
         asked = replace(before, step=state.step, spot=state.spot) != state or not self.answers.html
         self.status.value = f"<i>{'loading the model' if other else 'working'} …</i>"
-        self.answers.old = asked
+        self.answers.old, self._tokens = asked, 0
         try:
             with self.loading if other else nullcontext():
                 pictures, self._tokens = render_pictures(state)
@@ -194,7 +194,9 @@ class Explorer:
         except Exception as error:  # a traceback of a widget would go to a log that no one looks at
             self.answers.show("")
             self.pictures.show(drawing.page(drawing.problem(f"{type(error).__name__}: {error_text(error)}")))
-        self.loading.clear_output()
+        self.hint.layout.display = None if self._tokens else "none"
+        if other:
+            self.loading.clear_output()
         self.status.value = ""
 
     def _limit(self) -> None:
