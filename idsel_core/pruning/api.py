@@ -16,8 +16,9 @@ from transformers import Cache
 from transformers import __version__ as TRANSFORMERS
 
 from idsel_core.backbones import Relevance, adapter_for
-from idsel_core.backbones._shared.caches import cache_in, handed_out, remember
+from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.prompts import PER_TOKEN
+from idsel_core.backbones._shared.shortened_caches import handed_out, remember
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
