@@ -26,7 +26,7 @@ def read_alt(path: Path) -> str:
 
 
 def alt_text(figure: Figure) -> str:
-    """Say what a figure shows: its label, then each panel with its axes and the ends of what is drawn in it.
+    """Say what a figure shows: its label, each panel with its axes and the ends of what is drawn, titles of pictures.
 
     Parameters
     ----------
@@ -35,6 +35,9 @@ def alt_text(figure: Figure) -> str:
     """
     title = str(figure.get_label())
     panels = [text for axes in figure.axes if (text := _panel(axes))]
+    pictures = ["; ".join(axes.get_title().splitlines()) for axes in figure.axes if axes.images and axes.get_title()]
+    if pictures:
+        panels.append(f"Pictures: {', '.join(pictures)}.")
     said = [f"{title}."] if title else []
     for number, panel in enumerate(panels):
         if number and sum(map(len, said)) + len(panel) > _LONGEST:
@@ -48,8 +51,8 @@ def _panel(axes: Axes) -> str:
     if axes.get_label() == "<colorbar>" or not axes.get_visible():
         return ""
     title = " ".join(axes.get_title().split())
-    if not axes.axison:
-        return f"{title}." if title and axes.images else ""
+    if axes.images or not axes.axison:
+        return ""
     across, up = (" ".join(name.split()) for name in (axes.get_xlabel(), axes.get_ylabel()))
     sides = f"{up} against {across}" if up and across else up or across
     head = ", ".join(filter(None, (title, sides)))

@@ -77,9 +77,18 @@ def test_text_of_data_stays_text(table):
     assert all(len(re.findall(r"(?<!\\)&", line)) == 3 for line in lines)
 
 
-def test_nothing_is_marked_where_nothing_differs():
-    table = pd.DataFrame({"method": ["A", "B"], "x": [1.0, 1.0]})
-    assert (marks(table, ["x"], [True, True]) == "").all(axis=None)
+@pytest.mark.parametrize(
+    ("numbers", "marked"),
+    [
+        ([1, 1], ["", ""]),
+        ([5, 5, 5, 4], ["", "", "", ""]),
+        ([5, 5, 4, 4], [BEST, BEST, SECOND, SECOND]),
+        ([9, 4, 4, 4], [BEST, "", "", ""]),
+    ],
+)
+def test_more_than_half_of_the_cells_share_no_mark(numbers, marked):
+    table = pd.DataFrame({"x": numbers})
+    assert marks(table, ["x"], [True] * len(numbers))["x"].tolist() == marked
 
 
 def test_both_forms_are_written_with_what_they_were_made_from(table, tmp_path):
