@@ -69,7 +69,7 @@ def _series(axes: Axes) -> str:
     for line in axes.lines:
         x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
         name = str(line.get_label())
-        if name.startswith("_") or id(line) in of_bars or not len(x):
+        if name.startswith("_") or id(line) in of_bars or not x.size:
             continue
         if line.get_transform() == axes.get_yaxis_transform():
             said.append(f"{name} at {_said(axes.yaxis, y[0])}")
@@ -81,7 +81,7 @@ def _series(axes: Axes) -> str:
         name = str(container.get_label())
         if isinstance(container, ErrorbarContainer) and container[0] is not None:
             x = np.asarray(container[0].get_xdata(), float)
-            if len(x) and np.isfinite(x).any():
+            if x.size and np.isfinite(x).any():
                 low, high = (_said(axes.xaxis, value) for value in (np.nanmin(x), np.nanmax(x)))
                 said.append(f"{name} ({int(np.isfinite(x).sum())}) from {low} to {high}")
         elif isinstance(container, BarContainer) and not name.startswith("_"):
@@ -89,7 +89,7 @@ def _series(axes: Axes) -> str:
             said.append(f"{name} from {_said(axes.xaxis, min(widths))} to {_said(axes.xaxis, max(widths))}")
     for points in axes.collections:
         if isinstance(points, PathCollection) and not str(points.get_label()).startswith("_"):
-            said.append(f"{points.get_label()} ({len(points.get_offsets())})")
+            said.append(f"{points.get_label()} ({len(np.asarray(points.get_offsets()))})")
     if named and said:
         said.append(f"{len(rows)} rows from {rows[-1]} at the top to {rows[0]} at the bottom")
     return "; ".join(said)
@@ -104,7 +104,7 @@ def _heat(axes: Axes) -> str:
     mesh = next((one for one in axes.collections if isinstance(one, QuadMesh)), None)
     if mesh is None:
         return ""
-    values = np.ma.filled(np.ma.asarray(mesh.get_array(), float), np.nan)
+    values: np.ndarray = np.ma.filled(np.ma.asarray(mesh.get_array(), float), np.nan)
     rows, columns = ([text.get_text() for text in ticks] for ticks in (axes.get_yticklabels(), axes.get_xticklabels()))
     values = values.reshape(len(rows), len(columns))
     said = []

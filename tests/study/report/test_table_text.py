@@ -19,7 +19,7 @@ def table():
         {
             "budget": [64, 64, 64, 64, 64, 16, 16],
             "method": ["all tokens", "A", "B", "C", "D (final) †", "A", "B"],
-            "reading": [100.0, 95, 95.5, 95.5, 99, 1.25, 3],
+            "reading": [100.0, 95, 95.5, 90, 99, 1.25, 3],
             "share of full": [
                 "100.0 [9, 9]",
                 "95.0 [94, 96]",
@@ -35,7 +35,7 @@ def table():
 
 def test_the_best_and_the_second_best_are_marked_at_each_budget(table):
     found = tables.best_methods(table)
-    assert found["reading"].tolist() == ["", SECOND, BEST, BEST, "", SECOND, BEST]
+    assert found["reading"].tolist() == ["", SECOND, BEST, "", "", SECOND, BEST]
     assert found["share of full"].tolist() == ["", BEST, SECOND, "", "", "", ""]
     assert (found[["budget", "method"]] == "").all(axis=None)
 
