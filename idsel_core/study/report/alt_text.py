@@ -35,9 +35,9 @@ def alt_text(figure: Figure) -> str:
     """
     title = str(figure.get_label())
     panels = [text for axes in figure.axes if (text := _panel(axes))]
-    pictures = ["; ".join(axes.get_title().splitlines()) for axes in figure.axes if axes.images and axes.get_title()]
+    pictures = [" ".join(axes.get_title().split()) for axes in figure.axes if axes.images and axes.get_title()]
     if pictures:
-        panels.append(f"Pictures: {', '.join(pictures)}.")
+        panels.append(f"Pictures: {'; '.join(pictures)}.")
     said = [f"{title}."] if title else []
     for number, panel in enumerate(panels):
         if number and sum(map(len, said)) + len(panel) > _LONGEST:
