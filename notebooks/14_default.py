@@ -53,6 +53,7 @@ from IPython.display import Markdown, display
 from idsel_core import IMPORTANCE, IDSelection
 from idsel_core.scores.registry import Combination
 from idsel_core.study.dataset import FULL
+from idsel_core.study.knobs import instruction_knobs
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import default_rule, tables, theme
@@ -74,8 +75,7 @@ settings = [
     {
         "update": update,
         "importance": importance,
-        "instruction_tokens": where.partition("@")[0],
-        "instruction_layer": int(where.partition("@")[2]),
+        **instruction_knobs(where),
         "gamma": 20.0,
         "features": "projector",
     }
