@@ -35,6 +35,7 @@ from idsel_core.study.report import (
     efficiency_tables,
     tables,
     theme,
+    two_turns,
 )
 
 # %%
@@ -103,6 +104,17 @@ both = pd.concat([compact, results.frame("11_hard_split")], ignore_index=True)
 ends = both["method"].isin(["full", "no-image"]) | ((both["method"] == "random") & (both["budget"] == 16))
 accuracy = tables.accuracy_table(both[ends])
 Markdown(tables.save_table(accuracy, texts, "accuracy", origin=results.origin("04_ablation_budget", "11_hard_split")))
+
+# %% [markdown]
+# ## Two turns (validation split)
+#
+# What a second question loses where tokens were picked for the first one.
+
+# %%
+turns = results.frame("12_two_turns")
+drawn_from = results.origin("12_two_turns", resamples=resamples)
+asked = f"{theme.questions_asked(turns)}."
+Markdown(tables.save_table(two_turns.two_turns_table(turns, resamples), texts, "two_turns", asked, origin=drawn_from))
 
 # %% [markdown]
 # ## All methods against each other (test split)

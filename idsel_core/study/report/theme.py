@@ -170,10 +170,11 @@ def row_points(figure: Figure, rows: int, rest: float) -> float:
 
 
 def label(method: str) -> str:
-    """Return what figures and tables call a method; a name that is not registered stays as it is."""
-    name, final = method.removesuffix(FINAL), FINAL if method.endswith(FINAL) else ""
+    """Return what figures and tables call a method, or "name, knobs"; a name that is not registered stays as it is."""
+    whole, final = method.removesuffix(FINAL), FINAL if method.endswith(FINAL) else ""
+    name, comma, knobs = whole.partition(", ")
     known = METHODS[name].label if name in METHODS else ENDS.get(name, name)
-    return known + final
+    return known + comma + knobs + final
 
 
 def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
