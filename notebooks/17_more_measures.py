@@ -44,6 +44,7 @@ started = time.perf_counter()
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from IPython.display import Markdown
 
 from idsel_core import get_method
@@ -171,15 +172,21 @@ Markdown(tables.save_table(table, texts, "adaptive", f"{theme.questions_asked(he
 # %%
 whole = rows[(rows["split"] == split) & ~rows["dataset"].str.endswith(", bars") & (rows["method"] == FULL)]
 shares = share_of_full(pd.concat([whole, here]), ["method", "chooser", "demand", "budget"], resamples=resamples)
-figure, axis = plt.subplots(figsize=(1.6 * theme.COLUMN, 3.2), layout="constrained")
-for (chooser, demand), part in shares[shares["method"] != FULL].groupby(["chooser", "demand"], sort=False):
-    look = {"linestyle": "-" if demand == "fixed" else "--", "marker": "o"}
-    theme.plot_band(axis, part, "budget", "share", f"{chooser}, {demand}", **look)
-theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
-theme.percent_axis(axis.yaxis)
-axis.set_ylabel("share of full performance")
-axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
-theme.add_note(figure, theme.questions_asked(here), "bands: 95 % bootstrap intervals")
+names = [theme.label(name) for name in choosers]
+figure, axes = plt.subplots(1, len(names), figsize=(theme.PAGE, 3), layout="constrained", sharey=True, squeeze=False)
+for axis, name in zip(axes[0], names, strict=True):
+    for demand, color in zip(["fixed", *demands], sns.color_palette("colorblind", len(demands) + 1), strict=True):
+        part = shares[(shares["chooser"] == name) & (shares["demand"] == demand)].sort_values("budget")
+        if demand == "fixed":
+            theme.plot_band(axis, part, "budget", "share", "fixed", color=color, marker="o")
+        else:
+            axis.plot(part["budget"], part["share"], "s--", color=color, markersize=4, label=f"adaptive, by {demand}")
+    theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
+    theme.percent_axis(axis.yaxis)
+    axis.set_title(name)
+axes[0, 0].set_ylabel("share of full performance")
+axes[0, 0].legend(fontsize="x-small", loc="lower right")
+theme.add_note(figure, theme.questions_asked(here), "band: 95 % bootstrap interval of the fixed budget")
 theme.save(figure, project_path(figures_dir), "17_adaptive", drawn_from)
 
 # %% [markdown]

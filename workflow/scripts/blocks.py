@@ -137,7 +137,7 @@ def headline() -> str:
     table, job = "comparison", "06_comparison"
     if not {row["method"] for row in read_table(table)} - {row["method"] for row in known_rows("comparison_all")}:
         table, job = "comparison_all", "16_comparison_all"
-    rows = [row for row in read_table(table) if shown_name(row["method"]) in OF_METHODS]
+    rows = [row for row in read_table(table) if shown_name(row["method"]).removesuffix(" ‡") in OF_METHODS]
     shares: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
