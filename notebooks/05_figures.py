@@ -30,6 +30,7 @@ from idsel_core.study.paths import MODEL, project_path
 from idsel_core.study.report import (
     ablation_figures,
     ablation_sentences,
+    classes,
     comparison,
     comparison_figures,
     comparison_sentences,
@@ -145,7 +146,19 @@ Markdown(comparison_sentences.about_comparison(versus_each))
 graded = comparison.by_difficulty(compared)
 difficulty = comparison_figures.difficulty_figure(graded, shown_budgets, resamples)
 theme.save(difficulty, figures, "comparison_difficulty", drawn_from)
-Markdown(comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples))
+said = comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples)
+Markdown(tables.save_text(said, texts, "comparison_difficulty", drawn_from))
+
+# %% [markdown]
+# ## Class by class, and inside the language model at equal FLOPs
+
+# %%
+settings, noted = classes.by_setting(stored), f"{theme.questions_asked(stored)}."
+gaps = classes.class_gaps(settings, table_budgets, 32, resamples)
+said = tables.save_text(classes.about_classes(gaps), texts, "comparison_said", drawn_from)
+lost = tables.save_table(classes.classes_table(gaps), texts, "comparison_classes", noted, origin=drawn_from)
+inside = classes.inside_table(settings, resamples=resamples)
+Markdown("\n\n".join([said, lost, tables.save_table(inside, texts, "comparison_inside", noted, origin=drawn_from)]))
 
 # %%
 notes = [f"{theme.questions_asked(compared)}.", *comparison.ranking_notes(compared["method"])]

@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # More measures: what do positions, bars, the rank of the kept features and adaptive budgets change?
+# # More measures: do positions, bars or adaptive budgets matter?
 #
 # Four small studies on the validation split, each of pairs of runs that ask the same questions: original positions of
 # the kept tokens against compact ones; grey bars that may be kept against bars that may not; how many directions the

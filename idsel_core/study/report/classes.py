@@ -200,7 +200,7 @@ def about_classes(gaps: pd.DataFrame) -> str:
         held = [budget for budget in dict.fromkeys(part["budget"]) if budget not in lost]
         said = [
             f"below at least one of {part['other'].nunique()} others at {_numbers(lost)} tokens" if lost else "",
-            f"above or not told apart from all of them at {_numbers(held)}" if held else "",
+            f"above each of them or not told apart from it at {_numbers(held)}" if held else "",
         ]
         lines.append(f"- **{name}**: {label(str(own))} is {', '.join(filter(None, said))}.")
     return "\n".join(lines)
