@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, share_out
+from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_count, check_flag, check_share
 from idsel_core.methods._shared.density import peak_scores
 from idsel_core.methods._shared.published_counts import is_share
+from idsel_core.methods._shared.quotas import in_proportion, share_out
 from idsel_core.methods._shared.ragged import cosine_distance, cosines
 from idsel_core.visual_tokens import VisualTokens
 
@@ -127,9 +129,9 @@ class HoliTom(Attended, FrameByFrame):
         sizes = [len(tokens) for tokens, _ in groups]
         if not self.faithful:
             most = min(count, left)
-            return share_out(most, [most * size / max(left, 1) for size in sizes], sizes)
-        share = float(self.budget) if is_share(self.budget) else count / max(full, 1)
-        share = min(share / (left / max(full, 1)), 1) if left else 1
+            return share_out(most, in_proportion(most, sizes), sizes)
+        share = float(self.budget) if is_share(self.budget) else Fraction(count, max(full, 1))
+        share = min(share / Fraction(left, full), 1) if left else 1
         dues = [size * share for size in sizes]
         return [math.ceil(due) if means is None else round(due) for due, (_, means) in zip(dues, groups, strict=True)]
 

@@ -196,8 +196,8 @@ class Pruning:
             selection = select_tokens(self.method, tokens, self.budget_scope)
         short = shorten_call(self.backbone, self.method, tokens, selection, inputs, self.positions)
         prompts = cut_prompts(self.backbone, inputs, short.inputs, generating, self.positions)
-        rows = self.backbone.locate(input_ids, tokens.full_lengths, tokens.video, inputs.get("attention_mask")).rows
-        return TimedCall(short, prompts, rows, kept, encode_ms(), select_ms())
+        assert tokens.slots is not None
+        return TimedCall(short, prompts, tokens.slots.rows, kept, encode_ms(), select_ms())
 
     @contextmanager
     def running(self, call: TimedCall | NextTurn | None, inputs: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:

@@ -8,6 +8,7 @@ the configurations and the code. `publish.py` writes the blocks of all pages.
 from __future__ import annotations
 
 import csv
+import html
 import inspect
 import json
 import re
@@ -26,11 +27,14 @@ from idsel_core.backbones import BACKBONES
 from idsel_core.loading.random_models import CONFIGS, read_architecture
 from idsel_core.methods import METHODS, InLLM, Method
 from idsel_core.study.dataset import read_split
+from idsel_core.study.report.alt_text import read_alt
 from idsel_core.visual_tokens import VisualTokens
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
 BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE: Final = re.compile(r"!\[(?:\\.|[^\]\\])*\]\((?P<path>[\w./-]*figures/(?P<name>\w+)\.png)\)")
+TAG: Final = re.compile(r'(<img src="[\w./-]*figures/(?P<name>\w+)\.png"[^>]*? alt=")[^"]*(">)')
 
 PEERS_SHOWN: Final = 3
 CONTROLS_SHOWN: Final = ("diversity", "topk", "uniform", "random")
@@ -48,10 +52,11 @@ BY_HAND: Final = {
 
 
 def pages() -> list[Path]:
-    """Return the pages that have generated blocks."""
+    """Return the pages that have generated blocks or show figures."""
     cards = [ROOT / "data/backbone/README.md", ROOT / "idsel_core/loading/configs/README.md"]
     candidates = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *cards]
-    return [page for page in candidates if page.exists() and BLOCK.search(page.read_text())]
+    forms = (BLOCK, PICTURE, TAG)
+    return [page for page in candidates if page.exists() and any(form.search(page.read_text()) for form in forms)]
 
 
 def block(name: str) -> str:
@@ -89,8 +94,24 @@ def comparison_all_shares() -> str:
 
 
 def render(text: str) -> str:
-    """Return a page with its generated blocks written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
+    """Return a page with its generated blocks, and the alt text of its figures, written anew."""
+    text = BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
+    text = PICTURE.sub(lambda found: _picture(found, f"![{_bracketed(alt(found['name']))}]({found['path']})"), text)
+    return TAG.sub(lambda found: _picture(found, f"{found[1]}{html.escape(alt(found['name']))}{found[3]}"), text)
+
+
+def alt(figure: str) -> str:
+    """Return the alt text that a published figure holds."""
+    return read_alt(DOCS / f"figures/{figure}.png")
+
+
+def _picture(found: re.Match[str], described: str) -> str:
+    """Return how a page shows a figure; as it stands where the file holds no alt text."""
+    return described if alt(found["name"]) else found[0]
+
+
+def _bracketed(text: str) -> str:
+    return re.sub(r"([\[\]\\])", r"\\\1", text)
 
 
 # --- tables of results ------------------------------------------------------------------------------------------------
@@ -158,7 +179,7 @@ def headline() -> str:
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
 
     def share(label: str, budget: int) -> float:
-        return float(shares[label][budget].split()[0])
+        return float(shares[label][budget].strip("*").split()[0])
 
     def mean(label: str) -> float:
         return sum(share(label, budget) for budget in BUDGETS_SHOWN) / len(BUDGETS_SHOWN)
@@ -185,7 +206,8 @@ def headline() -> str:
         ),
         "",
         f"Share of full performance in percent (all {read_table(table)[0]['budget']} tokens are 100) with its "
-        f"paired 95 % bootstrap interval; {asked(job)}.",
+        f"paired 95 % bootstrap interval; {asked(job)}. Best in bold, second best in italics, of all "
+        "methods that read the budget in the mean.",
     ]
     return "\n".join(lines)
 

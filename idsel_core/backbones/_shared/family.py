@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, tokenizer_of
-from idsel_core.backbones._shared.prompts import Slots, locate_images
+from idsel_core.backbones._shared.prompts import locate_images
 from idsel_core.backbones.relevance.companion import Relevance
+from idsel_core.visual_tokens import Slots
 
 
 class Family:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.instruction import Instruction
-from idsel_core.backbones._shared.prompts import Slots, of_images
+from idsel_core.backbones._shared.prompts import of_images
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.scores import attention_rows, cosine_rows
-from idsel_core.visual_tokens import QueryTokens, Unavailable
+from idsel_core.visual_tokens import QueryTokens, Slots, Unavailable
 
 if TYPE_CHECKING:
     from idsel_core.backbones._shared.contract import Backbone

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,28 +135,3 @@ def _table(frames: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 def best_first(tokens: Tensor, scores: Tensor, count: int) -> Tensor:
     """Return the `count` of some tokens (T,) with the highest scores (N,), best first; the first of equals."""
     return tokens[scores[tokens].sort(descending=True, stable=True).indices[:count]]
-
-
-def share_out(total: int, shares: Sequence[float], room: Sequence[int]) -> list[int]:
-    """Round shares down, and give what is left of a total to the largest remainders, where there is room.
-
-    Parameters
-    ----------
-    total : int
-        At most the sum of `room`.
-    shares : Sequence[float]
-        What each part is due; they sum to the total.
-    room : Sequence[int]
-        The most that each part can take.
-
-    Returns
-    -------
-    list[int]
-        Their sum is the total. Of equal remainders the first gets more.
-    """
-    counts = [min(math.floor(share), most) for share, most in zip(shares, room, strict=True)]
-    while (rest := total - sum(counts)) > 0:
-        able = [part for part, most in enumerate(room) if counts[part] < most]
-        for part in sorted(able, key=lambda part: (counts[part] - shares[part], part))[:rest]:
-            counts[part] += 1
-    return counts

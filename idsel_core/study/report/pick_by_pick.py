@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -17,21 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from idsel_core.study.report import theme
+from idsel_core.study.report import palette, theme
+from idsel_core.study.report.html_page import data_uri, html_page
 from idsel_core.study.report.pictures import draw_heat, draw_kept
 from idsel_core.study.store.files import write_atomically
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-  :root {{ color-scheme: light dark; }}
-  body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
-  img {{ width: 100%; background: white; }}
-  input {{ width: 70%; vertical-align: middle; }}
-</style>
-<h1>{title}</h1>
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+img { width: 100%; background: white; }
+input { width: 70%; vertical-align: middle; }
+"""
+_BODY = """<h1>{title}</h1>
 <p><button id="play">play</button> <input id="step" type="range" min="0" max="{last}" value="{last}"
   aria-label="picks made"> <output id="said"></output></p>
 <img id="frame" alt="">
@@ -50,9 +45,7 @@ PAGE = """<!doctype html>
   }};
   step.oninput = () => {{ stop(); show(); }};
   show();
-</script>
-</html>
-"""
+</script>"""
 
 
 def poster(
@@ -108,7 +101,7 @@ def _draw_left(
     axis.images[-1].set_clim(0, trace[0].max())
     width, height = picture.width / grid[1], picture.height / grid[0]
     for pick, token in enumerate(order[:step], 1):
-        color = "#00e5ff" if pick == step else "white"
+        color = palette.PICK if pick == step else palette.PICKED
         corner = token % grid[1] * width, token // grid[1] * height
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.0))
 
@@ -169,9 +162,9 @@ def write_page(drawn: Sequence[Image.Image], said: Sequence[str], title: str, pa
     for frame in drawn:
         buffer = io.BytesIO()
         frame.save(buffer, "JPEG", quality=88)
-        sources.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+        sources.append(data_uri(buffer.getvalue(), "jpeg"))
     # A script ends at "</", whatever stands before it.
     texts = json.dumps(list(said)).replace("<", "\\u003c")
-    page = PAGE.format(title=escape(title), last=len(drawn) - 1, frames=json.dumps(sources), said=texts)
-    write_atomically(path, page.encode())
+    body = _BODY.format(title=escape(title), last=len(drawn) - 1, frames=json.dumps(sources), said=texts)
+    write_atomically(path, html_page(title, body, _STYLE).encode())
     return path

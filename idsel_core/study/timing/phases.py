@@ -269,7 +269,7 @@ def _lap(
         peaks,
         columns=short["input_ids"].shape[1],
         images=len(tokens),
-        before=int((tokens.lengths if tokens.placeholders is None else tokens.placeholders).max()),
+        before=int(tokens.full_lengths.max()),
         layers=passage.layers.amax(0).tolist(),
         cache_bytes=cache_bytes,
     )
