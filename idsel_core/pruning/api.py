@@ -281,40 +281,17 @@ class Pruning:
         assert spectra is not None and isinstance(self.backbone, Whisper)
         with stopwatch(spectra.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
             encoded, kept = self.encodings.encode(self.method, inputs)
-        crossing = CrossAttention(self.backbone, self.method, encoded, spectra, self.budget_scope)
+        asked = inputs.get("use_cache") or inputs.get("past_key_values") is not None
+        cache: Literal["own", "given", "wanted"] = "own" if generating else "wanted" if asked else "given"
+        crossing = CrossAttention(self.backbone, self.method, encoded, spectra, self.budget_scope, cache)
         with crossing.reading():
             output = plain(**inputs)
-        cache = getattr(output, "past_key_values", None)
-        if crossing.ragged and reads_cache(cache):
-            # Nobody but this call masks the padding that the cache holds.
-            if not generating:
-                raise ValueError(
-                    "clips of the batch keep different numbers of tokens, and a cache of them cannot be gone on from: "
-                    "give use_cache=False, or a budget that is a number of tokens"
-                )
-            output.past_key_values = None
-        selection = crossing.selection
-        if selection is not None:
-            before, after = encoded.placeholders.tolist(), selection.counts.tolist()
-            shares = {"encode_ms": encode_ms() / len(before), "select_ms": crossing.select_ms / len(before)}
-
-            def records(number: int) -> list[ImageRecord]:
-                return [
-                    ImageRecord(
-                        call=number,
-                        image=clip,
-                        before=before[clip],
-                        after=after[clip],
-                        requested=selection.requested,
-                        **dict(zip(("indices", "order"), kept_tokens(selection, clip), strict=True)),
-                        **shares,
-                        layers=[after[clip]] * self.backbone.decoder_layers,
-                        source="kept encoding" if kept else "tower",
-                    )
-                    for clip in range(len(before))
-                ]
-
-            self._add(records)
+        if crossing.ragged and reads_cache(getattr(output, "past_key_values", None)):
+            output.past_key_values = None  # it holds padding, which nobody masks later
+        if crossing.selection is not None:
+            source: Literal["kept encoding", "tower"] = "kept encoding" if kept else "tower"
+            times = encode_ms() / len(encoded), crossing.select_ms / len(encoded)
+            self._add(lambda number: crossing.records(number, source, *times))
         return output
 
     def _add(self, records_of: Callable[[int], list[ImageRecord]]) -> list[ImageRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from idsel_core.methods import Method
 from idsel_core.pruning.arguments import check_tensors, setting_of
 from idsel_core.pruning.budget_scope import Scope
 from idsel_core.pruning.pipeline import select_tokens
+from idsel_core.pruning.records import ImageRecord, kept_tokens
 from idsel_core.selection import Selection
 
 
@@ -41,6 +42,10 @@ class CrossAttention:
         Their spectra, as they are given to the model, (I, bins, steps).
     budget_scope : {"image", "tile"}
         As of `prune`.
+    cache : {"own", "given", "wanted"}
+        Whose the cache of the decoder is: of ``generate``; of the caller, by default; or of a caller who asked for it.
+        Where clips keep different numbers of tokens it holds padding, which nobody masks later: then a caller gets
+        none, or an error if one was asked for.
 
     Attributes
     ----------
@@ -51,15 +56,25 @@ class CrossAttention:
     """
 
     def __init__(
-        self, backbone: Whisper, method: Method, encoded: Encoded, spectra: Tensor, budget_scope: Scope = "image"
+        self,
+        backbone: Whisper,
+        method: Method,
+        encoded: Encoded,
+        spectra: Tensor,
+        budget_scope: Scope = "image",
+        cache: Literal["own", "given", "wanted"] = "own",
     ) -> None:
         self.backbone, self.method, self.budget_scope = backbone, method, budget_scope
-        self.encoded, self.spectra = encoded, spectra
+        self.encoded, self.spectra, self.cache = encoded, spectra, cache
         self.selection: Selection | None = None
         self.select_ms = 0.0
-        self.ragged = False
         self._kept: tuple[Tensor, Tensor | None] | None = None
         self._selecting = False
+
+    @property
+    def ragged(self) -> bool:
+        """Whether clips of the batch keep different numbers of tokens, silence among them."""
+        return self._kept is not None and self._kept[1] is not None
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -73,6 +88,33 @@ class CrossAttention:
                 masking = in_this_thread(self._mask)
                 stack.callback(layer.encoder_attn.register_forward_pre_hook(masking, with_kwargs=True).remove)
             yield
+
+    def records(
+        self, call: int, source: Literal["tower", "kept encoding"], encode_ms: float, select_ms: float
+    ) -> list[ImageRecord]:
+        """Return what to report of each clip; times are those of one clip."""
+        assert self.selection is not None
+        records = []
+        for clip, (before, after) in enumerate(
+            zip(self.encoded.placeholders.tolist(), self.selection.counts.tolist(), strict=True)
+        ):
+            indices, order = kept_tokens(self.selection, clip)
+            records.append(
+                ImageRecord(
+                    call=call,
+                    image=clip,
+                    before=before,
+                    after=after,
+                    requested=self.selection.requested,
+                    indices=indices,
+                    order=order,
+                    encode_ms=encode_ms,
+                    select_ms=select_ms,
+                    layers=[after] * self.backbone.decoder_layers,
+                    source=source,
+                )
+            )
+        return records
 
     def _encode(self, input_features: Tensor, **_: Any) -> BaseModelOutput:
         """Return what the encoder gave; each pass of it is followed by a new selection."""
@@ -96,8 +138,16 @@ class CrossAttention:
             self._select(kwargs)
         assert self._kept is not None
         states = self._kept[0]
-        given = kwargs["encoder_hidden_states"]
-        return args, {**kwargs, "encoder_hidden_states": states.repeat_interleave(len(given) // len(states), 0)}
+        copies = len(kwargs["encoder_hidden_states"]) // len(states)
+        changed = {"encoder_hidden_states": states.repeat_interleave(copies, 0)}
+        if self.ragged and self.cache != "own":
+            if self.cache == "wanted":
+                raise ValueError(
+                    "clips of the batch keep different numbers of tokens, and nothing can go on from a cache of them: "
+                    "give use_cache=False, or one clip at a time"
+                )
+            changed |= {"use_cache": False, "past_key_values": None}
+        return args, {**kwargs, **changed}
 
     def _select(self, kwargs: Mapping[str, Any]) -> None:
         ids, real = kwargs.get("input_ids"), kwargs.get("attention_mask")
@@ -122,7 +172,6 @@ class CrossAttention:
                 self._selecting = False
         self.select_ms = milliseconds()
         self._kept = self.backbone.cross_attended(self.encoded, self.selection)
-        self.ragged = self._kept[1] is not None
         attention = self.backbone.model.config._attn_implementation
         if self.ragged and attention not in ("sdpa", "eager"):
             raise ValueError(

@@ -203,7 +203,8 @@ def _rows_of(
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], limit: int) -> list[list[int]]:
-    options = {"language": "en", "task": "transcribe"} if model.generation_config.is_multilingual else {}
+    languages = getattr(model.generation_config, "is_multilingual", False)
+    options = {"language": "en", "task": "transcribe"} if languages else {}
     output = model.generate(**inputs, **options, max_new_tokens=limit, do_sample=False, num_beams=1)
     return output.tolist()
 
