@@ -43,7 +43,7 @@ figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tab
 default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/14_default.ipynb logs/14_default.ipynb -f config/14_default.yaml $(ARGS)
 
-speech: env $(SPEECH) ## Fetch Whisper and speech (230 MB), transcribe with a part of the tokens, in about half an hour
+speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_speech.ipynb logs/16_speech.ipynb -f config/16_speech.yaml $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run

@@ -33,7 +33,7 @@ from idsel_core.study.store.resume import ResumableRows
 
 SPEECH = PROJECT / "data/speech/assembled"
 THINNED = "thinned"
-_REMEDY = "run `make speech`, which fetches about 230 MB of models and speech; all else works without them"
+_REMEDY = "run `make speech`, which fetches about 240 MB of models and speech; all else works without them"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def normalised_words(text: str) -> str:
     Source: the normalisation of the Whisper paper, arXiv 2212.04356, appendix C, as transformers has it.
     """
     normalised: str = _normalizer()(text)
-    return normalised
+    return normalised.strip()
 
 
 def word_errors(reference: str, transcript: str) -> int:
