@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
+    AutoModelForSpeechSeq2Seq,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -160,7 +161,8 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
 
 def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, Any]) -> PreTrainedModel:
     safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-    read: Any = AutoModelForMultimodalLM.from_pretrained
+    speech = BACKBONES[str(config.model_type)].encoder_decoder
+    read: Any = (AutoModelForSpeechSeq2Seq if speech else AutoModelForMultimodalLM).from_pretrained
     try:
         model, report = read(name, config=config, output_loading_info=True, **safe, **options)
     except (OSError, SafetensorError, RuntimeError) as error:
