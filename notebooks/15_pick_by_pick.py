@@ -62,6 +62,9 @@ order, trace = picks.order[0, :budget].tolist(), picks.trace[0].numpy()
 diverse = look.picked(state, DiversityOnly(budget)).order[0].tolist()
 files = [MODEL / "model.safetensors"]
 figure = pick_by_pick.poster(read, order, trace, diverse, grid)
+figure.set_label(
+    f"{picture}, {budget} tokens picked by diversity alone and by ID-Selection, and the scores left after some picks"
+)
 theme.save(figure, figures, "15_poster", origin(files, picture=picture, budget=budget, importance=importance))
 
 # %% [markdown]
@@ -120,4 +123,8 @@ if shown:
         above.set_title("\n".join(textwrap.wrap(question, 26)), fontsize="x-small")
         said = f"all tokens: {row.with_all} (right)\n{budget} tokens: {row.prediction}\n"
         below.set_title(f"{said}{count} of {inside.sum()} object tokens dropped", fontsize="x-small")
+    figure.set_label(
+        f"Questions that are answered right with all visual tokens and wrong with {budget} of {IDSelection.label}; "
+        "the second row shows which tokens are kept, and frames those on objects that were dropped"
+    )
     theme.save(figure, figures, "15_turned_wrong", store.origin(rows_of, budget=budget))

@@ -132,10 +132,10 @@ class ChatTemplate:
         inside = [False] * begin + [True] * (stop - begin) + [False] * (len(text) - stop)
         for mark in self._beside.finditer(text, begin, stop):
             inside[mark.start() : mark.end()] = [False] * (mark.end() - mark.start())
+        said = [inner and _is_said(each) for inner, each in zip(inside, text, strict=True)]
         words, place, last = [], 0, -1
         for token, unit in enumerate(units):
-            span = range(place, place + len(unit))
-            words.append(any(inside[i] and _is_said(text[i]) for i in span))
+            words.append(True in said[place : place + len(unit)])
             place += len(unit)
             if unit and place <= stop - length:
                 last = token

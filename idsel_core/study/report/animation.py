@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -11,19 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from idsel_core.study.report.html_page import data_uri, html_page
 from idsel_core.study.store.files import write_atomically
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-  :root {{ color-scheme: light dark; }}
-  body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
-  img {{ width: 100%; background: white; }}
-  input {{ width: 70%; vertical-align: middle; }}
-</style>
-<h1>{title}</h1>
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+img { width: 100%; background: white; }
+input { width: 70%; vertical-align: middle; }
+"""
+_BODY = """<h1>{title}</h1>
 <p><button id="play">play</button> <input id="step" type="range" min="0" max="{last}" value="{last}"
   aria-label="picks made"> <output id="said"></output></p>
 <img id="frame" alt="">
@@ -42,9 +37,7 @@ PAGE = """<!doctype html>
   }};
   step.oninput = () => {{ stop(); show(); }};
   show();
-</script>
-</html>
-"""
+</script>"""
 
 
 def write_gif(drawn: Sequence[Image.Image], path: Path, milliseconds: int = 500) -> Path:
@@ -77,9 +70,9 @@ def write_page(drawn: Sequence[Image.Image], said: Sequence[str], title: str, pa
     for frame in drawn:
         buffer = io.BytesIO()
         frame.save(buffer, "JPEG", quality=88)
-        sources.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+        sources.append(data_uri(buffer.getvalue(), "jpeg"))
     # A script ends at "</", whatever stands before it.
     texts = json.dumps(list(said)).replace("<", "\\u003c")
-    page = PAGE.format(title=escape(title), last=len(drawn) - 1, frames=json.dumps(sources), said=texts)
-    write_atomically(path, page.encode())
+    body = _BODY.format(title=escape(title), last=len(drawn) - 1, frames=json.dumps(sources), said=texts)
+    write_atomically(path, html_page(title, body, _STYLE).encode())
     return path

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from idsel_core.study.report import theme
+from idsel_core.study.report import palette, theme
 from idsel_core.study.report.pictures import draw_heat, draw_kept
 
 
@@ -70,7 +70,7 @@ def _draw_left(
     axis.images[-1].set_clim(0, trace[0].max())
     width, height = picture.width / grid[1], picture.height / grid[0]
     for pick, token in enumerate(order[:step], 1):
-        color = "#00e5ff" if pick == step else "white"
+        color = palette.PICK if pick == step else palette.PICKED
         corner = token % grid[1] * width, token // grid[1] * height
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.0))
 

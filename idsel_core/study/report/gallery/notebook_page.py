@@ -13,6 +13,8 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 
+from idsel_core.study.report.html_page import data_uri
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _THUMBNAIL = (420, 280)
 _markdown = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])
@@ -105,4 +107,4 @@ def thumbnail(png: bytes) -> str:
     small.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "jpeg")
