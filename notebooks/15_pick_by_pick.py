@@ -121,7 +121,7 @@ if shown:
         above.set_axis_off()
         count = draw_dropped(below, whole, answer.kept, grid, inside)
         above.set_title("\n".join(textwrap.wrap(question, 26)), fontsize="x-small")
-        said = f"all tokens: {row.with_all} (right)\n{budget} tokens: {row.prediction}\n"
+        said = f"all tokens: {row.with_all} (right),\n{budget} tokens: {row.prediction},\n"
         below.set_title(f"{said}{count} of {inside.sum()} object tokens dropped", fontsize="x-small")
     figure.set_label(
         f"Questions that are answered right with all visual tokens and wrong with {budget} of {IDSelection.label}; "

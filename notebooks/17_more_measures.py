@@ -171,14 +171,15 @@ Markdown(tables.save_table(table, texts, "adaptive", f"{theme.questions_asked(he
 # %%
 whole = rows[(rows["split"] == split) & ~rows["dataset"].str.endswith(", bars") & (rows["method"] == FULL)]
 shares = share_of_full(pd.concat([whole, here]), ["method", "chooser", "demand", "budget"], resamples=resamples)
-figure, axis = plt.subplots(figsize=(1.6 * theme.COLUMN, 3.2), layout="constrained")
+figure, axis = plt.subplots(figsize=theme.size("column", 2.9), layout="constrained")
 for (chooser, demand), part in shares[shares["method"] != FULL].groupby(["chooser", "demand"], sort=False):
     look = {"linestyle": "-" if demand == "fixed" else "--", "marker": "o"}
     theme.plot_band(axis, part, "budget", "share", f"{chooser}, {demand}", **look)
 theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
 theme.percent_axis(axis.yaxis)
 axis.set_ylabel("share of full performance")
-axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+theme.name_lines(axis)
+figure.set_label("Share of full performance with fixed budgets and with budgets that adapt to the question")
 theme.add_note(figure, theme.questions_asked(here), "bands: 95 % bootstrap intervals")
 theme.save(figure, project_path(figures_dir), "17_adaptive", drawn_from)
 
