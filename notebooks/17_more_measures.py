@@ -173,7 +173,9 @@ Markdown(tables.save_table(table, texts, "adaptive", f"{theme.questions_asked(he
 whole = rows[(rows["split"] == split) & ~rows["dataset"].str.endswith(", bars") & (rows["method"] == FULL)]
 shares = share_of_full(pd.concat([whole, here]), ["method", "chooser", "demand", "budget"], resamples=resamples)
 names = [theme.label(name) for name in choosers]
-figure, axes = plt.subplots(1, len(names), figsize=(theme.PAGE, 3), layout="constrained", sharey=True, squeeze=False)
+figure, axes = plt.subplots(
+    1, len(names), figsize=theme.size("page", 2.8), layout="constrained", sharey=True, squeeze=False
+)
 for axis, name in zip(axes[0], names, strict=True):
     for demand, color in zip(["fixed", *demands], sns.color_palette("colorblind", len(demands) + 1), strict=True):
         part = shares[(shares["chooser"] == name) & (shares["demand"] == demand)].sort_values("budget")
@@ -184,6 +186,7 @@ for axis, name in zip(axes[0], names, strict=True):
     theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
     theme.percent_axis(axis.yaxis)
     axis.set_title(name)
+figure.set_label("Adaptive budgets beside the fixed one, for each method that chooses the tokens")
 axes[0, 0].set_ylabel("share of full performance")
 axes[0, 0].legend(fontsize="x-small", loc="lower right")
 theme.add_note(figure, theme.questions_asked(here), "band: 95 % bootstrap interval of the fixed budget")
