@@ -64,10 +64,10 @@ test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
 	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
 
-test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium
+test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium, which must be installed
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt playwright
-	@$(PYTEST) -m browser tests/browser $(ARGS)
+	@$(PYTEST) -m browser --maxfail=1 tests/browser $(ARGS)
 
 eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks public benchmarks through lmms-eval
 

@@ -160,7 +160,9 @@ draw("efficiency_phases", "efficiency_scaling", "efficiency_front")
 if not drawings.missing("efficiency_selection", stored):
     draw("efficiency_selection")
 timed, drawn_from = stored.timed, times.origin("08_efficiency")
-tables.save_table(efficiency_tables.ideal_table(timed), texts, "ideal", origin=drawn_from)
+ideal = efficiency_tables.ideal_table(timed)
+ideal = ideal.round({name: 1 for name in ideal if name.endswith(", ms")})
+tables.save_table(ideal, texts, "ideal", origin=drawn_from)
 table, said = efficiency_tables.efficiency_table(timed), efficiency_tables.about_measured(timed)
 Markdown(tables.save_table(table, texts, "efficiency", said, origin=drawn_from))
 

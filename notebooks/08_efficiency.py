@@ -42,7 +42,7 @@ started = time.perf_counter()
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %%
 from idsel_core import IDSelection, InLLM, get_method, list_methods
@@ -87,17 +87,8 @@ Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All 
 # First all methods by phase, then whole answers against the ideal.
 
 # %%
-with tqdm(total=runs + 1) as bar:
-    timings = time_methods(
-        backbone,
-        inputs,
-        [None, *usable],
-        runs=runs,
-        warmup=1,
-        new_tokens=new_tokens,
-        progress=lambda done, total: bar.update(),
-    )
-for budget in ideal_budgets:
+timings = time_methods(backbone, inputs, [None, *usable], runs=runs, warmup=1, new_tokens=new_tokens)
+for budget in tqdm(ideal_budgets, desc="time whole answers", unit="budget"):
     timings += time_ideal(backbone, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
 
 # %%

@@ -164,7 +164,8 @@ Markdown(tables.save_text(said, texts, "comparison_all_difficulty", drawn_from))
 # %%
 table = comparison_tables.comparison_table(titled, budgets, resamples, loyal=True)
 notes = comparison.ranking_notes(titled["method"])
-Markdown(tables.save_table(table, texts, "comparison_all", noted, *notes, origin=drawn_from))
+best = tables.best_methods(table)
+Markdown(tables.save_table(table, texts, "comparison_all", noted, *notes, origin=drawn_from, best=best))
 
 # %% [markdown]
 # ## Conclusion

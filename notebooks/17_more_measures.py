@@ -186,7 +186,7 @@ for axis, name in zip(axes[0], names, strict=True):
     theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
     theme.percent_axis(axis.yaxis)
     axis.set_title(name)
-figure.set_label("Adaptive budgets beside the fixed one, for each method that chooses the tokens")
+figure.set_label("Share of full performance with fixed budgets and with budgets that adapt to the image")
 axes[0, 0].set_ylabel("share of full performance")
 axes[0, 0].legend(fontsize="x-small", loc="lower right")
 theme.add_note(figure, theme.questions_asked(here), "band: 95 % bootstrap interval of the fixed budget")

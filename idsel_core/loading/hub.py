@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
-from idsel_core.backbones._shared.chat_template import remember_processor
+from idsel_core.backbones._shared.known_processors import remember_processor
 from idsel_core.loading.processors import load_processor
 
 Quantisation = Literal["int8", "int4"]
