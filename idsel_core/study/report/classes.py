@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -90,7 +90,8 @@ def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
     depth = depth.astype(int)
     companion = known["method"].isin(COMPANIONED) | scores.str.contains("relev")
     kind = np.select([known["convention"].notna(), depth > 0, companion], [INSIDE, PASS, COMPANION], BEFORE)
-    named = known.assign(**{"named": [_name(row) for _, row in known.iterrows()], "class": kind, "layers": depth})
+    named = known.assign(named=[_name(row) for _, row in known.iterrows()], layers=depth)
+    named["class"] = kind
     found = rows.merge(named, on=keys, how="left", validate="many_to_one")
     return found.assign(method=found["named"]).drop(columns="named")
 
@@ -107,11 +108,11 @@ def _name(row: pd.Series) -> str:
     return ", ".join([name, *texts])
 
 
-def _same(row: pd.Series, knobs: dict[str, object], knob: str) -> bool:
+def _same(row: pd.Series, knobs: Mapping[str, Any], knob: str) -> bool:
     return bool(row[knob] == knobs[knob]) or (pd.isna(row[knob]) and bool(pd.isna(knobs[knob])))
 
 
-def _alike(row: pd.Series, knobs: dict[str, object]) -> bool:
+def _alike(row: pd.Series, knobs: Mapping[str, Any]) -> bool:
     return all(_same(row, knobs, knob) for knob in _NAMED)
 
 
@@ -245,8 +246,9 @@ def inside_table(rows: pd.DataFrame, method: str = "idselection", resamples: int
     spends = np.log2(cost["gflops"].to_numpy())
     place = np.flatnonzero(is_own)[np.argsort(spends[is_own])]
     table = np.vstack([shares, drawn])  # (resamples + 1, settings); the first is not resampled
-    lines, p_values = [], []
-    for number in np.flatnonzero(~is_own):
+    lines: list[tuple[float, dict[str, str]]] = []
+    p_values: list[tuple[int, float, float]] = []
+    for number in np.flatnonzero(~is_own).tolist():
         line = {
             "method": label(settings["method"][number]),
             "budget": f"{settings['budget'][number]:g}",
@@ -269,8 +271,8 @@ def inside_table(rows: pd.DataFrame, method: str = "idselection", resamples: int
             p_values.append((len(lines), gap[0], p_value))
         lines.append((cost["gflops"].iloc[number], line))
     if p_values:
-        for (number, mean, _), value in zip(p_values, holm([p for _, _, p in p_values]), strict=True):
-            lines[number][1]["outcome"] = "tie" if value >= 0.05 else "above" if mean > 0 else "below"
+        for (line_number, mean, _), value in zip(p_values, holm([p for _, _, p in p_values]), strict=True):
+            lines[line_number][1]["outcome"] = "tie" if value >= 0.05 else "above" if mean > 0 else "below"
     ordered = [line for _, line in sorted(lines, key=lambda one: -one[0])]
     return pd.DataFrame(ordered).fillna("-").rename(columns={"at as many FLOPs": f"{label(method)} at as many FLOPs"})
 
