@@ -48,9 +48,8 @@ started = time.perf_counter()
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %%
 from idsel_core import IDSelection, InLLM, get_method, list_methods
@@ -64,6 +63,7 @@ from idsel_core.study.report import (
     efficiency_figures,
     efficiency_sentences,
     efficiency_tables,
+    palette,
     theme,
 )
 from idsel_core.study.store.provenance import origin, provenance
@@ -96,18 +96,9 @@ Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or f"All
 # First all methods by phase, then whole answers against the ideal.
 
 # %%
-with tqdm(total=runs + 1) as bar:
-    timings = time_methods(
-        model,
-        inputs,
-        [None, *usable],
-        runs=runs,
-        warmup=1,
-        new_tokens=new_tokens,
-        progress=lambda done, total: bar.update(),
-    )
+timings = time_methods(model, inputs, [None, *usable], runs=runs, warmup=1, new_tokens=new_tokens)
 try:
-    for budget in ideal_budgets:
+    for budget in tqdm(ideal_budgets, desc="time whole answers", unit="budget"):
         timings += time_ideal(model, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
 except ValueError as error:
     missing["the ideal"] = str(error)
@@ -133,14 +124,21 @@ own = own.assign(decoded=own["new_tokens"].where(own["phase"] == "decode", 1))
 wide = own.assign(ms=own["median_ms"] * own["decoded"]).pivot(index="kept_tokens", columns="phase", values="ms")
 wide = wide.reindex(columns=list(efficiency.PHASES)).fillna(0).sort_index(ascending=False)
 figure, panels = plt.subplots(1, 2, figsize=(theme.PAGE, 3.2), layout="constrained")
-wide.plot.barh(stacked=True, ax=panels[0], color=sns.color_palette("colorblind"), width=0.7, legend=False)
+wide.plot.barh(
+    stacked=True,
+    ax=panels[0],
+    color=[look["color"] for look in palette.of_series(efficiency.PHASES).values()],
+    width=0.7,
+    legend=False,
+)
 panels[0].invert_yaxis()
 panels[0].set(xlabel="milliseconds of an answer", ylabel="visual tokens kept")
 prefill = own[own["phase"] == "prefill"].sort_values("kept_tokens")
-panels[1].plot(prefill["kept_tokens"], prefill["median_ms"], "o-", markersize=4)
+panels[1].plot(prefill["kept_tokens"], prefill["median_ms"], "o-")
 panels[1].vlines(prefill["kept_tokens"], prefill["low_ms"], prefill["high_ms"])
 panels[1].set(xlabel="visual tokens kept", ylabel="milliseconds of the prefill", xlim=(0, None), ylim=(0, None))
 figure.legend(loc="outside upper center", ncols=4)
+figure.set_label("Time of an answer by phase, and of its prefill, against the visual tokens kept")
 theme.add_note(figure, f"{called}, one question, median of {runs} turns")
 theme.save(figure, project_path(figures_dir), job_name("08_phases", called), drawn_from)
 # %%

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
+    AutoModelForSpeechSeq2Seq,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,7 +21,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
-from idsel_core.backbones._shared.chat_template import remember_processor
+from idsel_core.backbones._shared.known_processors import remember_processor
 from idsel_core.loading.processors import load_processor
 
 Quantisation = Literal["int8", "int4"]
@@ -183,7 +184,8 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
 
 def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, Any]) -> PreTrainedModel:
     safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-    read: Any = AutoModelForMultimodalLM.from_pretrained
+    speech = BACKBONES[str(config.model_type)].encoder_decoder
+    read: Any = (AutoModelForSpeechSeq2Seq if speech else AutoModelForMultimodalLM).from_pretrained
     try:
         model, report = read(name, config=config, output_loading_info=True, **safe, **options)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -104,7 +104,7 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
 
 
 def _check_reads_images(backbone: str | Path, family: str) -> None:
-    if "audio" in family:
+    if "audio" in family or family == "whisper":
         raise ValueError(
             f"{backbone} is a model of type {family!r}, which reads sound, and the questions of a data set show "
             "images; prune() runs it"

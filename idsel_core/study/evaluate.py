@@ -129,7 +129,9 @@ class Study:
         questions = self.split.questions
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
         asking = CommonBatches(self.backbone, batch, self._options)
-        with tqdm(total=len(methods) * len(questions), desc=f"ask {self.split.name}", mininterval=5) as bar:
+        with tqdm(
+            total=len(methods) * len(questions), desc=f"ask {self.split.name}", unit="answer", mininterval=2
+        ) as bar:
             for number, start in enumerate(range(0, len(questions), batch)):
                 asked = questions.iloc[start : start + batch]
                 done = min(max(kept.done - number * len(methods), 0), len(methods))

@@ -15,13 +15,13 @@ from typing import Any, Final, get_args
 
 import torch
 
+from idsel_core.hints import did_you_mean
 from idsel_core.loading.hub import Quantisation, check_packages
 from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
 from idsel_core.study.devices import check_device
-from idsel_core.study.hints import did_you_mean
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters

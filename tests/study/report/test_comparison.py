@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables
+from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, palette
 from idsel_core.study.store.results import Results
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
 from tests.support.rows import make_rows
@@ -172,9 +172,9 @@ def test_the_cost_figure_greys_the_crowd_and_leaves_out_unknown_costs(rows):
     unknown = rows[rows["method"] == "topk"].assign(method="divprune", scoring_gflops=float("nan"), correct=1.0)
     figure = comparison_figures.cost_figure(pd.concat([rows, *crowd, unknown]), resamples=50)
     axis = figure.axes[0]
-    entries = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert entries.count("other methods") == 1 and len(entries) == 5
-    assert sum(line.get_color() == "0.75" for line in axis.lines) == 2
+    assert {text.get_text() for text in axis.texts} == {"ID-Selection", "random", "smaller image", "top-K importance"}
+    assert axis.get_legend() is None
+    assert sum(line.get_color() == palette.CROWD for line in axis.lines) == 2
     assert len(axis.lines) == 6
     assert "left out where their cost is not known: DivPrune" in figure.get_supxlabel()
     assert "grey: 2 others" in figure.get_supxlabel()
