@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.precision import full_precision
 from idsel_core.selection.result import Selection
 from idsel_core.selection.scale import automatic_gamma
-from idsel_core.selection.suppression import Suppression, products, score_dtype
+from idsel_core.selection.suppression import Suppression, Update, products, score_dtype
 from idsel_core.selection.torch_rounds import pick_in_rounds
 from idsel_core.visual_tokens import VisualTokens
 
@@ -60,7 +61,7 @@ def select_together(methods: Sequence[IDSelection], tokens: VisualTokens) -> lis
         image = _Image.of(features[rows.start], tokens.mask[rows.start])
         if image is None:
             return None
-        for update in ("subtract", "multiply"):
+        for update in get_args(Update):
             asked = [place for place, method in enumerate(methods) if method.update == update]
             if not asked:
                 continue
@@ -110,7 +111,7 @@ class _Image:
             return automatic_gamma(self.x, self.inverse, ~self.dead)[0]
         return torch.tensor(float(method.gamma), dtype=score_dtype(self.x.device))
 
-    def pick(self, scores: Tensor, gammas: Tensor, update: str, most: int, restart: bool) -> Tensor:
+    def pick(self, scores: Tensor, gammas: Tensor, update: Update, most: int, restart: bool) -> Tensor:
         """Return `most` picks for each gamma (G,) and each row of scores (R, N), int64 (G, R, K)."""
         rows = len(gammas) * len(scores)
         dead = self.dead.expand(rows, -1)
