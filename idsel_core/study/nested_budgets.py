@@ -54,8 +54,9 @@ class NestedSelections:
             # In the order of the picks also where the budget is above the tokens of an image.
             together = select_together([self._largest(one, tokens.lengths) for one in kin], tokens) if kin else None
             if together is None:
-                kin, together = [apart], [self._largest(method, tokens.lengths).select(tokens)]
-            self._widest |= {(one, of): selection for one, selection in zip(kin, together, strict=True)}
+                self._widest[apart, of] = self._largest(method, tokens.lengths).select(tokens)
+            else:
+                self._widest |= {(one, of): selection for one, selection in zip(kin, together, strict=True)}
         widest = self._widest[apart, of]
         if bool((widest.counts < counts.to(widest.counts.device)).any()):
             return select_tokens(method, tokens)

@@ -270,8 +270,8 @@ def read_sweep(path: str | Path) -> Sweep:
     axes = {name: value if isinstance(value, list) else [value] for name, value in (_AXES | grid).items()}
     _check_axes(path, axes)
     if fixed["quantisation"] not in ("", *get_args(Quantisation)):
-        known = ", ".join(get_args(Quantisation))
-        raise ValueError(f"{path}: quantisation must be one of {known}, not {fixed['quantisation']!r}")
+        allowed = ", ".join(get_args(Quantisation))
+        raise ValueError(f"{path}: quantisation must be one of {allowed}, not {fixed['quantisation']!r}")
     fixed = {name: value for name, value in fixed.items() if value or name not in _LOADED_WITH}
     jobs = {}
     whole = ("backbone", "data", "split", "method")
