@@ -34,7 +34,7 @@ from idsel_core.study.explorer.state import State
 from idsel_core.study.knobs import knobs_of_row
 from idsel_core.study.objects import Objects
 from idsel_core.study.paths import MODEL, project_path
-from idsel_core.study.report import pick_by_pick, theme
+from idsel_core.study.report import animation, pick_by_pick, theme
 from idsel_core.study.report.failures import draw_dropped, turned_wrong
 from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
@@ -77,8 +77,8 @@ drawn = pick_by_pick.frames(read, order, trace, grid)
 said = ["no pick yet"]
 for pick, token in enumerate(order, 1):
     said.append(f"pick {pick} at row {token // grid[1] + 1}, column {token % grid[1] + 1}")
-gif = pick_by_pick.write_gif(drawn, figures / "15_pick_by_pick.gif")
-print(pick_by_pick.write_page(drawn, said, "ID-Selection, pick by pick", figures / "15_pick_by_pick.html"))
+gif = animation.write_gif(drawn, figures / "15_pick_by_pick.gif")
+print(animation.write_page(drawn, said, "ID-Selection, pick by pick", figures / "15_pick_by_pick.html"))
 Image(gif.read_bytes(), alt=f"{budget} picks of ID-Selection, one after the other")
 
 # %% [markdown]

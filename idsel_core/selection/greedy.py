@@ -102,8 +102,8 @@ def id_select(
         s = s.masked_fill(dead, -math.inf)
     steps: list[Tensor] = []
     restart = exhausted == "restart"
+    sharpness = automatic_gamma(x, inverse, ~dead) if gamma == "auto" else torch.full_like(s[:, 0], float(gamma))
     with full_precision(x.device):
-        sharpness = automatic_gamma(x, inverse, ~dead) if gamma == "auto" else torch.full_like(s[:, 0], float(gamma))
         if chosen == "triton":
             from idsel_core.selection.gpu_triton import pick_on_gpu
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from idsel_core.selection.precision import full_precision
 from idsel_core.selection.suppression import rounding, score_dtype
 
 WEIGHT = 0.01
@@ -47,7 +48,8 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     for part, size in ((slice(whole), TOGETHER), (slice(whole, tokens), tokens - whole)):
         if part.stop > (part.start or 0):
             # (B, G, 1, n) @ (B, G, n, D): G groups of n tokens.
-            sums = factors[:, part].unflatten(1, (-1, 1, size)) @ values[:, part].unflatten(1, (-1, size))
+            with full_precision(x.device):
+                sums = factors[:, part].unflatten(1, (-1, 1, size)) @ values[:, part].unflatten(1, (-1, size))
             total += sums.sum((1, 2), dtype=working)
     count = valid.sum(1).to(working)  # (B,)
     cosines = total.square().sum(1) - (factors > 0).sum(1)

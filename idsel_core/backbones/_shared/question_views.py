@@ -62,14 +62,15 @@ class QuestionViews:
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, float, float | None]:
-            seen = self._read_layer(layer, self._query_tokens(which))
+        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, Tensor, float, float | None]:
+            asking = self._query_tokens(which)
+            seen = self._read_layer(layer, asking)
             query, key, scale = seen.tensors()
-            return of_images(query, self.slots.rows), of_images(key, self.slots.rows), scale, seen.softcap
+            states = (of_images(each, self.slots.rows) for each in (query, key))
+            return asking, *states, scale, seen.softcap
 
         def view(layer: int, which: QueryTokens) -> Tensor:
-            asking = self._query_tokens(which)
-            query, key, scale, softcap = attend(layer, which)
+            asking, query, key, scale, softcap = attend(layer, which)
             self._check_reach(layer, asking)
             asking, columns = asking[self.slots.rows].to(query.device), self.slots.columns.to(query.device)
             row = attention_rows.instruction_row(query, key, scale, asking, columns, softcap)  # (I, tokens)
