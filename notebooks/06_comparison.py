@@ -57,15 +57,9 @@ from idsel_core.methods import METHODS
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import (
-    comparison,
-    comparison_figures,
-    comparison_sentences,
-    comparison_tables,
-    palette,
-    theme,
-)
+from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, theme
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
+from idsel_core.study.report.palette import LINE, OUTCOMES
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
@@ -160,10 +154,10 @@ order = comparison_figures.apart(sorted(gaps, key=lambda other: gaps[other].mean
 figure, axis = plt.subplots(figsize=theme.size_for_rows(len(order), 0.175, 1.3), layout="constrained")
 for place, other in enumerate(order):
     gap = gaps[other]
-    color, marker = palette.OUTCOMES["tie" if gap.low <= 0 <= gap.high else "win" if gap.mean > 0 else "loss"]
+    color, marker = OUTCOMES["tie" if gap.low <= 0 <= gap.high else "win" if gap.mean > 0 else "loss"]
     axis.plot([100 * gap.low, 100 * gap.high], [place, place], color=color)
     axis.plot(100 * gap.mean, place, marker, color=color)
-axis.axvline(0, color=palette.LINE, linewidth=0.8)
+axis.axvline(0, color=LINE, linewidth=0.8)
 comparison_figures.name_places(axis, order)
 axis.set_xlabel(f"points of accuracy of {theme.label(own)} above each method, {budget} tokens")
 figure.set_label(f"Accuracy of {theme.label(own)} minus that of each other method, with {budget} tokens")

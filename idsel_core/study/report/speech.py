@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from idsel_core.study.dataset import FULL
 from idsel_core.study.metrics.word_errors import normalised_words, word_errors
-from idsel_core.study.report import theme
+from idsel_core.study.report import palette, theme
 from idsel_core.study.report.bootstrap import interval_bounds, resampled_means
 
 GENERATED = "espeak-ng"
@@ -99,8 +99,8 @@ def speech_figure(rates: pd.DataFrame, methods: Sequence[str]) -> Figure:
     for axis, model in zip(axes[0], models, strict=True):
         part = rates[rates["backbone"] == model]
         whole = part[part["method"] == FULL]
-        axis.axhline(whole["rate"].item(), color="0.5", linestyle="--", linewidth=1, label=theme.label(FULL))
-        axis.axhspan(whole["low"].item(), whole["high"].item(), color="0.5", alpha=0.12, linewidth=0)
+        axis.axhline(whole["rate"].item(), color=palette.FAINT, linestyle="--", label=theme.label(FULL))
+        axis.axhspan(whole["low"].item(), whole["high"].item(), color=palette.FAINT, alpha=0.12, linewidth=0)
         for method in methods:
             theme.plot_band(
                 axis, part[part["method"] == method], "budget", "rate", theme.label(method), **styles[method]
@@ -117,6 +117,7 @@ def speech_figure(rates: pd.DataFrame, methods: Sequence[str]) -> Figure:
     axes[0, 0].set_ylim(bottom=0)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods) + 1)
     asked = rates.iloc[0]
+    figure.set_label("Word error rate against the audio tokens kept, a panel a model")
     theme.add_note(
         figure,
         f"{asked['clips']} sentences said by {GENERATED}, {asked['words']:g} words; 95 % intervals over sentences",

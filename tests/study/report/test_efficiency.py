@@ -100,7 +100,7 @@ def test_accuracy_meets_time_by_method_and_budget(times):
     assert figure.get_supxlabel().startswith("12 questions; times of one question")
     names = figure.legends[0].get_texts()
     assert [text.get_text() for text in names] == [
-        "other methods",
+        "others",
         "ID-Selection",
         "the front: nothing is faster and better",
     ]
