@@ -28,6 +28,7 @@ from IPython.display import Markdown
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import (
     ablation_sentences,
+    classes,
     comparison,
     comparison_sentences,
     comparison_tables,
@@ -120,19 +121,25 @@ Markdown(tables.save_table(two_turns.two_turns_table(turns, resamples), texts, "
 # ## All methods against each other (test split)
 
 # %%
-draw("comparison", "comparison_cost")
-
-# %%
-draw("comparison_versus_each", "comparison_question_types")
-Markdown(comparison_sentences.about_comparison(stored.versus_each))
-
-# %%
-draw("comparison_difficulty")
-Markdown(comparison_sentences.about_difficulty(stored.graded, shown_budgets, resamples=resamples))
-
-# %%
+draw("comparison", "comparison_cost", "comparison_versus_each", "comparison_question_types", "comparison_difficulty")
 compared, jobs = stored.compared, list(stored.stored["job"].unique())
 drawn_from = results.origin(*jobs, resamples=resamples, shown_budgets=shown_budgets)
+graded = comparison_sentences.about_difficulty(stored.graded, shown_budgets, resamples=resamples)
+tables.save_text(graded, texts, "comparison_difficulty", drawn_from)
+Markdown("\n\n".join([comparison_sentences.about_comparison(stored.versus_each), graded]))
+
+# %% [markdown]
+# ## Class by class, and inside the language model at equal FLOPs
+
+# %%
+settings, noted = classes.by_setting(stored.stored), f"{theme.questions_asked(stored.stored)}."
+gaps = classes.class_gaps(settings, table_budgets, 32, resamples)
+said = tables.save_text(classes.about_classes(gaps), texts, "comparison_said", drawn_from)
+lost = tables.save_table(classes.classes_table(gaps), texts, "comparison_classes", noted, origin=drawn_from)
+inside = classes.inside_table(settings, resamples=resamples)
+Markdown("\n\n".join([said, lost, tables.save_table(inside, texts, "comparison_inside", noted, origin=drawn_from)]))
+
+# %%
 notes = [f"{theme.questions_asked(compared)}.", *comparison.ranking_notes(compared["method"])]
 shares = comparison_tables.shares_table(compared, shown_budgets, resamples)
 best = tables.best_methods(shares)
@@ -153,7 +160,9 @@ draw("efficiency_phases", "efficiency_scaling", "efficiency_front")
 if not drawings.missing("efficiency_selection", stored):
     draw("efficiency_selection")
 timed, drawn_from = stored.timed, times.origin("08_efficiency")
-tables.save_table(efficiency_tables.ideal_table(timed), texts, "ideal", origin=drawn_from)
+ideal = efficiency_tables.ideal_table(timed)
+ideal = ideal.round({name: 1 for name in ideal if name.endswith(", ms")})
+tables.save_table(ideal, texts, "ideal", origin=drawn_from)
 table, said = efficiency_tables.efficiency_table(timed), efficiency_tables.about_measured(timed)
 Markdown(tables.save_table(table, texts, "efficiency", said, origin=drawn_from))
 

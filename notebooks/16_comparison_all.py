@@ -95,19 +95,8 @@ if not stored:
     usable, missing = study.applicable(swept)
     parts = [[m for m in usable if classes.class_of(m) == kind] for kind in classes.CLASSES]
     parts[0] = [*([] if beside else [FULL, BLIND]), *parts[0]]
-    given = (
-        "backbone",
-        "data",
-        "split",
-        "questions",
-        "device",
-        "dtype",
-        "batch",
-        "budgets",
-        "final_budgets",
-        "methods",
-    )
-    parameters = {name: globals()[name] for name in (*given, "beside", "controls", "settings", "missing")}
+    given = "backbone data split questions device dtype batch budgets final_budgets methods beside controls settings"
+    parameters = {name: globals()[name] for name in [*given.split(), "missing"]}
     rows = []
     for number, part in enumerate(filter(None, parts)):
         rows.append(study.run(part, batch=batch, resume=results.resume_folder(f"{job}-{number}")))
@@ -175,7 +164,8 @@ Markdown(tables.save_text(said, texts, "comparison_all_difficulty", drawn_from))
 # %%
 table = comparison_tables.comparison_table(titled, budgets, resamples, loyal=True)
 notes = comparison.ranking_notes(titled["method"])
-Markdown(tables.save_table(table, texts, "comparison_all", noted, *notes, origin=drawn_from))
+best = tables.best_methods(table)
+Markdown(tables.save_table(table, texts, "comparison_all", noted, *notes, origin=drawn_from, best=best))
 
 # %% [markdown]
 # ## Conclusion

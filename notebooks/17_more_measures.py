@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # More measures: what do positions, bars, the rank of the kept features and adaptive budgets change?
+# # More measures: do positions, bars or adaptive budgets matter?
 #
 # Four small studies on the validation split, each of pairs of runs that ask the same questions: original positions of
 # the kept tokens against compact ones; grey bars that may be kept against bars that may not; how many directions the
@@ -53,7 +53,7 @@ from idsel_core.study.encodings import encode_split
 from idsel_core.study.kept_tokens import kept_tokens
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import tables, theme
+from idsel_core.study.report import palette, tables, theme
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.pairs import paired_table
 from idsel_core.study.sources.split import first_of_each_type
@@ -171,15 +171,24 @@ Markdown(tables.save_table(table, texts, "adaptive", f"{theme.questions_asked(he
 # %%
 whole = rows[(rows["split"] == split) & ~rows["dataset"].str.endswith(", bars") & (rows["method"] == FULL)]
 shares = share_of_full(pd.concat([whole, here]), ["method", "chooser", "demand", "budget"], resamples=resamples)
-figure, axis = plt.subplots(figsize=(1.6 * theme.COLUMN, 3.2), layout="constrained")
-for (chooser, demand), part in shares[shares["method"] != FULL].groupby(["chooser", "demand"], sort=False):
-    look = {"linestyle": "-" if demand == "fixed" else "--", "marker": "o"}
-    theme.plot_band(axis, part, "budget", "share", f"{chooser}, {demand}", **look)
-theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
-theme.percent_axis(axis.yaxis)
-axis.set_ylabel("share of full performance")
-axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
-theme.add_note(figure, theme.questions_asked(here), "bands: 95 % bootstrap intervals")
+names = [theme.label(name) for name in choosers]
+size = theme.size("page", 2.6)
+figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+looks = palette.of_series(["fixed", *demands])
+for axis, name in zip(axes[0], names, strict=True):
+    for demand, look in looks.items():
+        part = shares[(shares["chooser"] == name) & (shares["demand"] == demand)].sort_values("budget")
+        if demand == "fixed":
+            theme.plot_band(axis, part, "budget", "share", "fixed", **look)
+        else:
+            axis.plot(part["budget"], part["share"], "--", label=f"adaptive, by {demand}", **look)
+    theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
+    theme.percent_axis(axis.yaxis)
+    axis.set_title(name)
+axes[0, 0].set_ylabel("share of full performance")
+axes[0, 0].legend(loc="lower right")
+figure.set_label("Share of full performance with fixed budgets and with budgets that adapt to the question")
+theme.add_note(figure, theme.questions_asked(here), "band: 95 % bootstrap interval of the fixed budget")
 theme.save(figure, project_path(figures_dir), "17_adaptive", drawn_from)
 
 # %% [markdown]

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first
+from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, mean_of_nearest
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_count, check_flag, check_share
-from idsel_core.methods._shared.density import peak_scores
+from idsel_core.methods._shared.density import peaks_of
 from idsel_core.methods._shared.published_counts import is_share
 from idsel_core.methods._shared.quotas import in_proportion, share_out
 from idsel_core.methods._shared.ragged import cosines
@@ -115,7 +115,7 @@ class FastVID(Attended, FrameByFrame):
             for frame in range(begin, end):
                 if not context[frame]:
                     continue
-                peaks = peak_scores(video.features[others[frame]], NEIGHBOURS)[0]
+                peaks = peaks_of(video.features[others[frame]], NEIGHBOURS)[0]
                 target = others[frame][peaks.sort(descending=True, stable=True).indices[: context[frame]]]
                 members = torch.cat(others[begin:end]) if context[frame] > own[frame] else others[frame]
                 targets.append(target)
@@ -185,9 +185,6 @@ class FastVID(Attended, FrameByFrame):
         """Return the features of targets (M,) after the members (T,) were merged into them, (M, D)."""
         unit = torch.nn.functional.normalize(features[members], dim=1)
         to = torch.nn.functional.normalize(features[targets], dim=1)
-        nearest = cosines(unit[None], to[None])[0].max(1).indices
-        belongs = torch.nn.functional.one_hot(nearest, len(targets)).to(features)  # (T, M)
-        numbers = belongs.sum(0)[:, None]
-        mean = cosines(belongs.T[None], features[members].T[None])[0] / numbers.clamp_min(1)
+        mean, numbers = mean_of_nearest(features[members], cosines(unit[None], to[None])[0])
         weight = (1 / (numbers + 1)).clamp_min(self.own)
         return weight * features[targets] + (1 - weight) * mean

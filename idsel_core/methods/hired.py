@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -100,7 +101,7 @@ class HiRED(Attended):
         base = min(math.floor(count * self.thumbnail), sizes[0])
         if not any(marks):
             marks = [0] + [1 if size else 0 for size in sizes[1:]]
-        dues = [base, *in_proportion(count - base, marks[1:])]
+        dues = [Fraction(base), *in_proportion(count - base, marks[1:])]
         quotas = [min(math.floor(due), size) for due, size in zip(dues, sizes, strict=True)]
         return quotas if self.faithful and any(quotas) else share_out(count, dues, sizes)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -38,12 +39,12 @@ def with_bars(split: Split, share: float) -> Split:
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, not {share!r}")
     images = split.images.copy()
-    images["image"] = [functools.partial(_pressed, split, name, share) for name in images.index]
+    pictures = [functools.partial(_pressed, split, str(name), share) for name in images.index]
+    images["image"] = pd.Series(pictures, index=images.index, dtype=object)
     if split.has_boxes:
         heights = {name: split.picture(str(name)).size[1] for name in images.index}
-        images["objects"] = [
-            [_moved(box, heights[name], share) for box in boxes] for name, boxes in images["objects"].items()
-        ]
+        boxes = [[_moved(box, heights[name], share) for box in several] for name, several in images["objects"].items()]
+        images["objects"] = pd.Series(boxes, index=images.index, dtype=object)
     return replace(split, images=images, dataset=f"{split.dataset}, bars", version=f"{split.version} bars {share:g}")
 
 

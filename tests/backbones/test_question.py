@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from idsel_core import adapter_for, prune
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, remember_processor
+from idsel_core.backbones._shared.chat_template import ChatTemplate
+from idsel_core.backbones._shared.known_processors import processor_of, remember_processor
 from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny

@@ -14,7 +14,7 @@ from tests.support.lab import CHROMIUM, browser, checkout, lab
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: try `apt-get install chromium`"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
 ]
 NOTEBOOK = "explore_selection"
@@ -110,7 +110,8 @@ def test_a_slider_walks_pick_by_pick_within_a_fifth_of_a_second(page):
     times = page.evaluate("window.times")
     print(f"from slider to picture: median {statistics.median(times):.0f} ms, {min(times):.0f} to {max(times):.0f} ms")
     shot(page, "step")
-    assert min(times) < 200
+    busy = os.getloadavg()[0] / os.cpu_count()  # processes that wait for each core
+    assert statistics.median(times) < 200 * max(1, busy)
 
 
 def test_the_budget_changes_pictures_and_answers(page):

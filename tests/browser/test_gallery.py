@@ -48,7 +48,10 @@ def site(tmp_path_factory):
         new_output("display_data", {"text/html": pd.DataFrame({"asked": [HOSTILE]}).to_html() + SCRIPT}),
         new_output("stream", name="stdout", text=HOSTILE),
     ]
-    cells = [new_markdown_cell(f"# Things: {HOSTILE}\n\nWhat they are."), new_code_cell("1 < 2", outputs=outputs)]
+    cells = [
+        new_markdown_cell(f"# Things: {HOSTILE}\n\nWhat they are."),
+        new_code_cell("1 < 2", outputs=outputs, execution_count=1),
+    ]
     (folder / "logs").mkdir()
     nbformat.write(new_notebook(cells=cells), folder / "logs/01_things.ipynb")
     out = folder / "site"

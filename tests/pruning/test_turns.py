@@ -590,7 +590,13 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         yield
         buffer.data = buffer.flip(-1)
 
-    for changed in (training(), other_buffer(), torch.autocast("cpu", dtype=torch.bfloat16)):
+    @contextlib.contextmanager
+    def other_setting():
+        layer, model.config.vision_feature_layer = model.config.vision_feature_layer, -1
+        yield
+        model.config.vision_feature_layer = layer
+
+    for changed in (training(), other_buffer(), other_setting(), torch.autocast("cpu", dtype=torch.bfloat16)):
         with prune(model, UniformGrid(3), keep_encodings=4) as again:
             model.generate(**one, **GREEDY)
             with changed:

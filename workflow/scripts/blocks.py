@@ -70,12 +70,27 @@ def block(name: str) -> str:
     if name in BLOCKS:
         return BLOCKS[name]()
     known = sorted(path.stem.replace("_", "-") for path in (DOCS / "tables").glob("*.md"))
-    by_hand = [command for start, command in BY_HAND.items() if name.startswith(start)]
-    if name not in known and by_hand:
-        return f"Not measured yet: `{by_hand[0]}`."
+    if name not in known and (commands := [command for start, command in BY_HAND.items() if name.startswith(start)]):
+        return not_yet(name, commands[0])
     if name not in known:
         raise ValueError(f"nothing generates {name!r}; known are {', '.join([*BLOCKS, *known])}")
     return stored_table(name.replace("-", "_"))
+
+
+def not_yet(name: str, command: str) -> str:
+    """Say which command makes a table that is not published, and show what fewer questions say where that is known."""
+    fewer = name.replace("comparison-all-", "comparison-").replace("-", "_")
+    if not (DOCS / f"tables/{fewer}.md").exists():
+        return f"Not measured yet: `{command}`."
+    return f"Until `{command}` has asked all, what {asked('06_comparison')} say:\n\n{stored_table(fewer)}"
+
+
+def comparison_all_shares() -> str:
+    """Show the shares of full performance class by class, with a link to the whole table where that is published."""
+    if not (DOCS / "tables/comparison_all_shares.md").exists():
+        return not_yet("comparison-all-shares", BY_HAND["comparison-all"])
+    link = "[Accuracies by question type, and loyalty](tables/comparison_all.md)."
+    return f"{stored_table('comparison_all_shares')}\n\n{link}"
 
 
 def render(text: str) -> str:
@@ -158,7 +173,7 @@ def headline() -> str:
     table, job = "comparison", "06_comparison"
     if not {row["method"] for row in read_table(table)} - {row["method"] for row in known_rows("comparison_all")}:
         table, job = "comparison_all", "16_comparison_all"
-    rows = [row for row in read_table(table) if shown_name(row["method"]) in OF_METHODS]
+    rows = [row for row in read_table(table) if shown_name(row["method"]).removesuffix(" ‡") in OF_METHODS]
     shares: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
@@ -410,7 +425,7 @@ FEATURES: Final = {
 
 def families() -> str:
     """Say what of each model family was seen to work in the tests, and which methods it refuses, and why."""
-    from tests.support.families import FAMILIES, LLAVA
+    from tests.support.families import FAMILIES, LLAVA, WHISPER
 
     recorded = json.loads((DOCS / "families.json").read_text())
     works = recorded.pop("methods")
@@ -418,7 +433,7 @@ def families() -> str:
     rows = [["family", "position axes", "[CLS]", "video", *titles, "methods"]]
     reasons: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(BACKBONES):
-        family = LLAVA if name == "llava" else FAMILIES[name]
+        family = {"llava": LLAVA, "whisper": WHISPER}.get(name) or FAMILIES[name]
         for why in dict.fromkeys(family.refused.values()):
             reasons[why][tuple(method for method, given in family.refused.items() if given == why)].append(name)
         facts = [family.has_cls, any(size < 0 for size in family.counts)]
@@ -469,6 +484,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
     "columns": columns,
     "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
+    "comparison-all-shares": comparison_all_shares,
     "comparison-full": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison')}",
     "comparison-missing": comparison_missing,
     "families": families,

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, tokenizer_of
+from idsel_core.backbones._shared.chat_template import ChatTemplate
+from idsel_core.backbones._shared.known_processors import processor_of, tokenizer_of
 from idsel_core.backbones._shared.prompts import locate_images
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.visual_tokens import Slots
@@ -41,6 +42,8 @@ class Family:
     """Those of them that hold pixels, or what stands for them."""
     features_input: ClassVar[str] = "mm_encoder_outputs"
     """Argument of the model without which this transformers is too old for the family."""
+    encoder_decoder: ClassVar[bool] = False
+    """Whether a decoder reads the tokens by cross-attention, so that they have no place in a prompt."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
     has_chat_template: ClassVar[bool] = True

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.chat_template import Turn, special_ids
+from idsel_core.backbones._shared.chat_template import Turn
+from idsel_core.backbones._shared.known_processors import special_ids
 from idsel_core.backbones._shared.prompts import of_prompts
 from idsel_core.scores.attention_rows import last_token
 from idsel_core.visual_tokens import Slots

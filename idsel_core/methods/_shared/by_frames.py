@@ -10,6 +10,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import frames_of_videos
+from idsel_core.methods._shared.ragged import merge_into_nearest
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
@@ -135,3 +136,12 @@ def _table(frames: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
 def best_first(tokens: Tensor, scores: Tensor, count: int) -> Tensor:
     """Return the `count` of some tokens (T,) with the highest scores (N,), best first; the first of equals."""
     return tokens[scores[tokens].sort(descending=True, stable=True).indices[:count]]
+
+
+def mean_of_nearest(values: Tensor, likeness: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the values (T, D) that are most similar to each target, (M, D), and their number, (M, 1).
+
+    `likeness` is (T, M); among equal ones the first target wins. A target that none is nearest to has a mean of 0.
+    """
+    sums, numbers = merge_into_nearest(values[None], values.new_ones(1, len(values), dtype=torch.bool), likeness[None])
+    return sums[0] / numbers[0, :, None].clamp_min(1), numbers[0, :, None]

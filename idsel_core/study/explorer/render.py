@@ -195,7 +195,7 @@ def _alike(state: State, method: Method, places: Places, picture: Image.Image, o
     token = places.token_at(state.spot) if state.spot else None
     of = "the token that was clicked"
     if token is None:
-        token, of = (order[0] if len(order) else 0), "the first pick (click a token)"
+        token, of = (order[0] if len(order) else 0), "the first pick"
     field = places.field(look.similarity(state, method, token))
     said = f"cosine of each token with {of}{_at(places, [token])}"
     layers = drawing.heat(field, 0, 1, drawing.ALIKE), drawing.marked(places, token, picture)

@@ -35,6 +35,7 @@ class Shown(anywidget.AnyWidget):
       model.on("change:number", draw);
       model.on("change:old", () => el.classList.toggle("idsel-old", model.get("old")));
       draw();
+      el.classList.add("idsel-live");
       el.addEventListener("click", (event) => {
         const look = event.target.closest("[data-rows]");
         if (!look) return;
@@ -108,6 +109,7 @@ class Explorer:
         self.state = state
         self.pictures, self.answers = Shown(), Shown()
         self.status, self.loading = ipw.HTML(), ipw.Output()
+        self.hint = ipw.HTML("Click a token in any picture to see which tokens look like it.")
         known = state.picture if state.picture in samples() else _OWN
         self.sample = ipw.Dropdown(options=[*samples(), _OWN], value=known, description="picture")
         path = state.picture if known == _OWN and isinstance(state.picture, str) else ""
@@ -130,7 +132,9 @@ class Explorer:
         columns = [ipw.VBox(list(controls.widgets.values())) for controls in self.controls]
         for box in (of_picture, *columns):
             box.layout = ipw.Layout(width="330px")
-        return ipw.VBox([ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, self.pictures])
+        return ipw.VBox(
+            [ipw.HBox([of_picture, *columns]), self.status, self.loading, self.answers, self.hint, self.pictures]
+        )
 
     def _connect(self) -> None:
         self.backbone.observe(self._on(lambda new: {"backbone": new.strip(), "spot": None}), "value")
@@ -180,7 +184,7 @@ class Explorer:
         other = before.backbone != state.backbone
         asked = replace(before, step=state.step, spot=state.spot) != state or not self.answers.html
         self.status.value = f"<i>{'loading the model' if other else 'working'} …</i>"
-        self.answers.old = asked
+        self.answers.old, self._tokens = asked, 0
         try:
             with self.loading if other else nullcontext():
                 pictures, self._tokens = render_pictures(state)
@@ -190,7 +194,9 @@ class Explorer:
         except Exception as error:  # a traceback of a widget would go to a log that no one looks at
             self.answers.show("")
             self.pictures.show(drawing.page(drawing.problem(f"{type(error).__name__}: {error_text(error)}")))
-        self.loading.clear_output()
+        self.hint.layout.display = None if self._tokens else "none"
+        if other:
+            self.loading.clear_output()
         self.status.value = ""
 
     def _limit(self) -> None:

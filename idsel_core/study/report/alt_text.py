@@ -26,7 +26,7 @@ def read_alt(path: Path) -> str:
 
 
 def alt_text(figure: Figure) -> str:
-    """Say what a figure shows: its label, then each panel with its axes and the ends of what is drawn in it.
+    """Say what a figure shows: its label, each panel with its axes and the ends of what is drawn, titles of pictures.
 
     Parameters
     ----------
@@ -35,6 +35,9 @@ def alt_text(figure: Figure) -> str:
     """
     title = str(figure.get_label())
     panels = [text for axes in figure.axes if (text := _panel(axes))]
+    pictures = [" ".join(axes.get_title().split()) for axes in figure.axes if axes.images and axes.get_title()]
+    if pictures:
+        panels.append(f"Pictures: {'; '.join(pictures)}.")
     said = [f"{title}."] if title else []
     for number, panel in enumerate(panels):
         if number and sum(map(len, said)) + len(panel) > _LONGEST:
@@ -48,8 +51,8 @@ def _panel(axes: Axes) -> str:
     if axes.get_label() == "<colorbar>" or not axes.get_visible():
         return ""
     title = " ".join(axes.get_title().split())
-    if not axes.axison:
-        return f"{title}." if title and axes.images else ""
+    if axes.images or not axes.axison:
+        return ""
     across, up = (" ".join(name.split()) for name in (axes.get_xlabel(), axes.get_ylabel()))
     sides = f"{up} against {across}" if up and across else up or across
     head = ", ".join(filter(None, (title, sides)))
@@ -66,7 +69,7 @@ def _series(axes: Axes) -> str:
     for line in axes.lines:
         x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
         name = str(line.get_label())
-        if name.startswith("_") or id(line) in of_bars or not len(x):
+        if name.startswith("_") or id(line) in of_bars or not x.size:
             continue
         if line.get_transform() == axes.get_yaxis_transform():
             said.append(f"{name} at {_said(axes.yaxis, y[0])}")
@@ -78,7 +81,7 @@ def _series(axes: Axes) -> str:
         name = str(container.get_label())
         if isinstance(container, ErrorbarContainer) and container[0] is not None:
             x = np.asarray(container[0].get_xdata(), float)
-            if len(x) and np.isfinite(x).any():
+            if x.size and np.isfinite(x).any():
                 low, high = (_said(axes.xaxis, value) for value in (np.nanmin(x), np.nanmax(x)))
                 said.append(f"{name} ({int(np.isfinite(x).sum())}) from {low} to {high}")
         elif isinstance(container, BarContainer) and not name.startswith("_"):
@@ -86,7 +89,7 @@ def _series(axes: Axes) -> str:
             said.append(f"{name} from {_said(axes.xaxis, min(widths))} to {_said(axes.xaxis, max(widths))}")
     for points in axes.collections:
         if isinstance(points, PathCollection) and not str(points.get_label()).startswith("_"):
-            said.append(f"{points.get_label()} ({len(points.get_offsets())})")
+            said.append(f"{points.get_label()} ({len(np.asarray(points.get_offsets()))})")
     if named and said:
         said.append(f"{len(rows)} rows from {rows[-1]} at the top to {rows[0]} at the bottom")
     return "; ".join(said)
@@ -101,7 +104,7 @@ def _heat(axes: Axes) -> str:
     mesh = next((one for one in axes.collections if isinstance(one, QuadMesh)), None)
     if mesh is None:
         return ""
-    values = np.ma.filled(np.ma.asarray(mesh.get_array(), float), np.nan)
+    values: np.ndarray = np.ma.filled(np.ma.asarray(mesh.get_array(), float), np.nan)
     rows, columns = ([text.get_text() for text in ticks] for ticks in (axes.get_yticklabels(), axes.get_xticklabels()))
     values = values.reshape(len(rows), len(columns))
     said = []

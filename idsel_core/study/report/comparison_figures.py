@@ -184,11 +184,17 @@ def question_types_figure(rows: pd.DataFrame, budget: float, resamples: int = 20
     return add_note(figure, note, *ranking_notes(order))
 
 
+def _figure(axis: Axes) -> Figure:
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def _name_rows(axis: Axes, methods: Sequence[str]) -> None:
     """Name the rows of a heat map, and draw a line above the methods that stand apart."""
     axis.grid(visible=False)
     axis.set_facecolor(palette.EMPTY)
-    names, font = [marked_label(method) for method in methods], row_points(axis.get_figure(), len(methods), _REST)
+    names, font = [marked_label(method) for method in methods], row_points(_figure(axis), len(methods), _REST)
     axis.set_yticks(np.arange(len(methods)) + 0.5, names, rotation=0, fontsize=font)
     axis.tick_params(length=0)
     axis.set_ylabel("")
@@ -201,7 +207,7 @@ def _name_rows(axis: Axes, methods: Sequence[str]) -> None:
 
 def name_places(axis: Axes, methods: Sequence[str]) -> None:
     """Name the places 0, 1, ... from the bottom, and draw a line above those of the methods that stand apart."""
-    names, font = [marked_label(method) for method in methods], row_points(axis.get_figure(), len(methods), _REST)
+    names, font = [marked_label(method) for method in methods], row_points(_figure(axis), len(methods), _REST)
     axis.set_yticks(range(len(methods)), names, fontsize=font)
     axis.set_ylim(-0.7, len(methods) - 0.3)
     for tick, method in zip(axis.get_yticklabels(), methods, strict=True):

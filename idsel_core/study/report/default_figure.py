@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -35,7 +37,7 @@ def default_figure(ranking: Ranking, rows: pd.DataFrame) -> Figure:
         shown = 100 * table.loc[table["tied"] == tied, ["gap", "low", "high"]]
         if len(shown):
             errors = [shown["gap"] - shown["low"], shown["high"] - shown["gap"]]
-            look = {"color": colour, "marker": marker, "linestyle": "", "label": name}
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "label": name}
             axis.errorbar(shown["gap"], place[shown.index], xerr=np.maximum(errors, 0), **look)
     axis.axvline(0, color=palette.LINE, linewidth=0.8, label="_best")
     font = row_points(figure, len(table), _REST)

@@ -95,7 +95,7 @@ def of_method(name: str) -> tuple[str, str]:
     return free[zlib.crc32(name.encode()) % len(free)]
 
 
-def of_series(names: Iterable[Any]) -> dict[Any, dict[str, str]]:
+def of_series(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
     """Return colour and marker of a few series that are no methods, by their order."""
     pairs = zip(COLOURS, MARKERS, strict=False)
     return {name: {"color": colour, "marker": marker} for name, (colour, marker) in zip(names, pairs, strict=False)}

@@ -42,8 +42,8 @@ def as_text(table: pd.DataFrame, decimals: int = 3) -> pd.DataFrame:
 def marks(table: pd.DataFrame, columns: Sequence[str], compared: Sequence[bool], by: str | None = None) -> pd.DataFrame:
     """Return which cells of a table are best and second best in their column, by the number that they begin with.
 
-    The highest number is the best. Cells that print the same number share a mark; where all cells print one number,
-    none is marked.
+    The highest number is the best. Cells that print the same number share a mark, but more than half of the cells that
+    are compared do not: neither they nor what is below them is marked.
 
     Parameters
     ----------
@@ -68,9 +68,11 @@ def marks(table: pd.DataFrame, columns: Sequence[str], compared: Sequence[bool],
         numbers = text[name].map(_leading).where(np.asarray(compared, bool))
         for _, part in numbers.groupby(groups.to_numpy(), sort=False):
             values = sorted(part.dropna().unique(), reverse=True)
-            if len(values) > 1:
-                found.loc[part.index[part == values[0]], name] = BEST
-                found.loc[part.index[part == values[1]], name] = SECOND
+            for mark, value in zip((BEST, SECOND), values, strict=False):
+                alike = part == value
+                if 2 * alike.sum() > part.notna().sum():
+                    break
+                found.loc[part.index[alike], name] = mark
     return found
 
 

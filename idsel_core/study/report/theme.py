@@ -422,4 +422,4 @@ def _show(png: bytes, alt: str, width: int) -> None:
         return
     if get_ipython() is not None and "inline" in mpl.get_backend():
         shown = {"image/png": {"alt": alt, "width": width}}
-        display({"image/png": png, "text/plain": alt}, metadata=shown, raw=True)  # type: ignore[no-untyped-call]
+        display({"image/png": png, "text/plain": alt}, metadata=shown, raw=True)

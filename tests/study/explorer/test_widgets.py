@@ -74,9 +74,10 @@ def test_what_is_wrong_is_a_sentence_and_mending_it_shows_the_page_again(explore
     budget = explorer.controls[0].budget.max
     explorer.backbone.value = " "
     assert "no model is named: give a folder or a hub id" in explorer.pictures.html
+    assert explorer.hint.layout.display == "none"
     assert explorer.answers.html == explorer.status.value == "" and explorer.controls[0].budget.max == budget
     explorer.backbone.value = STATE.backbone
-    assert "12 of 576" in explorer.answers.html
+    assert "12 of 576" in explorer.answers.html and explorer.hint.layout.display is None
 
     def fail(state):
         raise KeyError("a fault")

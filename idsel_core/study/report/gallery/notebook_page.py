@@ -67,8 +67,10 @@ def notebook_page(path: Path) -> NotebookPage:
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
     body, _ = exporter.from_notebook_node(notebook)
+    left = _unfinished(notebook)
+    body = f"<p><strong>{left}</strong></p>{body}" if left else body
     summary = re.split(r"(?<=[.?!])\s", " ".join(re.sub("[*`]", "", rest).split()), maxsplit=1)[0]
-    return NotebookPage(path.stem, title, summary, body, _thumbnail(notebook))
+    return NotebookPage(path.stem, title, f"{left} {summary}".strip(), body, _thumbnail(notebook))
 
 
 def _prepare(notebook: nbformat.NotebookNode, title: str) -> None:
@@ -92,6 +94,13 @@ def _prepare(notebook: nbformat.NotebookNode, title: str) -> None:
                     output.metadata[kind] = {"alt": f"Figure: {above}", **(given if isinstance(given, dict) else {})}
             kept.append(output)
         cell.outputs = kept
+
+
+def _unfinished(notebook: nbformat.NotebookNode) -> str:
+    """Say how far a run got that did not reach the end of its notebook; "" if it did."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    ran = sum(cell.execution_count is not None for cell in cells)
+    return f"This run did not finish: {ran} of {len(cells)} code cells ran." if ran < len(cells) else ""
 
 
 def _thumbnail(notebook: nbformat.NotebookNode) -> str:
