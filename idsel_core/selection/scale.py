@@ -49,7 +49,7 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
         if part.stop > (part.start or 0):
             # (B, G, 1, n) @ (B, G, n, D): G groups of n tokens.
             with full_precision(x.device):
-                sums = factors[:, part].unflatten(1, (-1, 1, size)) @ values[:, part].unflatten(1, (-1, size))
+                sums = factors[:, part].view(batch, -1, 1, size) @ values[:, part].view(batch, -1, size, width)
             total += sums.sum((1, 2), dtype=working)
     count = valid.sum(1).to(working)  # (B,)
     cosines = total.square().sum(1) - (factors > 0).sum(1)

@@ -107,7 +107,7 @@ class Suppression:
         Distances d = 1 - cos below the rounding error of the cosines count as 0.
         """
         distance = self._one - cosines
-        torch.nn.functional.threshold_(distance, rounding(cosines.dtype), 0.0)
+        torch.threshold_(distance, rounding(cosines.dtype), 0.0)
         exponent = distance.square_().mul_(self._exponents)
         return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
 

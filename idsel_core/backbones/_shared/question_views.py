@@ -66,8 +66,8 @@ class QuestionViews:
             asking = self._query_tokens(which)
             seen = self._read_layer(layer, asking)
             query, key, scale = seen.tensors()
-            states = (of_images(each, self.slots.rows) for each in (query, key))
-            return asking, *states, scale, seen.softcap
+            rows = self.slots.rows
+            return asking, of_images(query, rows), of_images(key, rows), scale, seen.softcap
 
         def view(layer: int, which: QueryTokens) -> Tensor:
             asking, query, key, scale, softcap = attend(layer, which)
