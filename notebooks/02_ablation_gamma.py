@@ -28,6 +28,8 @@ split = "validation"  # split of the data set; hyper-parameters are chosen on va
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, "auto"]  # sharpness of the suppression
 updates = ["subtract", "multiply"]  # rules
@@ -70,7 +72,16 @@ methods = [
     for gamma in gammas
 ]
 limits = [get_method("topk", budget=budget, importance=importance) for budget in budgets]
-study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+study = open_study(
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+)
 results, job = Results(project_path(results_dir)), study.named("02_ablation_gamma")
 rows = study.run([*limits, *methods], batch=batch, resume=results.resume_folder(job))
 
@@ -84,6 +95,8 @@ parameters = {
         "questions",
         "device",
         "dtype",
+        "quantisation",
+        "device_map",
         "batch",
         "gammas",
         "updates",

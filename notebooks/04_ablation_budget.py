@@ -26,6 +26,8 @@ split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 budgets = [288, 192, 128, 64, 32, 16, 8, 4]  # visual tokens kept
 methods = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # ID-Selection and its controls
@@ -68,7 +70,16 @@ swept = [
     for budget in budgets
     for seed in (seeds if name == "random" else [0])
 ]
-study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+study = open_study(
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+)
 results, job = Results(project_path(results_dir)), study.named("04_ablation_budget")
 resume = results.resume_folder(job)
 usable, missing = study.applicable(swept)
@@ -89,6 +100,8 @@ names = (
     "questions",
     "device",
     "dtype",
+    "quantisation",
+    "device_map",
     "batch",
     "budgets",
     "methods",

@@ -31,6 +31,8 @@ split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
@@ -84,7 +86,15 @@ inside = [method for method in swept if isinstance(method, InLLM) and method.bud
 swept += [replace(method, budget_convention="final") for method in inside]
 tower_depths = sorted({depth for method in swept for depth in method.tower_depths})
 study = open_study(
-    split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=tower_depths
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+    tower_depths=tower_depths,
 )
 usable, missing = study.applicable(swept)
 Markdown(comparison_tables.missing_table(missing).to_markdown(index=False) if missing else "All methods run here.")
@@ -102,6 +112,8 @@ names = (
     "questions",
     "device",
     "dtype",
+    "quantisation",
+    "device_map",
     "batch",
     "budgets",
     "methods",

@@ -44,7 +44,6 @@ started = time.perf_counter()
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown
 
 from idsel_core import get_method
@@ -54,7 +53,7 @@ from idsel_core.study.encodings import encode_split
 from idsel_core.study.kept_tokens import kept_tokens
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import tables, theme
+from idsel_core.study.report import palette, tables, theme
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.pairs import paired_table
 from idsel_core.study.sources.split import first_of_each_type
@@ -173,22 +172,22 @@ Markdown(tables.save_table(table, texts, "adaptive", f"{theme.questions_asked(he
 whole = rows[(rows["split"] == split) & ~rows["dataset"].str.endswith(", bars") & (rows["method"] == FULL)]
 shares = share_of_full(pd.concat([whole, here]), ["method", "chooser", "demand", "budget"], resamples=resamples)
 names = [theme.label(name) for name in choosers]
-figure, axes = plt.subplots(
-    1, len(names), figsize=theme.size("page", 2.8), layout="constrained", sharey=True, squeeze=False
-)
+size = theme.size("page", 2.6)
+figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+looks = palette.of_series(["fixed", *demands])
 for axis, name in zip(axes[0], names, strict=True):
-    for demand, color in zip(["fixed", *demands], sns.color_palette("colorblind", len(demands) + 1), strict=True):
+    for demand, look in looks.items():
         part = shares[(shares["chooser"] == name) & (shares["demand"] == demand)].sort_values("budget")
         if demand == "fixed":
-            theme.plot_band(axis, part, "budget", "share", "fixed", color=color, marker="o")
+            theme.plot_band(axis, part, "budget", "share", "fixed", **look)
         else:
-            axis.plot(part["budget"], part["share"], "s--", color=color, markersize=4, label=f"adaptive, by {demand}")
+            axis.plot(part["budget"], part["share"], "--", label=f"adaptive, by {demand}", **look)
     theme.budget_axis(axis, budgets, "visual tokens kept in the mean")
     theme.percent_axis(axis.yaxis)
     axis.set_title(name)
-figure.set_label("Share of full performance with fixed budgets and with budgets that adapt to the image")
 axes[0, 0].set_ylabel("share of full performance")
-axes[0, 0].legend(fontsize="x-small", loc="lower right")
+axes[0, 0].legend(loc="lower right")
+figure.set_label("Share of full performance with fixed budgets and with budgets that adapt to the question")
 theme.add_note(figure, theme.questions_asked(here), "band: 95 % bootstrap interval of the fixed budget")
 theme.save(figure, project_path(figures_dir), "17_adaptive", drawn_from)
 

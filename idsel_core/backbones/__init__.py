@@ -25,6 +25,7 @@ from idsel_core.backbones.qwen_vl import Qwen2_5VL, Qwen2VL
 from idsel_core.backbones.relevance.clip import ClipCompanion
 from idsel_core.backbones.relevance.companion import Companion, Relevance
 from idsel_core.backbones.video_llava import VideoLlava
+from idsel_core.backbones.whisper import Whisper
 
 __all__ = ["BACKBONES", "Backbone", "ClipCompanion", "Companion", "Encoded", "Relevance", "adapter_for"]
 
@@ -43,6 +44,7 @@ BACKBONES: Mapping[str, type[Backbone]] = {
     "qwen3_vl": Qwen3VL,
     "smolvlm": Idefics3,
     "video_llava": VideoLlava,
+    "whisper": Whisper,
 }
 
 _NEEDED = "5.19"

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
+    AutoModelForSpeechSeq2Seq,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -88,6 +89,7 @@ def load(
         If an option is unknown, the family is not supported or needs code of its own, there is no such device, or the
         weights are missing, pickles, damaged or of other shapes.
     """
+    check_packages(quantisation, device_map)
     chosen = _dtype(dtype)
     source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     config = read_family_config(name, **source)
@@ -95,7 +97,6 @@ def load(
     if quantisation is not None:
         options["quantization_config"] = _quantised(quantisation, chosen)
     if device_map is not None:
-        _need("accelerate", "device_map")
         _check_devices(device_map)
         options |= {"device_map": device_map, "max_memory": max_memory and dict(max_memory)}
         options |= {"offload_folder": offload_folder}
@@ -108,6 +109,29 @@ def load(
     if read is not None:
         remember_processor(model, read)
     return model, read
+
+
+def check_packages(quantisation: object = None, device_map: object = None) -> None:
+    """Refuse a quantisation that is unknown, and options that need a package which is not installed.
+
+    Parameters
+    ----------
+    quantisation, device_map
+        As for `load`.
+
+    Raises
+    ------
+    ImportError
+        Says which package, and how to install it.
+    ValueError
+        If the quantisation is unknown.
+    """
+    if isinstance(quantisation, str) and quantisation not in get_args(Quantisation):
+        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
+    for package in ("accelerate", "bitsandbytes") if isinstance(quantisation, str) else ():
+        _need(package, f"quantisation={quantisation!r}")
+    if device_map is not None:
+        _need("accelerate", "device_map")
 
 
 def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:
@@ -160,7 +184,8 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
 
 def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, Any]) -> PreTrainedModel:
     safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-    read: Any = AutoModelForMultimodalLM.from_pretrained
+    speech = BACKBONES[str(config.model_type)].encoder_decoder
+    read: Any = (AutoModelForSpeechSeq2Seq if speech else AutoModelForMultimodalLM).from_pretrained
     try:
         model, report = read(name, config=config, output_loading_info=True, **safe, **options)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -208,10 +233,6 @@ def _dtype(name: str | torch.dtype) -> str | torch.dtype:
 def _quantised(quantisation: str | QuantizationConfigMixin, dtype: str | torch.dtype) -> QuantizationConfigMixin:
     if isinstance(quantisation, QuantizationConfigMixin):
         return quantisation
-    if quantisation not in get_args(Quantisation):
-        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
-    for package in ("accelerate", "bitsandbytes"):
-        _need(package, f"quantisation={quantisation!r}")
     settings: Any = BitsAndBytesConfig
     kept = [rf".*\b{part}" for part in KEPT_WHOLE]
     if quantisation == "int8":

@@ -21,10 +21,12 @@ from idsel_core.backbones._shared.shortened_caches import handed_out, remember
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.hooks import following
 from idsel_core.backbones.in_llm.passage import Passage
+from idsel_core.backbones.whisper import Whisper
 from idsel_core.methods import Method, drops_inside
 from idsel_core.methods._shared.checks import check_flag
 from idsel_core.pruning.arguments import inferred_mask, setting_of
 from idsel_core.pruning.budget_scope import Scope, check_scope
+from idsel_core.pruning.cross_attention import CrossAttention, check_clips, reads_cache
 from idsel_core.pruning.cut_prompts import CutPrompts, answer_words, answered, cut_prompts, fitted, pixels_number
 from idsel_core.pruning.kept_encodings import KeptEncodings
 from idsel_core.pruning.passed_by import warn_of_unpruned
@@ -114,6 +116,11 @@ class Pruning:
         self.budget_scope = budget_scope
         self.backbone = adapter_for(model, relevance, processor)
         self.positions = self.backbone.positions_of(positions)
+        if self.backbone.encoder_decoder and drops_inside(method):
+            raise ValueError(
+                f"{method.name} drops tokens between layers that read them in a prompt, but the decoder of "
+                f"{type(model).__name__} reads them by cross-attention"
+            )
         if full_logits is not None:
             check_flag("full_logits", full_logits)
         if full_logits and drops_inside(method):
@@ -253,6 +260,36 @@ class Pruning:
             prompts = replace(prompts, pixels=pixels_number(self.backbone, inputs))
         for cache in filled:
             remember(cache, fitted(prompts, cache))
+
+    def cross_attend(self, inputs: dict[str, Any], generating: bool, plain: Callable[..., Any]) -> Any:
+        """Return what a call of an encoder-decoder gives, whose decoder reads the selected tokens alone.
+
+        A call that goes on from a filled cache reads what that holds, and is not changed.
+
+        Raises
+        ------
+        ValueError
+            If the call cannot be pruned; the message says why.
+        """
+        spectra = inputs.get("input_features")
+        if reads_cache(inputs.get("past_key_values")) or (spectra is None and inputs.get("encoder_outputs") is None):
+            return plain(**inputs)
+        check_clips(self.model, inputs, generating)
+        assert spectra is not None and isinstance(self.backbone, Whisper)
+        with stopwatch(spectra.device) as encode_ms, torch.set_grad_enabled(torch.is_grad_enabled() and not generating):
+            encoded, kept = self.encodings.encode(self.method, inputs)
+        asked = inputs.get("use_cache") or inputs.get("past_key_values") is not None
+        cache: Literal["own", "given", "wanted"] = "own" if generating else "wanted" if asked else "given"
+        crossing = CrossAttention(self.backbone, self.method, encoded, spectra, self.budget_scope, cache)
+        with crossing.reading():
+            output = plain(**inputs)
+        if crossing.ragged and reads_cache(getattr(output, "past_key_values", None)):
+            output.past_key_values = None  # it holds padding, which nobody masks later
+        if crossing.selection is not None:
+            source: Literal["kept encoding", "tower"] = "kept encoding" if kept else "tower"
+            times = encode_ms() / len(encoded), crossing.select_ms / len(encoded)
+            self._add(lambda number: crossing.records(number, source, *times))
+        return output
 
     def _add(self, records_of: Callable[[int], list[ImageRecord]]) -> list[ImageRecord]:
         """Add the records of one more call, of this number, to the report; return them."""

@@ -120,10 +120,9 @@ class Patch:
             self.entrances.append(Entrance(self, model.base_model, "forward"))
         # Qwen models remember between calls how far positions are behind columns.
         self.remembered = getattr(model.base_model, "rope_deltas", None)
-        # Such models cannot answer several threads at a time.
-        self.turn: AbstractContextManager[Any] = (
-            threading.RLock() if hasattr(model.base_model, "rope_deltas") else nullcontext()
-        )
+        # Such models cannot answer several threads at a time; of an encoder-decoder, the encoder is replaced in a call.
+        alone = hasattr(model.base_model, "rope_deltas") or model.config.is_encoder_decoder
+        self.turn: AbstractContextManager[Any] = threading.RLock() if alone else nullcontext()
         self.watch = watch_parts(model.base_model, decoder, self._encoded, self._read)
 
     def undo(self) -> None:
@@ -158,6 +157,8 @@ class Patch:
         if inputs.get("inputs_embeds") is not None and block.encoded_apart:
             block.passed_by += 1
         with self.turn, calling(self.model):
+            if block.backbone.encoder_decoder:
+                return block.cross_attend(inputs, entrance.name == "generate", plain)
             return (self._generate if entrance.name == "generate" else self._forward)(entrance, block, inputs)
 
     def _block(self) -> Pruning | None:

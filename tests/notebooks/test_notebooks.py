@@ -15,6 +15,7 @@ from idsel_core.study.run.notebook_runner import check_parameters, load_paramete
 from idsel_core.study.store.provenance import read_origin
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
+from tests.support import tiny_whisper
 from tests.support.project import PROJECT
 from tests.support.rows import make_rows
 
@@ -34,6 +35,7 @@ def test_the_workflow_runs_all_notebooks_and_no_others():
         [
             *(*WORKFLOW["jobs"], *WORKFLOW["timed"], DRAWING["notebook"]),
             *(WORKFLOW["sweep"], *WORKFLOW["by_hand"], *WORKFLOW["shown"], *WORKFLOW["explored"]),
+            *WORKFLOW["fetched"],
         ]
     )
     jobs = set(WORKFLOW["jobs"])
@@ -100,6 +102,11 @@ def smoke(tmp_path_factory):
         # Whatever a notebook writes goes to the test's folder.
         folders = [known for known in papermill.inspect_notebook(notebook) if known in FOLDERS]
         parameters |= {known: str(folder / known.removesuffix("_dir")) for known in folders}
+        if name in WORKFLOW["fetched"]:
+            parameters |= {"folder": str(folder / "speech"), "models": ["model"]}
+            (folder / "speech").mkdir()
+            sentences = [("espeak-ng", "One or two."), ("espeak-ng", "Not so."), ("reading", "All of it.")]
+            tiny_whisper.write_folder(folder / "speech", sentences)
         run(notebook, folder / f"{name}.ipynb", parameters)
         return folder
 
@@ -112,7 +119,7 @@ def smoke(tmp_path_factory):
 FOLDERS = ("results_dir", "times_dir", "figures_dir", "tables_dir")
 
 
-@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"], *WORKFLOW["by_hand"]])
+@pytest.mark.parametrize("job", [*WORKFLOW["jobs"], WORKFLOW["sweep"], *WORKFLOW["by_hand"], *WORKFLOW["fetched"]])
 def test_a_small_run_stores_its_rows(smoke, job, monkeypatch):
     monkeypatch.chdir(PROJECT)
     results = Results(smoke(job) / "results")
@@ -151,7 +158,8 @@ def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monk
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
     assert len(set(shown)) == len(shown)
-    if path.stem in [*WORKFLOW["jobs"], *WORKFLOW["by_hand"], *WORKFLOW["shown"]] and path.stem != "01_quickstart":
+    saving = [*WORKFLOW["jobs"], *WORKFLOW["by_hand"], *WORKFLOW["shown"], *WORKFLOW["fetched"]]
+    if path.stem in saving and path.stem != "01_quickstart":
         saved = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
         assert len(saved) == len(shown) > 0
 

@@ -669,6 +669,16 @@ AUDIO_REFUSED = {
     "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",
 }
 
+NO_PROMPT = "drops tokens between layers that read them in a prompt, but the decoder of Whisper"
+WHISPER_REFUSED = {
+    **AUDIO_REFUSED,
+    **dict.fromkeys(("cdpruner", "trim"), "relevance is not available: no image-text companion reads audio clips"),
+    **dict.fromkeys((*INSIDE, "vscan"), NO_PROMPT),
+    "mmtok": "word_similarity is not available: the decoder reads a clip by cross-attention",
+}
+WHISPER = Family("whisper", {0: 21}, refused=WHISPER_REFUSED)
+"""What there is to say of Whisper, an encoder-decoder, whose tiny model and tests have files of their own."""
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (

@@ -425,7 +425,7 @@ FEATURES: Final = {
 
 def families() -> str:
     """Say what of each model family was seen to work in the tests, and which methods it refuses, and why."""
-    from tests.support.families import FAMILIES, LLAVA
+    from tests.support.families import FAMILIES, LLAVA, WHISPER
 
     recorded = json.loads((DOCS / "families.json").read_text())
     works = recorded.pop("methods")
@@ -433,7 +433,7 @@ def families() -> str:
     rows = [["family", "position axes", "[CLS]", "video", *titles, "methods"]]
     reasons: dict[str, dict[tuple[str, ...], list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in sorted(BACKBONES):
-        family = LLAVA if name == "llava" else FAMILIES[name]
+        family = {"llava": LLAVA, "whisper": WHISPER}.get(name) or FAMILIES[name]
         for why in dict.fromkeys(family.refused.values()):
             reasons[why][tuple(method for method, given in family.refused.items() if given == why)].append(name)
         facts = [family.has_cls, any(size < 0 for size in family.counts)]

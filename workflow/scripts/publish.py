@@ -118,7 +118,10 @@ def published(workflow: dict) -> dict[Path, Path]:
     by_hand = [path for paths in made_by_hand(workflow).values() for path in paths]
     sources = [Path(path) for path in [*workflow["drawing"]["outputs"], *workflow.get("published", []), *by_hand]]
     folders = {FIGURES: DOCS / "figures", TABLES: DOCS / "tables"}
-    copies = {source: folders[source.parent] / source.name for source in sources if source.suffix != ".tex"}
+    rows = [job for job in workflow.get("published_rows", []) if job in Results(ROWS).jobs()]
+    stored = [Path(name) for job in rows for name in (f"{job}.parquet", f"_provenance/{job}.json")]
+    copies = {ROWS / name: DOCS / "rows" / name for name in stored}
+    copies |= {source: folders[source.parent] / source.name for source in sources if source.suffix != ".tex"}
     # How long whole runs took is known only where they were whole.
     return copies | {times: DOCS / times.name for times in (TIMING, TEST_TIMES) if times.exists()}
 

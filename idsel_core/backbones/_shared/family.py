@@ -42,6 +42,8 @@ class Family:
     """Those of them that hold pixels, or what stands for them."""
     features_input: ClassVar[str] = "mm_encoder_outputs"
     """Argument of the model without which this transformers is too old for the family."""
+    encoder_decoder: ClassVar[bool] = False
+    """Whether a decoder reads the tokens by cross-attention, so that they have no place in a prompt."""
     prompt_windows: ClassVar[bool] = True
     """Whether layers of the language model that attend within a window do so while the prompt is read."""
     has_chat_template: ClassVar[bool] = True

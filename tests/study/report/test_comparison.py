@@ -137,6 +137,16 @@ def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
         comparison.read_comparison(store, "peers", "controls")
 
 
+def test_the_comparison_with_a_model_is_found_by_its_name(tmp_path):
+    store, tiny = Results(tmp_path), make_rows(2, (8,), "divprune")
+    assert comparison.find_comparison(store, "embedded") == ""
+    for job in ("06_comparison", "06_comparison-org_model-gqa-gqa", "06_comparison-org_model-large-gqa-gqa"):
+        store.write(job, tiny, {})
+    assert comparison.find_comparison(store, "embedded") == "06_comparison"
+    assert comparison.find_comparison(store, "org/model-large") == "06_comparison-org_model-large-gqa-gqa"
+    assert comparison.find_comparison(store, "other") == ""
+
+
 def test_a_ranking_with_vispruner_says_that_its_numbers_move():
     assert comparison.marked_label("vispruner") == "VisPruner ‡"
     assert "parity of their rank" in comparison.ranking_notes(["vispruner", "topk"])[0]
