@@ -69,8 +69,6 @@ from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
-theme.use_theme()
-
 # %% [markdown]
 # ## Ask
 #
@@ -79,6 +77,7 @@ theme.use_theme()
 # which asks ID-Selection and the controls; 05 draws them all together.
 
 # %%
+theme.use_theme()
 fixed = [name for name in list_methods() if not METHODS[name].shares_budget]  # the same number for every image
 chosen = [name for name in methods or fixed if not (beside and name in controls)]
 swept = [get_method(name, budget=budget) for name in chosen for budget in budgets]
