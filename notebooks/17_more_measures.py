@@ -23,7 +23,7 @@
 # %% tags=["parameters"]
 split = "validation"  # split of the data set
 questions = 280  # about how many questions, 0 for all
-positional = 0  # about how many questions for the positions, of the types below alone, 0 for all
+positional = 0  # questions, 0 for all, of which those of these types are asked with both positions
 types = ["position", "relation", "counting"]  # question types for the positions
 budgets = [64, 32, 16]  # visual tokens kept
 methods = ["idselection", "topk", "diversity", "mmr"]  # methods beside bars
@@ -56,7 +56,6 @@ from idsel_core.study.paths import project_path
 from idsel_core.study.report import palette, tables, theme
 from idsel_core.study.report.bootstrap import share_of_full
 from idsel_core.study.report.pairs import paired_table
-from idsel_core.study.sources.split import first_of_each_type
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
@@ -70,9 +69,9 @@ theme.use_theme()
 # %%
 study = open_study(split, limit=questions)
 plain = [get_method(name, budget=budget) for name in methods for budget in budgets]
-whole = open_study(split)
+whole = open_study(split, limit=positional)
 asked = whole.split.questions
-asked = first_of_each_type(asked[asked["question_type"].isin(types)].reset_index(drop=True), positional)
+asked = asked[asked["question_type"].isin(types)].reset_index(drop=True)
 placed = replace(whole, split=replace(whole.split, questions=asked))
 moved = [get_method(name, budget=budget) for name in ("idselection", "uniform") for budget in budgets]
 of_positions = [replace(placed, positions=positions).run(moved) for positions in ("compact", "keep")]

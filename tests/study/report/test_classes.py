@@ -9,6 +9,7 @@ import pytest
 from idsel_core.methods import METHODS, IDSelection, drops_inside, get_method
 from idsel_core.study.knobs import knob_columns
 from idsel_core.study.report import classes
+from idsel_core.study.store.results import Results
 from tests.support.rows import make_rows
 
 BUDGETS = [192, 64]
@@ -129,3 +130,30 @@ def test_shares_stand_under_their_class(rows):
     ]
     shown = table.set_index("method")["64 tokens"]
     assert shown["FastV"] == "-" and shown["top-K importance"].startswith("66.7 [")
+
+
+def test_the_controls_are_read_from_the_job_that_asked_the_same_questions(tmp_path):
+    results, control = Results(tmp_path), get_method("topk", budget=64)
+    results.write("own", pd.concat([rows_of(IDSelection(64, **LAST), 9), rows_of(control, 7)]), {})
+    other = [rows_of("full", 12), rows_of(IDSelection(64), 10), rows_of(control, 3)]
+    further = rows_of(IDSelection(64), 0).assign(question_id=lambda one: "x" + one["question_id"])
+    results.write("beside", pd.concat([*other, further]), {})
+    found = classes.read_settings(results, "own", "beside")
+    right = found.groupby("method")["correct"].sum().to_dict()
+    assert right == {"full": 12, "idselection": 10, "topk": 7, "idselection, instruction, last@2": 9}
+    with pytest.raises(ValueError, match="no rows of 'no-such': run it first"):
+        classes.read_settings(results, "own", "no-such")
+    results.write("fewer", rows_of(IDSelection(64), 10).head(5), {})
+    with pytest.raises(ValueError, match="fewer asked 5 of the 12 questions of own"):
+        classes.read_settings(results, "own", "fewer")
+
+
+def test_a_method_has_a_class_before_it_was_asked():
+    found = {method.name: classes.class_of(method) for method in ASKED if method.name != "idselection"}
+    assert found == {
+        "topk": classes.BEFORE,
+        "cdpruner": classes.COMPANION,
+        "idselection-inside": classes.INSIDE,
+        "fastv": classes.INSIDE,
+    }
+    assert classes.class_of(IDSelection(16, **LAST)) == classes.PASS
