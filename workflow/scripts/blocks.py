@@ -231,12 +231,12 @@ def comparison_missing() -> str:
 
 
 def notebooks() -> str:
-    """List the notebooks by their titles, without what stands before a colon."""
+    """List the notebooks, for a page in docs, by their titles without what stands before a colon."""
     lines = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
         title = next(line[2:] for cell in cells for line in cell.splitlines() if line.startswith("# "))
-        lines.append(f"- [{path.stem}](notebooks/{path.name}): {title.partition(': ')[2] or title}")
+        lines.append(f"- [{path.stem}](../notebooks/{path.name}): {title.partition(': ')[2] or title}")
     return "\n".join(lines)
 
 
