@@ -29,7 +29,7 @@ ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures default speech sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
+.PHONY: help env figures default comparison speech sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -42,6 +42,10 @@ figures: $(ENV) ## Run the notebooks of all studies and draw all figures and tab
 
 default: env ## Choose ID-Selection's defaults by the rule of docs/default.md, in about an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/14_default.ipynb logs/14_default.ipynb -f config/14_default.yaml $(ARGS)
+
+comparison: env ## Ask every method all 1,050 test questions, after make figures; about an hour of one core, resumed after a stop
+	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_comparison_all.ipynb logs/16_comparison_all.ipynb \
+	    -f config/16_comparison_all.yaml $(ARGS)
 
 speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_speech.ipynb logs/16_speech.ipynb -f config/16_speech.yaml $(ARGS)
@@ -65,10 +69,10 @@ test-slurm: env ## Run sweeps on a Slurm started here, with two pretended GPUs
 	    $(BIN)/python -m pip install --quiet -c constraints.txt snakemake-executor-plugin-slurm
 	@$(PYTEST) -m slurm tests/study/run/test_slurm.py $(ARGS)
 
-test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium
+test-browser: env ## Look at the explorer in JupyterLab, in a headless Chromium, which must be installed
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt playwright
-	@$(PYTEST) -m browser tests/browser $(ARGS)
+	@$(PYTEST) -m browser --maxfail=1 tests/browser $(ARGS)
 
 eval-env: $(EVAL_INSTALLED) ## Create .venv-eval for `idsel harness`, which asks public benchmarks through lmms-eval
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,10 @@ def time_answers(
     inputs: Mapping[str, Any],
     methods: Sequence[Method],
     options: Mapping[str, int],
-    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[list[Timing], dict[str, str]]:
     """Return times by phase, of all tokens too, and end to end against the ideal; and what is left out, and why."""
     usable, missing = runnable(backbone, inputs, methods)
-    timings = time_methods(backbone, inputs, [None, *usable], progress=progress, **options)
+    timings = time_methods(backbone, inputs, [None, *usable], **options)
     for method in usable:
         try:
             timings += time_ideal(backbone, inputs, method, **options)

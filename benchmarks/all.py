@@ -1,9 +1,9 @@
 """Run all benchmarks of a CPU, one after the other: python benchmarks/all.py. Those of a GPU: benchmarks/gpu.py.
 
 The greedy against plain loops, the selection of all methods up to 12,000 tokens, the importance on top of a tower's
-pass, the store, and answers of the embedded backbone by phase and against a prompt cut by hand. A benchmark whose times
-are there is skipped, so that a killed run resumes. Those that fail are named at the end. Times lie in results/times and
-results/benchmarks, with device, versions, number of runs and quartiles.
+pass, the store, an ablation against single runs, and answers of the embedded backbone by phase and against a prompt
+cut by hand. A benchmark whose times are there is skipped, so that a killed run resumes. Those that fail are named at
+the end. Times lie in results/times and results/benchmarks, with device, versions, number of runs and quartiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def commands(results: Path) -> list[list[str]]:
     return [
         ["selection", *own, "--job", "selection-cpu"],
         ["peers", *times, "--job", "peers-cpu"],
-        *([name, *own, "--job", f"{name}-cpu"] for name in ("importance", "store")),
+        *([name, *own, "--job", f"{name}-cpu"] for name in ("importance", "store", "ablation")),
         ["efficiency", *times, "--job", "efficiency-assembled-cpu"],
     ]
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from benchmarks._gpu_answers import time_answers
 from idsel_core import get_method
@@ -84,8 +83,7 @@ def main() -> int:
         for name in {"pixel_values", "input_features"} & inputs.keys():
             inputs[name] = inputs[name].to(backbone.model.dtype)
         methods = [get_method(given.method, budget=budget) for budget in given.budgets if budget < whole]
-        with tqdm(total=given.runs + given.warmup, desc="phases", unit="turn") as bar:
-            timings, missing = time_answers(backbone, inputs, methods, options, lambda done, total: bar.update())
+        timings, missing = time_answers(backbone, inputs, methods, options)
         name = Path(given.model).name
         rows = pd.DataFrame(timings).assign(backbone="embedded" if Path(given.model) == MODEL else name)
         job = given.job or f"efficiency-{name.replace('.', '_')}-{torch.device(given.device).type}"

@@ -2,7 +2,8 @@
 
 On one image, these take turns: id_select as it runs by default and with each backend of the device; DivPrune, CDPruner
 and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-Selection's own rule, the reference.
-"id_select (continue)" goes on with negative scores where the default begins a new sweep.
+"id_select (continue)" goes on with scores that have run out where the default begins a new sweep, and
+"id_select (gamma 20)" suppresses at a fixed gamma where the default takes it from each image's distances.
 Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
@@ -41,6 +42,7 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
             s = make_scores(kind, n).to(given.device)
             calls = {"id_select": lambda s=s, x=x: id_select(x, s, k)}
             calls["id_select (continue)"] = lambda s=s, x=x: id_select(x, s, k, exhausted="continue")
+            calls["id_select (gamma 20)"] = lambda s=s, x=x: id_select(x, s, k, gamma=20.0)
             calls["id_select (torch)"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)

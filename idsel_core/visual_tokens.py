@@ -15,8 +15,33 @@ INSTRUCTION: tuple[int, QueryTokens] = (0, "words")
 """Layer and query tokens of the instruction attention by default."""
 
 
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Placeholders of each image in a batch of prompts.
+
+    Parameters
+    ----------
+    rows : Tensor
+        Row of each image's prompt, int64 (I,).
+    columns : Tensor
+        Columns of each image's placeholders, int64 (I, P), -1 at padding.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def take(self, images: Tensor) -> Slots:
+        """Return those of some images, by their numbers, int64."""
+        images = images.to(self.rows.device)
+        return Slots(self.rows[images], self.columns[images])
+
+
 class Prompts(Protocol):
     """What is known of B prompts of L tokens."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """The prompts, int64 (B, L)."""
 
     @property
     def text(self) -> Tensor:
@@ -84,6 +109,8 @@ class VisualTokens:
         Number of layers of the language model.
     prompts : Prompts, optional
         The prompts that ask about the images.
+    slots : Slots, optional
+        Where the images' placeholders stand in these prompts.
 
     Raises
     ------
@@ -101,6 +128,7 @@ class VisualTokens:
     instruction: tuple[int, QueryTokens] = INSTRUCTION
     decoder_layers: int | None = None
     prompts: Prompts | None = None
+    slots: Slots | None = None
     _cache: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +139,8 @@ class VisualTokens:
             raise ValueError(f"mask must be bool {tuple(shape)}, not {self.mask.dtype} {tuple(self.mask.shape)}")
         if self.grid.shape != (*shape, 2):
             raise ValueError(f"grid must be {(*shape, 2)}, not {tuple(self.grid.shape)}")
+        if self.slots is not None and len(self.slots.rows) != shape[0]:
+            raise ValueError(f"slots must be of {shape[0]} images, not of {len(self.slots.rows)}")
         if self.placeholders is None:
             object.__setattr__(self, "placeholders", self.lengths)
 
@@ -283,8 +313,9 @@ class VisualTokens:
             mask=self.mask[rows],
             grid=self.grid[rows],
             sources=sources,
-            placeholders=None if self.placeholders is None else self.placeholders.to(rows.device)[rows],
+            placeholders=self.full_lengths.to(rows.device)[rows],
             video=None if self.video is None else self.video.to(rows.device)[rows],
+            slots=None if self.slots is None else self.slots.take(rows),
             _cache={},
         )
 

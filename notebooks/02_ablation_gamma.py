@@ -28,6 +28,8 @@ split = "validation"  # split of the data set; hyper-parameters are chosen on va
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 gammas = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, "auto"]  # sharpness of the suppression
 updates = ["subtract", "multiply"]  # rules
@@ -48,7 +50,7 @@ from IPython.display import Markdown
 from idsel_core import IDSelection, get_method
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import ablation_sentences, theme
+from idsel_core.study.report import ablation_sentences, palette, theme
 from idsel_core.study.report.ablation_figures import plot_by_gamma
 from idsel_core.study.report.bootstrap import mean_scores
 from idsel_core.study.store.provenance import provenance
@@ -70,7 +72,16 @@ methods = [
     for gamma in gammas
 ]
 limits = [get_method("topk", budget=budget, importance=importance) for budget in budgets]
-study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+study = open_study(
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+)
 results, job = Results(project_path(results_dir)), study.named("02_ablation_gamma")
 rows = study.run([*limits, *methods], batch=batch, resume=results.resume_folder(job))
 
@@ -84,6 +95,8 @@ parameters = {
         "questions",
         "device",
         "dtype",
+        "quantisation",
+        "device_map",
         "batch",
         "gammas",
         "updates",
@@ -111,14 +124,15 @@ figure, axes = plt.subplots(
     1, len(budgets), figsize=(theme.PAGE, 2.6), sharey=True, squeeze=False, layout="constrained"
 )
 for budget, axis in zip(budgets, axes[0], strict=True):
-    for update, table in means[means["budget"] == budget].groupby("update"):
-        plot_by_gamma(axis, table, update)
-    axis.axhline(topk.at[budget, "mean"], color="0.4", linestyle="--", linewidth=1, label="top-K importance")
+    for update, style in palette.of_series(sorted(means["update"].unique())).items():
+        plot_by_gamma(axis, means[(means["budget"] == budget) & (means["update"] == update)], update, **style)
+    axis.axhline(topk.at[budget, "mean"], color=palette.LINE, linestyle="--", label="top-K importance")
     axis.set_title(f"{budget} tokens")
     theme.gamma_axis(axis, means["gamma"])
     theme.percent_axis(axis.yaxis)
 axes[0, 0].set_ylabel("accuracy")
-axes[0, 0].legend(fontsize="small")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+figure.set_label("Accuracy against gamma, for each update and budget")
 theme.add_note(figure, theme.questions_asked(rows))
 drawn_from = results.origin(job, resamples=resamples)
 theme.save(figure, project_path(figures_dir), study.named("02_gamma"), drawn_from)

@@ -30,6 +30,8 @@ split = "validation"  # split of the data set; hyper-parameters are chosen on va
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 importances = ["saliency", "instruction", "relevance", "unified", "unified-product", "unified-geometric"]  # scores
 normalisations = ["minmax", "raw"]  # what is done to a score before it is used or combined
@@ -81,7 +83,16 @@ methods = dict.fromkeys(
     for budget, importance, normalise, space in product(budgets, importances, normalisations, features)
     for where in (instructions if importance.startswith(("instruction", "unified")) else instructions[:1])
 )
-study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+study = open_study(
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+)
 results, job = Results(project_path(results_dir)), study.named("03_ablation_importance")
 rows = study.run(methods, batch=batch, resume=results.resume_folder(job))
 
@@ -93,6 +104,8 @@ names = (
     "questions",
     "device",
     "dtype",
+    "quantisation",
+    "device_map",
     "batch",
     "importances",
     "normalisations",

@@ -26,6 +26,8 @@ split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 budgets = [288, 192, 128, 64, 32, 16, 8, 4]  # visual tokens kept
 methods = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # ID-Selection and its controls
@@ -68,7 +70,16 @@ swept = [
     for budget in budgets
     for seed in (seeds if name == "random" else [0])
 ]
-study = open_study(split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype)
+study = open_study(
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+)
 results, job = Results(project_path(results_dir)), study.named("04_ablation_budget")
 resume = results.resume_folder(job)
 usable, missing = study.applicable(swept)
@@ -89,6 +100,8 @@ names = (
     "questions",
     "device",
     "dtype",
+    "quantisation",
+    "device_map",
     "batch",
     "budgets",
     "methods",
@@ -110,7 +123,7 @@ drawn_from = results.origin(job, resamples=resamples)
 
 # %%
 shares = share_of_full(compact, ["method", "budget"], resamples=resamples)
-figure, axis = plt.subplots(figsize=(1.5 * theme.COLUMN, 3.4), layout="constrained")
+figure, axis = plt.subplots(figsize=theme.size("column", 2.9), layout="constrained")
 for method, style in theme.styles(list(dict.fromkeys(method.name for method in usable))).items():
     theme.plot_band(axis, shares[shares["method"] == method], "budget", "share", theme.label(method), **style)
 for end in (FULL, BLIND):
@@ -119,7 +132,8 @@ for end in (FULL, BLIND):
 theme.budget_axis(axis, budgets)
 theme.percent_axis(axis.yaxis)
 axis.set_ylabel("share of full performance")
-axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+figure.set_label("Share of full performance against the visual tokens kept, for ID-Selection and its controls")
+theme.name_lines(axis)
 theme.add_note(figure, theme.questions_asked(compact))
 theme.save(figure, project_path(figures_dir), study.named("04_budget"), drawn_from)
 
@@ -130,7 +144,7 @@ theme.save(figure, project_path(figures_dir), study.named("04_budget"), drawn_fr
 by_type = ablation_figures.question_types_figure(compact, resamples)
 theme.save(by_type, project_path(figures_dir), study.named("04_question_types"), drawn_from)
 # %%
-on_objects = ablation_figures.objects_figure(compact)
+on_objects = ablation_figures.objects_figure(compact, resamples)
 theme.save(on_objects, project_path(figures_dir), study.named("04_objects"), drawn_from)
 
 # %% [markdown]

@@ -25,67 +25,60 @@ tables_dir = "results/tables"  # folder for the tables
 import pandas as pd
 from IPython.display import Markdown
 
-from idsel_core.loading.random_models import architecture_file
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.report import (
-    ablation_figures,
     ablation_sentences,
+    classes,
     comparison,
-    comparison_figures,
     comparison_sentences,
     comparison_tables,
-    efficiency,
-    efficiency_figures,
+    drawings,
     efficiency_tables,
     tables,
     theme,
+    two_turns,
 )
-from idsel_core.study.report.settings import own_positions
-from idsel_core.study.store.provenance import origin
-from idsel_core.study.store.results import Results
-from idsel_core.study.store.times import Times
 
 # %%
 theme.use_theme()
-results, times = Results(project_path(results_dir)), Times(project_path(times_dir))
+stored = drawings.Stored(project_path(results_dir), project_path(times_dir), resamples, shown_budgets)
+results, times = stored.results, stored.clock
 figures, texts = project_path(figures_dir), project_path(tables_dir)
+
+
+def draw(*names: str) -> None:
+    """Draw figures as `idsel figure` does, which knows the same names."""
+    for name in names:
+        drawings.save(name, stored, figures)
+
 
 # %% [markdown]
 # ## The embedded backbone while it was trained
 
 # %%
-log = MODEL.parent / "train.log.jsonl"
-training = ablation_figures.training_figure(pd.read_json(log, lines=True))
-theme.save(training, figures, "training", origin([log]))
+draw("training")
 
 # %% [markdown]
 # ## Sharpness of the suppression and update rule (validation split)
 
 # %%
-gamma = results.frame("02_ablation_gamma")
-drawn_from = results.origin("02_ablation_gamma", resamples=resamples)
-theme.save(ablation_figures.gamma_figure(gamma, resamples), figures, "gamma", drawn_from)
-Markdown(ablation_sentences.about_gamma(gamma, resamples=resamples))
+draw("gamma")
+Markdown(ablation_sentences.about_gamma(results.frame("02_ablation_gamma"), resamples=resamples))
 
 # %% [markdown]
 # ## Importance (validation split)
 
 # %%
-importance = results.frame("03_ablation_importance")
-drawn_from = results.origin("03_ablation_importance", resamples=resamples)
-theme.save(ablation_figures.importance_figure(importance, resamples), figures, "importance", drawn_from)
-Markdown(ablation_sentences.about_importance(importance, resamples=resamples))
+draw("importance")
+Markdown(ablation_sentences.about_importance(results.frame("03_ablation_importance"), resamples=resamples))
 
 # %% [markdown]
 # ## Budget and controls (test split)
 
 # %%
-budget = results.frame("04_ablation_budget")
+draw("budget", "question_types", "objects")
+budget, compact = results.frame("04_ablation_budget"), stored.budget
 drawn_from = results.origin("04_ablation_budget", resamples=resamples)
-compact = own_positions(budget)
-theme.save(ablation_figures.budget_figure(compact, resamples), figures, "budget", drawn_from)
-theme.save(ablation_figures.question_types_figure(compact, resamples), figures, "question_types", drawn_from)
-theme.save(ablation_figures.objects_figure(compact), figures, "objects", drawn_from)
 positions = budget[budget["method"].isin(["idselection", "uniform"])]
 said = ablation_sentences.about_budget(compact, resamples=resamples)
 tables.save_text(said, texts, "budget_said", drawn_from)
@@ -94,11 +87,13 @@ Markdown("\n\n".join([said, ablation_sentences.about_positions(positions, resamp
 # %% [markdown]
 # ## The table
 #
-# Accuracy in percent by question type, and the share of full performance with its 95 % interval.
+# Accuracy in percent by question type, and the share of full performance with its 95 % interval. Each table is written
+# as Markdown and as LaTeX.
 
 # %%
 table = tables.method_table(compact, table_budgets, resamples)
-Markdown(tables.save_table(table, texts, "budget", f"{theme.questions_asked(compact)}.", origin=drawn_from))
+notes = f"{theme.questions_asked(compact)}."
+Markdown(tables.save_table(table, texts, "budget", notes, origin=drawn_from, best=tables.best_methods(table)))
 
 # %% [markdown]
 # ## Accuracy of the embedded backbone
@@ -112,37 +107,48 @@ accuracy = tables.accuracy_table(both[ends])
 Markdown(tables.save_table(accuracy, texts, "accuracy", origin=results.origin("04_ablation_budget", "11_hard_split")))
 
 # %% [markdown]
+# ## Two turns (validation split)
+#
+# What a second question loses where tokens were picked for the first one.
+
+# %%
+turns = results.frame("12_two_turns")
+drawn_from = results.origin("12_two_turns", resamples=resamples)
+asked = f"{theme.questions_asked(turns)}."
+Markdown(tables.save_table(two_turns.two_turns_table(turns, resamples), texts, "two_turns", asked, origin=drawn_from))
+
+# %% [markdown]
 # ## All methods against each other (test split)
 
 # %%
-stored = comparison.read_comparison(results)
-compared, jobs = comparison.by_title(stored), list(stored["job"].unique())
+draw("comparison", "comparison_cost", "comparison_versus_each", "comparison_question_types", "comparison_difficulty")
+compared, jobs = stored.compared, list(stored.stored["job"].unique())
 drawn_from = results.origin(*jobs, resamples=resamples, shown_budgets=shown_budgets)
-theme.save(comparison_figures.ranking_figure(compared, resamples), figures, "comparison", drawn_from)
-theme.save(comparison_figures.cost_figure(compared, resamples), figures, "comparison_cost", drawn_from)
+graded = comparison_sentences.about_difficulty(stored.graded, shown_budgets, resamples=resamples)
+tables.save_text(graded, texts, "comparison_difficulty", drawn_from)
+Markdown("\n\n".join([comparison_sentences.about_comparison(stored.versus_each), graded]))
+
+# %% [markdown]
+# ## Class by class, and inside the language model at equal FLOPs
 
 # %%
-versus_each = comparison.versus_each(compared, resamples=resamples)
-gaps = comparison_figures.versus_each_figure(versus_each, shown_budgets)
-theme.save(gaps, figures, "comparison_versus_each", drawn_from)
-by_type = comparison_figures.question_types_figure(compared, shown_budgets[-1], resamples)
-theme.save(by_type, figures, "comparison_question_types", drawn_from)
-Markdown(comparison_sentences.about_comparison(versus_each))
-
-# %%
-graded = comparison.by_difficulty(compared)
-difficulty = comparison_figures.difficulty_figure(graded, shown_budgets, resamples)
-theme.save(difficulty, figures, "comparison_difficulty", drawn_from)
-Markdown(comparison_sentences.about_difficulty(graded, shown_budgets, resamples=resamples))
+settings, noted = classes.by_setting(stored.stored), f"{theme.questions_asked(stored.stored)}."
+gaps = classes.class_gaps(settings, table_budgets, 32, resamples)
+said = tables.save_text(classes.about_classes(gaps), texts, "comparison_said", drawn_from)
+lost = tables.save_table(classes.classes_table(gaps), texts, "comparison_classes", noted, origin=drawn_from)
+inside = classes.inside_table(settings, resamples=resamples)
+Markdown("\n\n".join([said, lost, tables.save_table(inside, texts, "comparison_inside", noted, origin=drawn_from)]))
 
 # %%
 notes = [f"{theme.questions_asked(compared)}.", *comparison.ranking_notes(compared["method"])]
 shares = comparison_tables.shares_table(compared, shown_budgets, resamples)
-tables.save_table(shares, texts, "comparison_shares", *notes, origin=drawn_from)
+best = tables.best_methods(shares)
+tables.save_table(shares, texts, "comparison_shares", *notes, origin=drawn_from, best=best)
 missing = comparison_tables.missing_table(results.provenance("06_comparison")["parameters"]["missing"])
 tables.save_table(missing, texts, "comparison_missing", origin=drawn_from)
 table = comparison_tables.comparison_table(compared, table_budgets, resamples)
-Markdown(tables.save_table(table, texts, "comparison", *notes, origin=drawn_from))
+best = tables.best_methods(table)
+Markdown(tables.save_table(table, texts, "comparison", *notes, origin=drawn_from, best=best))
 
 # %% [markdown]
 # ## Efficiency
@@ -150,27 +156,18 @@ Markdown(tables.save_table(table, texts, "comparison", *notes, origin=drawn_from
 # FLOPs and measured time; models of full size are counted by their configurations.
 
 # %%
-timed = times.frame("08_efficiency")
-drawn_from = times.origin("08_efficiency")
-theme.save(efficiency_figures.phases_figure(timed), figures, "efficiency_phases", drawn_from)
-theme.save(efficiency_figures.scaling_figure(timed), figures, "efficiency_scaling", drawn_from)
-if "peers-cpu" in times.jobs():
-    alone = efficiency_figures.selection_figure(times.frame("peers-cpu"))
-    theme.save(alone, figures, "efficiency_selection", times.origin("peers-cpu"))
-front = efficiency.accuracy_against_time(stored, timed, resamples)
-drawn_from["results"] |= results.origin(*jobs)["results"]
-theme.save(efficiency_figures.pareto_figure(front), figures, "efficiency_front", drawn_from)
-tables.save_table(efficiency_tables.ideal_table(timed).round(3), texts, "ideal", origin=times.origin("08_efficiency"))
-Markdown(tables.save_text(efficiency_tables.summary(timed), texts, "efficiency", times.origin("08_efficiency")))
+draw("efficiency_phases", "efficiency_scaling", "efficiency_front")
+if not drawings.missing("efficiency_selection", stored):
+    draw("efficiency_selection")
+timed, drawn_from = stored.timed, times.origin("08_efficiency")
+ideal = efficiency_tables.ideal_table(timed)
+ideal = ideal.round({name: 1 for name in ideal if name.endswith(", ms")})
+tables.save_table(ideal, texts, "ideal", origin=drawn_from)
+table, said = efficiency_tables.efficiency_table(timed), efficiency_tables.about_measured(timed)
+Markdown(tables.save_table(table, texts, "efficiency", said, origin=drawn_from))
 
 # %%
-asked = times.provenance("08_efficiency")["parameters"]
-costs = efficiency.model_costs(asked["models"], asked["model_text"], "idselection")
-files = [architecture_file(name) for name in asked["models"]]
-theme.save(efficiency_figures.models_figure(costs), figures, "efficiency_models", origin(files, **asked))
-prefills = efficiency.prefills(times.frame("09_sizing"))
-fit = efficiency_figures.fit_figure(prefills, efficiency.fit_of(prefills))
-theme.save(fit, figures, "sizing", times.origin("09_sizing"))
+draw("efficiency_models", "sizing")
 asked = times.provenance("09_sizing")["parameters"]
 claims = efficiency_tables.claims_table(asked["claims"], asked["text_tokens"], "idselection")
 claims = efficiency_tables.printed_claims(claims.assign(claimed=asked["claimed"]))

@@ -31,6 +31,8 @@ split = "test"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 budgets = [192, 128, 64, 32, 16, 8]  # visual tokens kept
 methods = []  # names of methods, [] for all of the registry
@@ -55,7 +57,14 @@ from idsel_core.methods import METHODS
 from idsel_core.study.dataset import BLIND, FULL
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
-from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, theme
+from idsel_core.study.report import (
+    comparison,
+    comparison_figures,
+    comparison_sentences,
+    comparison_tables,
+    palette,
+    theme,
+)
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -77,7 +86,15 @@ inside = [method for method in swept if isinstance(method, InLLM) and method.bud
 swept += [replace(method, budget_convention="final") for method in inside]
 tower_depths = sorted({depth for method in swept for depth in method.tower_depths})
 study = open_study(
-    split, limit=questions, backbone=backbone, data=data, device=device, dtype=dtype, tower_depths=tower_depths
+    split,
+    limit=questions,
+    backbone=backbone,
+    data=data,
+    device=device,
+    dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
+    tower_depths=tower_depths,
 )
 usable, missing = study.applicable(swept)
 Markdown(comparison_tables.missing_table(missing).to_markdown(index=False) if missing else "All methods run here.")
@@ -95,6 +112,8 @@ names = (
     "questions",
     "device",
     "dtype",
+    "quantisation",
+    "device_map",
     "batch",
     "budgets",
     "methods",
@@ -139,15 +158,16 @@ budget = shown_budgets[-1]
 scores = paired_scores(rows[rows["budget"] == budget], ["method"])  # a row a question, a column a method
 gaps = {other: paired_difference(scores[own], scores[other], resamples=resamples) for other in scores.columns.drop(own)}
 order = comparison_figures.apart(sorted(gaps, key=lambda other: gaps[other].mean, reverse=True))[::-1]
-figure, axis = plt.subplots(figsize=(theme.PAGE, 0.9 + 0.2 * len(order)), layout="constrained")
+figure, axis = plt.subplots(figsize=theme.size_for_rows(len(order), 0.175, 1.3), layout="constrained")
 for place, other in enumerate(order):
     gap = gaps[other]
-    color = "0.55" if gap.low <= 0 <= gap.high else "#0173b2" if gap.mean > 0 else "#d55e00"
+    color, marker = palette.OUTCOMES["tie" if gap.low <= 0 <= gap.high else "win" if gap.mean > 0 else "loss"]
     axis.plot([100 * gap.low, 100 * gap.high], [place, place], color=color)
-    axis.plot(100 * gap.mean, place, "o", markersize=4, color=color)
-axis.axvline(0, color="0.3", linewidth=0.8)
+    axis.plot(100 * gap.mean, place, marker, color=color)
+axis.axvline(0, color=palette.LINE, linewidth=0.8)
 comparison_figures.name_places(axis, order)
 axis.set_xlabel(f"points of accuracy of {theme.label(own)} above each method, {budget} tokens")
+figure.set_label(f"Accuracy of {theme.label(own)} minus that of each other method, with {budget} tokens")
 theme.add_note(figure, theme.questions_asked(rows), *comparison.ranking_notes(order))
 theme.save(figure, project_path(figures_dir), study.named("06_versus_each"), drawn_from)
 

@@ -25,6 +25,8 @@ split = "validation"  # split of the data set
 questions = 0  # about how many questions, 0 for all
 device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 batch = 50  # questions at a time
 method = "idselection"  # name of the method; "full" for all tokens, "no-image" for none
 budgets = [64]  # visual tokens kept
@@ -61,13 +63,29 @@ study = open_study(
     cache=encodings(project_path(backbone), project_path(data)),
     device=device,
     dtype=dtype,
+    quantisation=quantisation,
+    device_map=device_map,
     tower_depths=tower_depths(methods) or None,
 )
 
 # %%
 results = Results(project_path(results_dir))
 rows = study.run(methods, batch=batch, resume=results.resume_folder(job))
-names = ("backbone", "data", "split", "questions", "device", "dtype", "batch", "method", "budgets", "knobs", "job")
+names = (
+    "backbone",
+    "data",
+    "split",
+    "questions",
+    "device",
+    "dtype",
+    "quantisation",
+    "device_map",
+    "batch",
+    "method",
+    "budgets",
+    "knobs",
+    "job",
+)
 note = provenance({name: globals()[name] for name in names}, study.files, device=device, started=started)
 results.write(job, rows, note | {"seed": knobs.get("seed", 0)})
 

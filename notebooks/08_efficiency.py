@@ -17,6 +17,13 @@
 # All that is compared takes turns in one process, on one image of noise and a prompt of random words.
 
 # %% tags=["parameters"]
+backbone = "data/backbone/assembled"  # hub id, or folder of the model
+image_size = []  # height and width of the image in pixels, [] for the size that the model brings all images to
+compared = ""  # job of notebook 06 whose accuracies stand beside the times, "" for the backbone's own
+device = "cpu"  # as torch names it
+dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
+quantisation = ""  # of the language model by bitsandbytes, "int8" or "int4"; "" for none
+device_map = ""  # "auto" spreads the model over all GPUs; "" leaves it on device
 curve = [384, 288, 192, 128, 64, 32, 16, 8]  # budgets of ID-Selection
 budgets = [192, 64, 16]  # budgets of all methods, among those of the comparison
 final_budgets = [64, 16]  # budgets that are meant as left at last, too, by methods inside the language model
@@ -41,28 +48,28 @@ started = time.perf_counter()
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from IPython.display import Markdown
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %%
 from idsel_core import IDSelection, InLLM, get_method, list_methods
 from idsel_core.methods import METHODS
-from idsel_core.study.cost import read_config
+from idsel_core.study.backbone_folders import backbone_name, job_name, weight_files
 from idsel_core.study.open_backbone import open_backbone
-from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.paths import project_path
 from idsel_core.study.report import (
     comparison,
     efficiency,
     efficiency_figures,
     efficiency_sentences,
     efficiency_tables,
+    palette,
     theme,
 )
 from idsel_core.study.store.provenance import origin, provenance
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
-from idsel_core.study.timing.example_inputs import example_inputs
+from idsel_core.study.timing.example_inputs import example_inputs_for
 from idsel_core.study.timing.ideal import time_ideal
 from idsel_core.study.timing.phases import runnable, time_methods
 from idsel_core.study.timing.records import circumstances
@@ -70,16 +77,18 @@ from idsel_core.study.timing.records import circumstances
 theme.use_theme()
 
 # %%
-backbone, _ = open_backbone(MODEL)
-config, size = read_config(MODEL)
-inputs = example_inputs(config, text_tokens, size)
+model, processor = open_backbone(
+    backbone, device, dtype=dtype, quantisation=quantisation or None, device_map=device_map or None
+)
+called = backbone_name(backbone) + (f" {quantisation}" if quantisation else "")
+inputs = example_inputs_for(model, processor, text_tokens, image_size)
 fixed = [name for name in list_methods() if not METHODS[name].shares_budget]
 swept = [get_method(name, budget=budget) for name in methods or fixed for budget in budgets]
 swept += [IDSelection(budget) for budget in curve if IDSelection(budget) not in swept]
 inside = [method for method in swept if isinstance(method, InLLM) and method.budget in final_budgets]
 swept += [replace(method, budget_convention="final") for method in inside]
-usable, missing = runnable(backbone, inputs, swept)
-Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All methods run on this backbone.")
+usable, missing = runnable(model, inputs, swept)
+Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or f"All methods run on {called}.")
 
 # %% [markdown]
 # ## Measure
@@ -87,27 +96,21 @@ Markdown("\n".join(f"- {name}: {why}" for name, why in missing.items()) or "All 
 # First all methods by phase, then whole answers against the ideal.
 
 # %%
-with tqdm(total=runs + 1) as bar:
-    timings = time_methods(
-        backbone,
-        inputs,
-        [None, *usable],
-        runs=runs,
-        warmup=1,
-        new_tokens=new_tokens,
-        progress=lambda done, total: bar.update(),
-    )
-for budget in ideal_budgets:
-    timings += time_ideal(backbone, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
+timings = time_methods(model, inputs, [None, *usable], runs=runs, warmup=1, new_tokens=new_tokens)
+try:
+    for budget in tqdm(ideal_budgets, desc="time whole answers", unit="budget"):
+        timings += time_ideal(model, inputs, IDSelection(budget), runs=ideal_runs, new_tokens=new_tokens)
+except ValueError as error:
+    missing["the ideal"] = str(error)
 
 # %%
-rows = pd.DataFrame(timings).assign(backbone="embedded")
-names = ("curve", "budgets", "final_budgets", "methods", "runs", "ideal_budgets", "ideal_runs", "text_tokens")
-names += ("new_tokens", "models", "model_text", "missing")
-parameters = {name: globals()[name] for name in names}
+rows, job = pd.DataFrame(timings).assign(backbone=called), job_name("08_efficiency", called)
+names = ("backbone", "image_size", "compared", "device", "dtype", "quantisation", "device_map", "curve", "budgets")
+names += ("final_budgets", "methods", "runs", "ideal_budgets", "ideal_runs", "text_tokens", "new_tokens", "models")
+parameters = {name: globals()[name] for name in (*names, "model_text", "missing")}
 times = Times(project_path(times_dir))
-times.write("08_efficiency", rows, provenance(parameters, [MODEL / "model.safetensors"], started=started))
-rows, drawn_from = times.frame("08_efficiency"), times.origin("08_efficiency")
+times.write(job, rows, provenance(parameters, weight_files(backbone), device=device, started=started))
+rows, drawn_from = times.frame(job), times.origin(job)
 
 # %% [markdown]
 # ## Time by phase
@@ -121,19 +124,26 @@ own = own.assign(decoded=own["new_tokens"].where(own["phase"] == "decode", 1))
 wide = own.assign(ms=own["median_ms"] * own["decoded"]).pivot(index="kept_tokens", columns="phase", values="ms")
 wide = wide.reindex(columns=list(efficiency.PHASES)).fillna(0).sort_index(ascending=False)
 figure, panels = plt.subplots(1, 2, figsize=(theme.PAGE, 3.2), layout="constrained")
-wide.plot.barh(stacked=True, ax=panels[0], color=sns.color_palette("colorblind"), width=0.7, legend=False)
+wide.plot.barh(
+    stacked=True,
+    ax=panels[0],
+    color=[look["color"] for look in palette.of_series(efficiency.PHASES).values()],
+    width=0.7,
+    legend=False,
+)
 panels[0].invert_yaxis()
 panels[0].set(xlabel="milliseconds of an answer", ylabel="visual tokens kept")
 prefill = own[own["phase"] == "prefill"].sort_values("kept_tokens")
-panels[1].plot(prefill["kept_tokens"], prefill["median_ms"], "o-", markersize=4)
+panels[1].plot(prefill["kept_tokens"], prefill["median_ms"], "o-")
 panels[1].vlines(prefill["kept_tokens"], prefill["low_ms"], prefill["high_ms"])
 panels[1].set(xlabel="visual tokens kept", ylabel="milliseconds of the prefill", xlim=(0, None), ylim=(0, None))
 figure.legend(loc="outside upper center", ncols=4)
-theme.add_note(figure, f"one question, median of {runs} turns")
-theme.save(figure, project_path(figures_dir), "08_phases", drawn_from)
+figure.set_label("Time of an answer by phase, and of its prefill, against the visual tokens kept")
+theme.add_note(figure, f"{called}, one question, median of {runs} turns")
+theme.save(figure, project_path(figures_dir), job_name("08_phases", called), drawn_from)
 # %%
 scaling = efficiency_figures.scaling_figure(rows)
-theme.save(scaling, project_path(figures_dir), "08_scaling", drawn_from)
+theme.save(scaling, project_path(figures_dir), job_name("08_scaling", called), drawn_from)
 # %%
 Markdown(efficiency_tables.efficiency_table(rows).to_markdown(index=False))
 
@@ -146,22 +156,29 @@ Markdown(efficiency_tables.efficiency_table(rows).to_markdown(index=False))
 
 # %%
 ideal = efficiency_tables.ideal_table(rows)
-Markdown(ideal.round(3).to_markdown(index=False) + "\n\n" + efficiency_sentences.about_ideal(ideal))
+said = missing.get("the ideal", "")
+if len(ideal):
+    said = ideal.round(3).to_markdown(index=False) + "\n\n" + efficiency_sentences.about_ideal(ideal)
+Markdown(said)
 
 # %% [markdown]
 # ## Accuracy against measured time
 #
-# The share of full performance is that of the comparison (06), the time is measured here. Whatever is on the front is
-# beaten by nothing in both.
+# The share of full performance is that of the comparison (06) with the same backbone, the time is measured here.
+# Whatever is on the front is beaten by nothing in both.
 
 # %%
 results = Results(project_path(results_dir))
-compared = comparison.read_comparison(results)
-front = efficiency.accuracy_against_time(compared, rows, resamples)
-drawn_from["results"] |= results.origin(*compared["job"].unique())["results"]
-pareto = efficiency_figures.pareto_figure(front)
-theme.save(pareto, project_path(figures_dir), "08_front", drawn_from)
-Markdown(efficiency_sentences.about_front(front))
+compared = compared or comparison.find_comparison(results, called)
+said = f"No comparison with {called} is stored: notebook 06 asks it."
+if compared:
+    answered = comparison.read_comparison(results, compared, compared.replace("06_comparison", "04_ablation_budget"))
+    front = efficiency.accuracy_against_time(answered, rows, resamples)
+    drawn_from["results"] |= results.origin(*answered["job"].unique())["results"]
+    pareto = efficiency_figures.pareto_figure(front)
+    theme.save(pareto, project_path(figures_dir), job_name("08_front", called), drawn_from)
+    said = efficiency_sentences.about_front(front)
+Markdown(said)
 
 # %% [markdown]
 # ## The selection of every method by itself

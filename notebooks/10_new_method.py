@@ -127,14 +127,15 @@ rows = results.frame("10_new_method")
 
 # %%
 shares = share_of_full(rows, ["method", "budget"], resamples=resamples)
-figure, axis = plt.subplots(figsize=(1.5 * theme.COLUMN, 3.2), layout="constrained")
+figure, axis = plt.subplots(figsize=theme.size("column", 2.8), layout="constrained")
 for name, style in theme.styles([Chessboard.name, *rivals]).items():
     said = Chessboard.label if name == Chessboard.name else theme.label(name)
     theme.plot_band(axis, shares[shares["method"] == name], "budget", "share", said, **style)
 theme.budget_axis(axis, budgets)
 theme.percent_axis(axis.yaxis)
 axis.set_ylabel("share of full performance")
-axis.legend(fontsize="small")
+figure.set_label("Share of full performance of a new method and its rivals against the visual tokens kept")
+theme.name_lines(axis)
 theme.add_note(figure, theme.questions_asked(rows))
 drawn_from = results.origin("10_new_method", resamples=resamples)
 theme.save(figure, project_path(figures_dir), "10_new_method", drawn_from)

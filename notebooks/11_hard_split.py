@@ -68,11 +68,12 @@ figure, axes = plt.subplots(
 for budget, axis in zip(budgets, axes[0], strict=True):
     table = shares[shares["budget"] == budget].set_index("method").loc[order]
     errors = [table["share"] - table["low"], table["high"] - table["share"]]
-    axis.errorbar(table["share"], range(len(order)), xerr=errors, fmt="o", markersize=4)
+    axis.errorbar(table["share"], range(len(order)), xerr=errors, fmt="o")
     axis.set_yticks(range(len(order)), [theme.label(method) for method in order])
     axis.set_title(f"{budget} tokens")
     theme.percent_axis(axis.xaxis)
     axis.set_xlabel("share of full performance")
+figure.set_label("Share of full performance of each method on the hard split, a panel a budget")
 theme.add_note(figure, theme.questions_asked(rows))
 drawn_from = results.origin("11_hard_split", resamples=resamples)
 theme.save(figure, project_path(figures_dir), "11_hard_split", drawn_from)

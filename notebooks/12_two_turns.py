@@ -38,7 +38,7 @@ from idsel_core import get_method
 from idsel_core.study.dataset import FULL
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import MODEL, project_path
-from idsel_core.study.report import theme, two_turns
+from idsel_core.study.report import palette, theme, two_turns
 from idsel_core.study.report.bootstrap import mean_scores
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
@@ -75,19 +75,20 @@ figure, axes = plt.subplots(
 for left_out, line in zip((ALONE, ""), axes, strict=True):
     whole = means[(means["method"] == FULL) & (means["conversation"] == ANEW + left_out)]["mean"].item()
     for budget, axis in zip(budgets, line, strict=True):
-        axis.axvline(whole, color="0.6")
-        for shift, picks, said in ((0.15, KEPT, "first question"), (-0.15, ANEW, "question itself")):
+        axis.axvline(whole, color=palette.FAINT)
+        for shift, picks, said, marker in ((0.15, KEPT, "first question", "o"), (-0.15, ANEW, "question itself", "s")):
             here = (means["budget"] == budget) & (means["conversation"] == picks + left_out)
             table = means[here].set_index("method").loc[methods]
             errors = [table["mean"] - table["low"], table["high"] - table["mean"]]
             places = [place + shift for place in range(len(methods))]
-            axis.errorbar(table["mean"], places, xerr=errors, fmt="o", markersize=4, label=f"picks of the {said}")
+            axis.errorbar(table["mean"], places, xerr=errors, fmt=marker, label=f"picks of the {said}")
         axis.set_yticks(range(len(methods)), [theme.label(method) for method in methods])
-        axis.set_title(f"{budget} tokens, {two_turns.SETTINGS[left_out]}", fontsize=8)
+        axis.set_title(f"{budget} tokens, {two_turns.SETTINGS[left_out]}")
         theme.percent_axis(axis.xaxis)
 for axis in axes[1]:
     axis.set_xlabel("accuracy of second questions")
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+figure.set_label("Accuracy of second questions with picks of the first question and with picks of their own")
 theme.add_note(figure, theme.questions_asked(rows))
 theme.save(figure, project_path(figures_dir), "12_two_turns", drawn_from)
 

@@ -95,11 +95,12 @@ for axis in axes.flat[len(panels) :]:
 for protocol, axis in zip(panels, axes.flat, strict=False):
     part = means[means["protocol"] == protocol]
     for method, line in part.groupby("method"):
-        axis.plot(line["tokens"], line["value"], markersize=4, label=theme.label(method), **style[method])
+        axis.plot(line["tokens"], line["value"], label=theme.label(method), **style[method])
     axis.set_title(protocol)
     theme.budget_axis(axis, means["tokens"], "visual tokens")
-    axis.legend(fontsize=6, loc="lower right")
+    axis.legend(fontsize=theme.points(0.7), loc="lower right")
 axes[0, 0].set_ylabel("reported share of full, %")
+figure.set_label("Mean shares of full performance as papers report them, a panel a protocol")
 drawn_from = origin(sorted(REPORTED.glob("*.csv")), backbone=backbone)
 theme.save(figure, project_path(figures_dir), "13_reported", drawn_from)
 

@@ -47,16 +47,17 @@ from itertools import product
 
 started = time.perf_counter()
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
 from idsel_core import IMPORTANCE, IDSelection
 from idsel_core.scores.registry import Combination
 from idsel_core.study.dataset import FULL
+from idsel_core.study.knobs import instruction_knobs
 from idsel_core.study.open_study import open_study
 from idsel_core.study.paths import project_path
 from idsel_core.study.report import default_rule, tables, theme
+from idsel_core.study.report.default_figure import default_figure
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 
@@ -74,8 +75,7 @@ settings = [
     {
         "update": update,
         "importance": importance,
-        "instruction_tokens": where.partition("@")[0],
-        "instruction_layer": int(where.partition("@")[2]),
+        **instruction_knobs(where),
         "gamma": 20.0,
         "features": "projector",
     }
@@ -135,23 +135,12 @@ rankings = {
 }
 for name, ranking in rankings.items():
     shown = default_rule.shown_table(ranking)
-    text = tables.save_table(
-        shown, project_path(tables_dir), f"default_{name}", default_rule.about_choice(ranking), origin=drawn_from
-    )
+    said, best = default_rule.about_choice(ranking), default_rule.mark_default(ranking, shown)
+    text = tables.save_table(shown, project_path(tables_dir), f"default_{name}", said, origin=drawn_from, best=best)
     display(Markdown(f"### {name.capitalize()} an image-text companion\n\n{text}"))
 
 # %%
-ranking = rankings["with"]
-table = ranking.table.iloc[::-1].reset_index(drop=True)
-figure, axis = plt.subplots(figsize=(theme.PAGE, 0.9 + 0.17 * len(table)), layout="constrained")
-for place, row in table.iterrows():
-    axis.plot([100 * row["low"], 100 * row["high"]], [place, place], color="0.6")
-    axis.plot(100 * row["gap"], place, "o", markersize=4, color="#0173b2" if row["tied"] else "0.4")
-axis.axvline(0, color="0.3", linewidth=0.8)
-axis.set_yticks(range(len(table)), default_rule.setting_names(table), fontsize=6)
-axis.set_xlabel("points of the mean share of full performance above the best setting, at equal FLOPs")
-theme.add_note(figure, f"blue: tied with the best; {theme.questions_asked(rows)}; bars: 95 % bootstrap intervals")
-theme.save(figure, project_path(figures_dir), study.named("14_default"), drawn_from)
+theme.save(default_figure(rankings["with"], rows), project_path(figures_dir), study.named("14_default"), drawn_from)
 
 # %% [markdown]
 # ## Conclusion

@@ -34,7 +34,7 @@ from idsel_core.study.explorer.state import State
 from idsel_core.study.knobs import knobs_of_row
 from idsel_core.study.objects import Objects
 from idsel_core.study.paths import MODEL, project_path
-from idsel_core.study.report import pick_by_pick, theme
+from idsel_core.study.report import animation, pick_by_pick, theme
 from idsel_core.study.report.failures import draw_dropped, turned_wrong
 from idsel_core.study.store.provenance import origin
 from idsel_core.study.store.results import Results
@@ -62,6 +62,9 @@ order, trace = picks.order[0, :budget].tolist(), picks.trace[0].numpy()
 diverse = look.picked(state, DiversityOnly(budget)).order[0].tolist()
 files = [MODEL / "model.safetensors"]
 figure = pick_by_pick.poster(read, order, trace, diverse, grid)
+figure.set_label(
+    f"{picture}, {budget} tokens picked by diversity alone and by ID-Selection, and the scores left after some picks"
+)
 theme.save(figure, figures, "15_poster", origin(files, picture=picture, budget=budget, importance=importance))
 
 # %% [markdown]
@@ -74,8 +77,8 @@ drawn = pick_by_pick.frames(read, order, trace, grid)
 said = ["no pick yet"]
 for pick, token in enumerate(order, 1):
     said.append(f"pick {pick} at row {token // grid[1] + 1}, column {token % grid[1] + 1}")
-gif = pick_by_pick.write_gif(drawn, figures / "15_pick_by_pick.gif")
-print(pick_by_pick.write_page(drawn, said, "ID-Selection, pick by pick", figures / "15_pick_by_pick.html"))
+gif = animation.write_gif(drawn, figures / "15_pick_by_pick.gif")
+print(animation.write_page(drawn, said, "ID-Selection, pick by pick", figures / "15_pick_by_pick.html"))
 Image(gif.read_bytes(), alt=f"{budget} picks of ID-Selection, one after the other")
 
 # %% [markdown]
@@ -118,6 +121,10 @@ if shown:
         above.set_axis_off()
         count = draw_dropped(below, whole, answer.kept, grid, inside)
         above.set_title("\n".join(textwrap.wrap(question, 26)), fontsize="x-small")
-        said = f"all tokens: {row.with_all} (right)\n{budget} tokens: {row.prediction}\n"
+        said = f"all tokens: {row.with_all} (right),\n{budget} tokens: {row.prediction},\n"
         below.set_title(f"{said}{count} of {inside.sum()} object tokens dropped", fontsize="x-small")
+    figure.set_label(
+        f"Questions that are answered right with all visual tokens and wrong with {budget} of {IDSelection.label}; "
+        "the second row shows which tokens are kept, and frames those on objects that were dropped"
+    )
     theme.save(figure, figures, "15_turned_wrong", store.origin(rows_of, budget=budget))

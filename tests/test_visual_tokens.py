@@ -422,6 +422,25 @@ def test_images_are_found_in_reading_order():
     assert slots.rows.tolist() == [0, 0, 1] and slots.columns.tolist() == [[1, -1], [2, 3], [1, 2]]
 
 
+def test_placeholders_are_found_once_and_anew_in_other_prompts(clip, monkeypatch):
+    backbone, found = adapter_for(clip), []
+    locate = type(backbone).locate
+    monkeypatch.setattr(type(backbone), "locate", lambda self, *given: found.append(given) or locate(self, *given))
+    inputs = tiny.prompts((1, 1))
+    with prune(clip, UniformGrid(budget=2)):
+        clip(**inputs)
+    assert len(found) == 1
+    tokens = views(clip, inputs)
+    picks = UniformGrid(budget=2).select(tokens)
+    moved = {**inputs, "input_ids": inputs["input_ids"].flip(1), "attention_mask": inputs["attention_mask"].flip(1)}
+    kept, anew = (backbone.kept(moved, each, picks)[0] for each in (tokens, views(clip, moved)))
+    assert torch.equal(kept, anew) and not torch.equal(kept, backbone.kept(inputs, tokens, picks)[0])
+    taken = tokens.take(torch.tensor([1])).slots
+    assert taken.rows.tolist() == [1] and torch.equal(taken.columns, tokens.slots.columns[1:])
+    with pytest.raises(ValueError, match="slots must be of 2 images, not of 1"):
+        dataclasses.replace(tokens, slots=taken)
+
+
 def test_a_smaller_image_stands_evenly_spread_over_its_placeholders(clip):
     inputs = {**tiny.prompts((1,)), "labels": torch.arange(46)[None]}
     tokens = views(clip, inputs, grid=(2, 2))

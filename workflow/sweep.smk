@@ -38,7 +38,9 @@ def encoding_of(job):
 ENCODINGS = {
     encoding_of(job): job
     for job in SWEEP.jobs.values()
-    if STORED[job["backbone"], job["data"]] and job["dtype"] == "auto"
+    if STORED[job["backbone"], job["data"]]
+    and job["dtype"] == "auto"
+    and not (job.get("quantisation") or job.get("device_map"))
 }
 
 

@@ -32,10 +32,14 @@ class PaliGemma(Llava):
         Raises
         ------
         ValueError
-            If the call has no ``token_type_ids``: attention to later tokens would then depend on padding.
+            If the call has no ``token_type_ids``, because attention to later tokens would then depend on padding, or
+            the suffix, where they are 1, holds an image, because nothing would be left in front of it to ask.
         """
-        if inputs.get("token_type_ids") is None:
+        types = inputs.get("token_type_ids")
+        if types is None:
             raise ValueError("PaliGemma needs token_type_ids, as its processor gives them: 0 at images and prompt")
+        if bool(((types == 1) & self.placeholders(inputs["input_ids"])).any()):
+            raise ValueError("token_type_ids must be 0 at images and prompt, as the processor of PaliGemma gives them")
         return super().image_arguments(inputs)
 
     def full_positions(self, inputs: Mapping[str, Any], generating: bool = True) -> Tensor:
@@ -57,15 +61,8 @@ class PaliGemma(Llava):
         ----------
         inputs : Mapping[str, Any]
             Arguments of ``generate`` or ``forward``.
-
-        Raises
-        ------
-        ValueError
-            If the suffix holds an image: nothing would be left in front of it to ask.
         """
         suffix: Tensor = inputs["token_type_ids"] == 1
-        if bool((suffix & self.placeholders(inputs["input_ids"])).any()):
-            raise ValueError("token_type_ids must be 0 at images and prompt, as the processor of PaliGemma gives them")
         return suffix
 
     def token_types(self, input_ids: Tensor) -> Tensor:

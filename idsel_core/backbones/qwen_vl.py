@@ -15,7 +15,7 @@ from torch import Tensor
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.own_thread import in_this_thread
-from idsel_core.backbones._shared.prompts import locate_images
+from idsel_core.backbones._shared.prompts import locate_images, real_columns
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones._shared.tensors import as_weights, padded_rows, pixel_key
 from idsel_core.backbones._shared.tower_views import layer_at
@@ -165,9 +165,8 @@ class Qwen2VL(Backbone):
         input_ids: Tensor = inputs["input_ids"]
         self._check_placeholders(inputs)
         if generating:
-            mask = inputs.get("attention_mask")
-            inputs = {**inputs, "attention_mask": torch.ones_like(input_ids) if mask is None else mask}
-            return super().full_positions(inputs)
+            real = real_columns(input_ids, inputs.get("attention_mask"))
+            return super().full_positions({**inputs, "attention_mask": real.long()})
         known = inspect.signature(self.core.compute_3d_position_ids).parameters
         own = {"inputs_embeds": None, "past_key_values": None, "cache": None}
         positions = self.core.compute_3d_position_ids(**{name: own.get(name, inputs.get(name)) for name in known})
@@ -191,13 +190,12 @@ class Qwen2VL(Backbone):
         if "position_ids" not in inputs:
             inputs["position_ids"] = self.full_positions(inputs)
         short = super().shorten(inputs, tokens, selection, positions)
-        full, mask = inputs["position_ids"], short.get("attention_mask")
-        real = torch.ones_like(short["input_ids"]) if mask is None else mask
+        full, real = inputs["position_ids"], real_columns(short["input_ids"], short.get("attention_mask"))
         if full.ndim == 3:
             if len(full) > self.position_axes:
-                text = (real.cumsum(1) - 1).masked_fill(real == 0, 0)
+                text = (real.cumsum(1) - 1).masked_fill(~real, 0)
                 axes = short["position_ids"][1:]
-                moved = (axes[..., -1] != full[1:, :, -1]).any(0) & real[:, -1].bool()
+                moved = (axes[..., -1] != full[1:, :, -1]).any(0) & real[:, -1]
                 if bool(moved.any()):
                     raise ValueError(
                         f"prompt {int(moved.int().argmax())} ends in an image whose last token was not selected, so "
@@ -214,7 +212,7 @@ class Qwen2VL(Backbone):
         if positions is None or positions.ndim == 2:
             return super().next_positions(short, generating)
         ends = super().next_positions({**short, "position_ids": positions[-self.position_axes :].amax(0)}, generating)
-        real = torch.ones_like(short["input_ids"]) if short.get("attention_mask") is None else short["attention_mask"]
+        real = real_columns(short["input_ids"], short.get("attention_mask"))
         # Behind an image whose last tokens were not selected, the full prompt goes on.
         return torch.cat([ends[:, :-1], real.sum(1, keepdim=True) + self.core.rope_deltas], 1)
 

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
-from idsel_core.backbones._shared.chat_template import remember_processor
+from idsel_core.backbones._shared.known_processors import remember_processor
 from idsel_core.loading.processors import load_processor
 
 Quantisation = Literal["int8", "int4"]
@@ -89,6 +89,7 @@ def load(
         If an option is unknown, the family is not supported or needs code of its own, there is no such device, or the
         weights are missing, pickles, damaged or of other shapes.
     """
+    check_packages(quantisation, device_map)
     chosen = _dtype(dtype)
     source: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     config = read_family_config(name, **source)
@@ -96,7 +97,6 @@ def load(
     if quantisation is not None:
         options["quantization_config"] = _quantised(quantisation, chosen)
     if device_map is not None:
-        _need("accelerate", "device_map")
         _check_devices(device_map)
         options |= {"device_map": device_map, "max_memory": max_memory and dict(max_memory)}
         options |= {"offload_folder": offload_folder}
@@ -109,6 +109,29 @@ def load(
     if read is not None:
         remember_processor(model, read)
     return model, read
+
+
+def check_packages(quantisation: object = None, device_map: object = None) -> None:
+    """Refuse a quantisation that is unknown, and options that need a package which is not installed.
+
+    Parameters
+    ----------
+    quantisation, device_map
+        As for `load`.
+
+    Raises
+    ------
+    ImportError
+        Says which package, and how to install it.
+    ValueError
+        If the quantisation is unknown.
+    """
+    if isinstance(quantisation, str) and quantisation not in get_args(Quantisation):
+        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
+    for package in ("accelerate", "bitsandbytes") if isinstance(quantisation, str) else ():
+        _need(package, f"quantisation={quantisation!r}")
+    if device_map is not None:
+        _need("accelerate", "device_map")
 
 
 def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:
@@ -210,10 +233,6 @@ def _dtype(name: str | torch.dtype) -> str | torch.dtype:
 def _quantised(quantisation: str | QuantizationConfigMixin, dtype: str | torch.dtype) -> QuantizationConfigMixin:
     if isinstance(quantisation, QuantizationConfigMixin):
         return quantisation
-    if quantisation not in get_args(Quantisation):
-        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
-    for package in ("accelerate", "bitsandbytes"):
-        _need(package, f"quantisation={quantisation!r}")
     settings: Any = BitsAndBytesConfig
     kept = [rf".*\b{part}" for part in KEPT_WHOLE]
     if quantisation == "int8":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForMultimodalLM, PreTrainedConfig
+
+from idsel_core.hints import did_you_mean
 
 CONFIGS = Path(__file__).parent / "configs"
 """Folder of the configurations, which is part of the package."""
@@ -36,9 +37,7 @@ def architecture_file(name: str | Path) -> Path:
     """
     known = list_architectures()
     if str(name) not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise ValueError(f"no model is named {str(name)!r}{hint}; known: {', '.join(known)}")
+        raise ValueError(f"no model is named {str(name)!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
     return CONFIGS / f"{name}.json"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from idsel_core.hints import did_you_mean
 from idsel_core.methods._shared.base import Method, take_best
 from idsel_core.methods._shared.drop_plan import resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, drops_inside, most_attended
@@ -152,14 +152,9 @@ def get_method(name: str, **knobs: Any) -> Method:
         If the name or a knob is unknown; the message lists the known names.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}{_hint(name, METHODS)}; known: {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}")
     known = [field.name for field in fields(METHODS[name])]
     for knob in knobs:
         if knob not in known:
-            raise ValueError(f"{name} has no knob {knob!r}{_hint(knob, known)}; known: {', '.join(known)}")
+            raise ValueError(f"{name} has no knob {knob!r}{did_you_mean(knob, known)}; known: {', '.join(known)}")
     return METHODS[name](**knobs)
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

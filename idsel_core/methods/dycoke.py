@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, share_out
+from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first
 from idsel_core.methods._shared.checks import check_flag
 from idsel_core.methods._shared.published_counts import is_share
+from idsel_core.methods._shared.quotas import in_proportion, share_out
 from idsel_core.methods._shared.ragged import cosine_distance
 
 NEW = 255.0
@@ -73,8 +74,8 @@ class DyCoke(FrameByFrame):
         firsts = video.table[::4]
         firsts = best_first(firsts[firsts >= 0], scores, count)
         sizes = [size if frame % 4 else 0 for frame, size in enumerate(video.sizes)]
-        rest, total = count - len(firsts), max(sum(sizes), 1)
-        quotas = share_out(rest, [rest * size / total for size in sizes], sizes)
+        rest = count - len(firsts)
+        quotas = share_out(rest, in_proportion(rest, sizes), sizes)
         others = [best_first(video.of_frame(f), scores, quota) for f, quota in enumerate(quotas) if quota]
         return Picks(torch.cat([firsts, *others]), scores)
 

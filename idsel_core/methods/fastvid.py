@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, share_out
+from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, mean_of_nearest
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_count, check_flag, check_share
-from idsel_core.methods._shared.density import peak_scores
+from idsel_core.methods._shared.density import peaks_of
 from idsel_core.methods._shared.published_counts import is_share
+from idsel_core.methods._shared.quotas import in_proportion, share_out
 from idsel_core.methods._shared.ragged import cosines
 from idsel_core.visual_tokens import VisualTokens
 
@@ -113,7 +115,7 @@ class FastVID(Attended, FrameByFrame):
             for frame in range(begin, end):
                 if not context[frame]:
                     continue
-                peaks = peak_scores(video.features[others[frame]], NEIGHBOURS)[0]
+                peaks = peaks_of(video.features[others[frame]], NEIGHBOURS)[0]
                 target = others[frame][peaks.sort(descending=True, stable=True).indices[: context[frame]]]
                 members = torch.cat(others[begin:end]) if context[frame] > own[frame] else others[frame]
                 targets.append(target)
@@ -140,8 +142,7 @@ class FastVID(Attended, FrameByFrame):
         self, count: int, sizes: list[int], segments: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[int], list[int]]:
         """Return each frame's own number of context tokens, and its numbers of attended and of context tokens."""
-        total = max(sum(sizes), 1)
-        quotas = share_out(count, [count * size / total for size in sizes], sizes)
+        quotas = share_out(count, in_proportion(count, sizes), sizes)
         own = [math.floor(quota * self.context) for quota in quotas]
         salient = [quota - less for quota, less in zip(quotas, own, strict=True)]
         context = [0] * len(sizes)
@@ -149,10 +150,10 @@ class FastVID(Attended, FrameByFrame):
             anchors, collected = self._anchors(begin, end), sum(own[begin:end])
             room = [sizes[frame] - salient[frame] for frame in anchors]
             most = min(collected, sum(room))
-            for frame, number in zip(anchors, share_out(most, [collected / len(room)] * len(room), room), strict=True):
+            for frame, number in zip(anchors, share_out(most, in_proportion(most, [1] * len(room)), room), strict=True):
                 context[frame] = number
             room = [sizes[frame] - salient[frame] - context[frame] for frame in range(begin, end)]
-            more = share_out(collected - most, [(collected - most) / len(room)] * len(room), room)
+            more = share_out(collected - most, in_proportion(collected - most, [1] * len(room)), room)
             salient[begin:end] = [number + extra for number, extra in zip(salient[begin:end], more, strict=True)]
         return own, salient, context
 
@@ -161,7 +162,7 @@ class FastVID(Attended, FrameByFrame):
     ) -> tuple[list[int], list[int], list[int]]:
         """Return what `_counts` does, as the authors' code counts."""
         sizes = video.sizes
-        share = float(self.budget) if is_share(self.budget) else count / max(sum(sizes), 1)
+        share = float(self.budget) if is_share(self.budget) else Fraction(count, max(sum(sizes), 1))
         quotas = [math.floor(size * share) for size in sizes]
         own = [math.floor(quota * self.context) for quota in quotas]
         salient = [quota - less for quota, less in zip(quotas, own, strict=True)]
@@ -184,9 +185,6 @@ class FastVID(Attended, FrameByFrame):
         """Return the features of targets (M,) after the members (T,) were merged into them, (M, D)."""
         unit = torch.nn.functional.normalize(features[members], dim=1)
         to = torch.nn.functional.normalize(features[targets], dim=1)
-        nearest = cosines(unit[None], to[None])[0].max(1).indices
-        belongs = torch.nn.functional.one_hot(nearest, len(targets)).to(features)  # (T, M)
-        numbers = belongs.sum(0)[:, None]
-        mean = cosines(belongs.T[None], features[members].T[None])[0] / numbers.clamp_min(1)
+        mean, numbers = mean_of_nearest(features[members], cosines(unit[None], to[None])[0])
         weight = (1 / (numbers + 1)).clamp_min(self.own)
         return weight * features[targets] + (1 - weight) * mean

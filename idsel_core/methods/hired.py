@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_flag, check_share
 from idsel_core.methods._shared.published_counts import share_rounded_down
+from idsel_core.methods._shared.quotas import in_proportion, share_out
 from idsel_core.methods._shared.ragged import argsort_by, rank_in_group, to_mask, truncate
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
@@ -99,16 +101,9 @@ class HiRED(Attended):
         base = min(math.floor(count * self.thumbnail), sizes[0])
         if not any(marks):
             marks = [0] + [1 if size else 0 for size in sizes[1:]]
-        shares = [(count - base) * mark / max(sum(marks), 1) for mark in marks]
-        quotas = [base] + [min(math.floor(s), n) for s, n in zip(shares[1:], sizes[1:], strict=True)]
-        if self.faithful and any(quotas):
-            return quotas
-        # The rest goes one by one to the part furthest below its share that is not full.
-        shares[0] = base
-        for _ in range(count - sum(quotas)):
-            open_parts = [p for p, n in enumerate(sizes) if quotas[p] < n]
-            quotas[max(open_parts, key=lambda p: (shares[p] - quotas[p], -p))] += 1
-        return quotas
+        dues = [Fraction(base), *in_proportion(count - base, marks[1:])]
+        quotas = [min(math.floor(due), size) for due, size in zip(dues, sizes, strict=True)]
+        return quotas if self.faithful and any(quotas) else share_out(count, dues, sizes)
 
 
 def _tally(part: Tensor, counted: Tensor, parts: int) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, share_out
+from idsel_core.methods._shared.by_frames import FrameByFrame, Picks, Video, best_first, mean_of_nearest
 from idsel_core.methods._shared.by_tower_attention import Attended
 from idsel_core.methods._shared.checks import check_count, check_flag, check_share
-from idsel_core.methods._shared.density import peak_scores
+from idsel_core.methods._shared.density import peaks_of
 from idsel_core.methods._shared.published_counts import is_share
-from idsel_core.methods._shared.ragged import cosine_distance, cosines
+from idsel_core.methods._shared.quotas import in_proportion, share_out
+from idsel_core.methods._shared.ragged import cosine_distance
 from idsel_core.visual_tokens import VisualTokens
 
 Group = tuple[Tensor, Tensor | None]
@@ -127,9 +129,9 @@ class HoliTom(Attended, FrameByFrame):
         sizes = [len(tokens) for tokens, _ in groups]
         if not self.faithful:
             most = min(count, left)
-            return share_out(most, [most * size / max(left, 1) for size in sizes], sizes)
-        share = float(self.budget) if is_share(self.budget) else count / max(full, 1)
-        share = min(share / (left / max(full, 1)), 1) if left else 1
+            return share_out(most, in_proportion(most, sizes), sizes)
+        share = float(self.budget) if is_share(self.budget) else Fraction(count, max(full, 1))
+        share = min(share / Fraction(left, full), 1) if left else 1
         dues = [size * share for size in sizes]
         return [math.ceil(due) if means is None else round(due) for due, (_, means) in zip(dues, groups, strict=True)]
 
@@ -137,13 +139,10 @@ class HoliTom(Attended, FrameByFrame):
         """Return the centres (M,) of some features (T, D), by index, and their features after the others joined."""
         if not number:
             return torch.empty(0, dtype=torch.long, device=x.device), x[:0]
-        scores, distance = peak_scores(x, min(self.neighbours, number))
+        scores, distance = peaks_of(x, min(self.neighbours, number))
         centres = scores.sort(descending=True, stable=True).indices[:number].sort().values
-        nearest = distance[:, centres].min(1).indices  # (T,)
-        belongs = torch.nn.functional.one_hot(nearest, number).to(x)  # (T, M)
-        belongs[centres] = 0
-        numbers = belongs.sum(0)[:, None]
-        mean = cosines(belongs.T[None], x.T[None])[0] / numbers.clamp_min(1)
+        others = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, centres, False)
+        mean, numbers = mean_of_nearest(x[others], -distance[others][:, centres])
         joined = self.own * x[centres] + (1 - self.own) * mean
         return centres, torch.where(numbers > 0, joined, x[centres])
 

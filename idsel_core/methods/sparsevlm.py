@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.checks import check_flag, check_share
+from idsel_core.methods._shared.density import peak_scores
 from idsel_core.methods._shared.drop_plan import check_layers, resolve_layers
 from idsel_core.methods._shared.in_llm import Choice, InLLM, LayerTokens, Positions
 from idsel_core.methods._shared.ragged import argsort_by, cosines, gather_tokens, sort_indices, to_mask, truncate
@@ -178,20 +179,8 @@ def density_peaks(states: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
         Number of clusters of each image, int64 (I,), at most its number of tokens.
     """
     x = states.float().masked_fill(~mask[..., None], 0)
-    # (I, T, T)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").double() / x.shape[-1] ** 0.5
-    far = distance.masked_fill(~mask[:, None], torch.inf)
-    place = torch.arange(x.shape[1], device=x.device)
-    # (I, T, T): distances of each token by rank, those beyond the `counts` nearest set to 0.
-    nearest = far.sort(dim=2).values.masked_fill((place >= counts[:, None])[:, None], 0)
-    spread = nearest.square().sum(2) / counts[:, None].clamp_min(1)  # (I, T): m; smaller is denser
-    # denser[i, t, s]: token s is denser than token t; of equally dense tokens the first counts as denser.
-    first, equal = place < place[:, None], spread[:, None] == spread[..., None]
-    denser = mask[:, None] & ((spread[:, None] < spread[..., None]) | (equal & first))
-    widest = distance.masked_fill(~(mask[:, None] & mask[..., None]), 0).amax((1, 2))
-    # (I, T): distance to the nearest denser token, or the largest distance for the densest token.
-    gap = distance.masked_fill(~denser, torch.inf).amin(2).minimum(widest[:, None])
-    centres = truncate(argsort_by(((-spread).exp() * gap,), mask), counts)
+    scores, distance = peak_scores(x, mask, counts)
+    centres = truncate(argsort_by((scores,), mask), counts)
     # (I, T): cluster of each token, from distances (I, C, T) to the centres; a centre belongs to its own cluster.
     owner = gather_tokens(distance, centres).masked_fill((centres < 0)[..., None], torch.inf).argmin(1)
     image, cluster = (centres >= 0).nonzero(as_tuple=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import check_above_zero, check_share, frames_of_videos
+from idsel_core.methods._shared.quotas import share_out
 from idsel_core.methods._shared.ragged import (
     argsort_by,
     gather_tokens,
@@ -84,7 +85,9 @@ class VidCom2(Method):
         p = (-means / self.temperature).masked_fill(sizes == 0, -torch.inf).softmax(1)
         scale = 1 + p - 1 / (sizes > 0).sum(1, keepdim=True)
         shares = (counts[:, None] / length * scale).clamp_max(1) * sizes
-        quotas = [_quotas(*row) for row in zip(counts.tolist(), shares.tolist(), sizes.tolist(), strict=True)]
+        least = sizes.clamp_max(1) * (counts >= (sizes > 0).sum(1))[:, None]
+        rows = (counts, shares, sizes, least)
+        quotas = [share_out(*row) for row in zip(*(values.tolist() for values in rows), strict=True)]
         scores = -(to_video + to_frame).masked_fill(~mask, torch.inf)
         keep = mask & (rank_in_group(frame, scores, mask) < torch.tensor(quotas, device=mask.device).gather(1, frame))
         return Selection.from_order(truncate(argsort_by((keep, scores), mask), counts), scores, self.budget)
@@ -104,16 +107,3 @@ def _likeness(x: Tensor, mean: Tensor) -> Tensor:
     """Return the likeness (B, N) of tokens (B, N, D) to means (B, N or 1, D)."""
     distance = (x - mean).square().sum(2)
     return torch.stack([torch.exp(-distance / (2 * width)) for width in WIDTHS]).sum(0)
-
-
-def _quotas(count: int, shares: list[float], sizes: list[int]) -> list[int]:
-    """Distribute `count` tokens over frames of `sizes` tokens, which are due `shares`."""
-    least = [min(size, 1) if count >= sum(size > 0 for size in sizes) else 0 for size in sizes]
-    quotas = [min(max(math.floor(share), low), size) for share, low, size in zip(shares, least, sizes, strict=True)]
-    while (rest := count - sum(quotas)) != 0:
-        step = 1 if rest > 0 else -1
-        able = [f for f in range(len(sizes)) if (quotas[f] < sizes[f] if rest > 0 else quotas[f] > least[f])]
-        able.sort(key=lambda f: (step * (quotas[f] - shares[f]), f))
-        for frame in able[: abs(rest)]:
-            quotas[frame] += step
-    return quotas

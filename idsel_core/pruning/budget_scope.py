@@ -89,6 +89,7 @@ def _apart(tokens: VisualTokens, images: Tensor, numbers: Tensor, places: Tensor
         reasons={**tokens.reasons, "crops": "each tile is chosen from by itself"},
         placeholders=mask.sum(1),
         video=None,
+        slots=None,
         _cache={},
     )
 

@@ -184,10 +184,12 @@ def answered(
 
 
 def answer_words(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> Tensor:
-    """Return which tokens of answers are no padding of ``generate``, which follows those that ended first, bool (R, A).
+    """Return which tokens of answers were said, and are no padding behind the answers that ended first, bool (R, A).
 
-    An answer ends with a token that ends answers, or where a stopping criterion or a stop string ended it. Where one of
-    the latter did, and padding is the only token that ends answers, the first such token counts as the end.
+    An answer ends with a token that ends answers, which was said, or where a stopping criterion or a stop string ended
+    it. Behind the latter, sequences do not tell padding from a padding token that was said. If padding is the only
+    token that ends answers, the first one counts as said; otherwise none does but in the answers with the fewest at
+    their end, which went on to the last column.
 
     Parameters
     ----------

@@ -77,14 +77,15 @@ class KeptEncodings:
 
 
 def _state(model: Any) -> Hashable:
-    """Return what an encoding depends on beside the images: weights, buffers, modes, adapters and autocast."""
+    """Return what an encoding depends on beside images: weights, buffers, settings, modes, adapters and autocast."""
     held = [*model.parameters(), *model.buffers()]
     # Tensors that were made under inference_mode have no version.
     versions = tuple((id(each), None if each.is_inference() else each._version) for each in held)
     kinds = sorted({each.device.type for each in held} - {"meta"})
     cast = tuple((kind, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)) for kind in kinds)
     modules = list(model.modules())
-    return versions, _sampled(held), cast, tuple(part.training for part in modules), tuple(map(_adapters, modules))
+    training, adapters = tuple(part.training for part in modules), tuple(map(_adapters, modules))
+    return versions, _sampled(held), repr(model.config.to_dict()), cast, training, adapters
 
 
 def _adapters(module: Any) -> Hashable:

@@ -21,7 +21,7 @@ from idsel_core.pruning.passed_by import watch_parts
 from idsel_core.pruning.turns import NextTurn
 
 if TYPE_CHECKING:
-    from idsel_core.pruning.api import Pruning
+    from idsel_core.pruning.block import Pruning
 
 _LOCK = threading.RLock()
 _PATCHES: dict[nn.Module, Patch] = {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from idsel_core.backbones import Backbone
+from idsel_core.backbones._shared.prompts import PER_TOKEN
 from idsel_core.backbones.in_llm.checks import check_decoder
 from idsel_core.methods import InLLM
-from idsel_core.pruning.arguments import cached_tokens, setting_of, with_full_mask
+from idsel_core.pruning.arguments import cached_tokens, check_tensors, setting_of, with_full_mask
 
 
 def prepared_for_drops(backbone: Backbone, method: InLLM, inputs: dict[str, Any], generating: bool) -> dict[str, Any]:
@@ -60,6 +63,20 @@ def check_window(backbone: Backbone, inputs: dict[str, Any], generating: bool, l
             f'positions="keep" cannot be had for {length} tokens, prompt and answer: layers of this model attend '
             f"within {window} columns, which after pruning reach further than {window} positions"
         )
+
+
+def check_with_image(backbone: Backbone, inputs: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError where a call with pixels cannot be pruned, whatever the method."""
+    input_ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if input_ids is None or inputs.get("inputs_embeds") is not None:
+        raise ValueError("prune() needs the prompt as input_ids, not as inputs_embeds")
+    check_tensors(inputs, (*PER_TOKEN, *backbone.pixel_inputs))
+    if cached_tokens(inputs):
+        raise ValueError("prune() cannot add an image to a cache that holds tokens; give the whole prompt at once")
+    if isinstance(inputs.get("logits_to_keep"), Tensor):
+        raise ValueError("logits_to_keep must be a number inside prune(), because columns move")
+    if mask is not None and mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask must be {tuple(input_ids.shape)}, as input_ids, not {tuple(mask.shape)}")
 
 
 def check_without_image(backbone: Backbone, inputs: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones import Backbone
-from idsel_core.backbones._shared.caches import cache_in, prompts_of
+from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.prompts import PER_TOKEN
+from idsel_core.backbones._shared.shortened_caches import prompts_of
 from idsel_core.pruning.arguments import check_tensors, setting_of
 from idsel_core.pruning.cut_prompts import CutPrompts, name_of, pixels_number
 from idsel_core.pruning.preconditions import check_window

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -98,12 +100,12 @@ def instruction_row(
     ValueError
         If a row has no query token or no visual token.
     """
-    visual = columns >= 0
-    for name, present in (("query_tokens", query_tokens.any(dim=1)), ("columns", visual.any(dim=1))):
-        if not bool(present.all()):
-            raise ValueError(f"{name} must name a token in every row; row {int(present.int().argmin())} has none")
-    counts = query_tokens.sum(dim=1, keepdim=True)
-    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]  # (B, T)
+    visual, counts = columns >= 0, query_tokens.sum(dim=1, keepdim=True)
+    asked = counts[:, 0].tolist()
+    for name, numbers in (("query_tokens", asked), ("columns", visual.sum(dim=1).tolist())):
+        if 0 in numbers:
+            raise ValueError(f"{name} must name a token in every row; row {numbers.index(0)} has none")
+    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : max(asked)]  # (B, T)
     share = query_tokens.gather(1, places) / counts  # (B, T), 0 beyond a row's own query tokens
     seen = _take(key, columns.clamp_min(0))
     # (B, T, N), some T at a time: queries of T query tokens, keys of the N visual tokens.
@@ -111,7 +113,7 @@ def instruction_row(
         (_attend(_take(query, some), seen, scale, visual[:, None], softcap) * weights[..., None]).sum(dim=1)
         for some, weights in zip(torch.split(places, chunk, dim=1), torch.split(share, chunk, dim=1), strict=True)
     ]
-    return torch.stack(parts).sum(dim=0)
+    return functools.reduce(torch.add, parts)
 
 
 def causal_row(query: Tensor, key: Tensor, scale: float, query_tokens: Tensor, real: Tensor, columns: Tensor) -> Tensor:

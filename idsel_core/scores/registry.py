@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+
+from idsel_core.hints import did_you_mean
 
 if TYPE_CHECKING:
     from idsel_core.visual_tokens import VisualTokens
@@ -112,9 +113,9 @@ def importance_scores(tokens: VisualTokens, name: str, normalise: Normalise = "m
 def check_importance(name: str) -> None:
     """Raise ValueError unless `IMPORTANCE` has a score of this name; the message lists the known names."""
     if name not in IMPORTANCE:
-        near = difflib.get_close_matches(str(name), IMPORTANCE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"importance must be one of {', '.join(IMPORTANCE)}, not {name!r}{hint}")
+        raise ValueError(
+            f"importance must be one of {', '.join(IMPORTANCE)}, not {name!r}{did_you_mean(name, IMPORTANCE)}"
+        )
 
 
 def normalised(scores: Tensor, kind: Normalise, mask: Tensor, name: str = "scores") -> Tensor:

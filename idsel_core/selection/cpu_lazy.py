@@ -28,6 +28,8 @@ TABLE_ROWS = 128
 """Number of rows of such a table that are multiplied together."""
 IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
+COPY = 16
+"""Number of products with a token's features that take as long as a copy of them."""
 CHUNK = 2**22
 """Most numbers of the features that are copied at a time."""
 LOOKAHEAD = 64
@@ -133,8 +135,16 @@ class _Run:
         picks, values = self.picks[start : self.effective], self.values[start : self.effective]
         steps = np.arange(start, self.effective)[:, None]  # (T, 1)
         size = max(1, CHUNK // self.x.shape[1])
-        for part in np.split(tokens, range(size, len(tokens), size)):
-            strengths = self._strengths(picks, *self._features(part))  # (T, P)
+        for start in range(0, len(self.x), size):
+            block = slice(start, start + size)
+            part = tokens[slice(*np.searchsorted(tokens, (start, start + size)))]  # (P,)
+            if not len(part):
+                continue
+            if len(picks) * len(self.x[block]) <= (len(picks) + COPY) * len(part):
+                places = torch.from_numpy(part - start)
+                strengths = self._strengths(picks, self.x[block], self.inverse[block], places)  # (T, P)
+            else:
+                strengths = self._strengths(picks, *self._features(part))  # (T, P)
             missing, now = steps >= self.known[part], self.scores[part]  # (T, P), (P,)
             if self.image.update == "subtract":
                 now -= np.einsum("t,tp->p", values, strengths if missing.all() else strengths * missing)
@@ -151,9 +161,20 @@ class _Run:
         chosen = torch.from_numpy(tokens)
         return self.x.index_select(0, chosen), self.inverse.index_select(0, chosen)
 
-    def _strengths(self, unit: Tensor, x: Tensor, inverse: Tensor) -> Floats:
-        """Return the strengths (T, P) at which tokens, given by unit features (T, D), suppress others (P, D)."""
-        strengths: Floats = self.image.strengths(products(unit[None], x[None]).mul_(inverse))[0].numpy()
+    def _unit(self, tokens: Longs) -> Tensor:
+        """Return the unit features (T, D) of tokens (T,)."""
+        chosen = torch.from_numpy(tokens)
+        return self.x.index_select(0, chosen).mul_(self.inverse.index_select(0, chosen)[:, None])
+
+    def _strengths(self, unit: Tensor, x: Tensor, inverse: Tensor, places: Tensor | None = None) -> Floats:
+        """Return the strengths (T, P) at which tokens, given by unit features (T, D), suppress others (P, D).
+
+        Of the others, only those at some places if these are given, int64 (Q,): the result is (T, Q) then.
+        """
+        cosines = products(unit, x).mul_(inverse)
+        if places is not None and len(places) < len(x):
+            cosines = cosines.index_select(1, places)
+        strengths: Floats = self.image.strengths(cosines[None])[0].numpy()
         return strengths
 
     def pick_from(self, threshold: float) -> None:
@@ -167,8 +188,8 @@ class _Run:
         features: tuple[Tensor, Tensor] | None = None
         picked: list[int] = []
         values: list[float] = []
-        width, hits = FEWEST_ROWS, 0
-        while self.left > len(picked):
+        left, width, hits = self.left, FEWEST_ROWS, 0
+        while len(picked) < left:
             best = int(scores.argmax())
             value = float(scores[best])
             if value < threshold or value <= self.floor:
@@ -177,7 +198,7 @@ class _Run:
                 if picked:
                     width = min(max(FEWEST_ROWS, 2 * hits), MOST_ROWS)
                 features = features or self._features(tokens)
-                rows |= self._rows_of_candidates(tokens, scores, rows, width, self.left - len(picked), features)
+                rows |= self._rows_of_candidates(tokens, scores, rows, width, left - len(picked), features)
                 hits = 0
             hits += 1
             picked.append(best)
@@ -202,25 +223,26 @@ class _Run:
         alive = int(np.count_nonzero(scores > -math.inf))
         long = len(tokens) == len(self.tokens) and len(tokens) <= min(9 * left, LONGEST_TABLE)
         if not known and (long or len(tokens) <= SHORT):
-            return dict(enumerate(self._table(*features)))
+            return self._table(*features)
         width = min(width, 5 * left // 4 + 1)
         ranking = np.argsort(-scores, kind="stable")[:alive]
         if not self.order and len(ranking) > width and scores[ranking[width]] == scores[ranking[0]]:
             width = 1  # nothing tells yet which of them comes after the first
         block = [place for place in ranking[: width + len(known)].tolist() if place not in known][:width]
-        unit = self.image.unit(torch.from_numpy(tokens[block])[None])[0]
-        return dict(zip(block, self._strengths(unit, *features), strict=True))
+        return dict(zip(block, self._strengths(self._unit(tokens[block]), *features), strict=True))
 
-    def _table(self, x: Tensor, inverse: Tensor) -> Floats:
-        """Return the strengths (P, P) at which tokens suppress each other; each pair is multiplied about once."""
+    def _table(self, x: Tensor, inverse: Tensor) -> dict[int, Floats]:
+        """Return the strengths (P,) at which each of P tokens suppresses all; each pair is multiplied about once."""
         table = x.new_empty(len(x), len(x))
         for start in range(0, len(x), TABLE_ROWS):
             rows = slice(start, start + TABLE_ROWS)
-            block = products(x[None, rows], x[None, start:])[0]  # (R, P - start)
+            block = products(x[rows], x[start:])  # (R, P - start)
             table[rows, start:] = block.mul_(inverse[rows, None]).mul_(inverse[start:])
             table[start:, rows] = block.T
-        strengths: Floats = self.image.strengths(table[None])[0].numpy()
-        return strengths
+        found: dict[int, Floats] = {}
+        for start in range(0, len(x), TABLE_ROWS):
+            found |= enumerate(self.image.strengths(table[None, start : start + TABLE_ROWS])[0].numpy(), start)
+        return found
 
     def _suppress(self, scores: Floats, pick: int, strengths: Floats) -> None:
         # The update rule, as in `Suppression.suppress`.
@@ -234,7 +256,7 @@ class _Run:
         after = self.effective + len(picked)
         chosen = tokens[picked]
         self.order += chosen.tolist()
-        self.picks[self.effective : after] = self.image.unit(torch.from_numpy(chosen)[None])[0]
+        self.picks[self.effective : after] = self._unit(chosen)
         self.values[self.effective : after] = values
         self.scores[tokens] = scores
         self.effective = self.known[tokens] = after

@@ -7,30 +7,28 @@ import math
 import torch
 from torch import Tensor
 
+from idsel_core.selection.precision import full_precision
 from idsel_core.selection.suppression import rounding, score_dtype
 
 WEIGHT = 0.01
 """Weight, by definition, at which a pick suppresses a token at the image's mean distance."""
 
-CHUNK = {"cpu": 2**18}
-"""Most numbers of the features that are read at a time, in their wider type: so many stay in a processor's cache."""
-
-CHUNK_ELSEWHERE = 2**24
-"""The same on a GPU, where a launch costs more than memory does."""
+TOGETHER = 64
+"""Tokens whose unit features are added in their own dtype, before these sums are added in float64."""
 
 
 def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     """Return the mean cosine distance of two different tokens of each image.
 
-    It is exact and needs no table of all pairs: the squared length of the sum of N unit vectors is N and the cosines of
-    all pairs. A zero vector is at distance 1 from every token.
+    It needs no table of all pairs: the squared length of the sum of N unit vectors is N and the cosines of all pairs. A
+    zero vector is at distance 1 from every token.
 
     Parameters
     ----------
     x : Tensor
         (B, N, D), any float dtype; padding may hold any value.
     inverse : Tensor
-        (B, N); 1 / |x|, 0 for zero vectors.
+        float32 or float64 (B, N); 1 / |x|, 0 for zero vectors. The unit vectors are added in its dtype.
     valid : Tensor
         bool (B, N); True at tokens, at one of each row at least.
 
@@ -41,20 +39,20 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     """
     working = score_dtype(x.device)
     batch, tokens, width = x.shape
-    unit = valid & (inverse > 0)  # (B, N): tokens that have a direction
-    total = torch.zeros(batch, 1, width, dtype=working, device=x.device)
-    step = max(1, CHUNK.get(x.device.type, CHUNK_ELSEWHERE) // (batch * width))
-    whole = bool(valid.all())
-    for start in range(0, tokens, step):
-        part = slice(start, start + step)
-        values = x[:, part].to(working)
-        if not whole:
-            values = values.masked_fill(~valid[:, part, None], 0)
-        lengths = torch.linalg.vector_norm(values, dim=2)  # (B, n)
-        factors = torch.where(unit[:, part], 1 / lengths, 0)
-        total += factors[:, None] @ values
+    factors = inverse.masked_fill(~valid, 0)  # (B, N): 0 at tokens that have no direction
+    values = x.to(inverse.dtype)
+    if not bool(valid.all()):
+        values = values.masked_fill(~valid[..., None], 0)
+    total = torch.zeros(batch, width, dtype=working, device=x.device)
+    whole = tokens - tokens % TOGETHER
+    for part, size in ((slice(whole), TOGETHER), (slice(whole, tokens), tokens - whole)):
+        if part.stop > (part.start or 0):
+            # (B, G, 1, n) @ (B, G, n, D): G groups of n tokens.
+            with full_precision(x.device):
+                sums = factors[:, part].unflatten(1, (-1, 1, size)) @ values[:, part].unflatten(1, (-1, size))
+            total += sums.sum((1, 2), dtype=working)
     count = valid.sum(1).to(working)  # (B,)
-    cosines = total.square().sum((1, 2)) - unit.sum(1)
+    cosines = total.square().sum(1) - (factors > 0).sum(1)
     return (1 - cosines / (count * (count - 1)).clamp_min(1)).clamp_min(0) * (count > 1)
 
 

@@ -88,6 +88,10 @@ class Suppression:
     def _exponents(self) -> Tensor:
         return finite_exponent(self.gamma, score_dtype(self.x.device))[:, None, None]  # (B, 1, 1)
 
+    @cached_property
+    def _one(self) -> Tensor:
+        return torch.ones_like(self._exponents)
+
     def strengths_of(self, picks: Tensor) -> Tensor:
         """Return the strengths (B, T, N) at which tokens (B, T) suppress every token."""
         return self.strengths(products(self.unit(picks), self.x).mul_(self.inverse[:, None]))
@@ -102,8 +106,8 @@ class Suppression:
 
         Distances d = 1 - cos below the rounding error of the cosines count as 0.
         """
-        distance = 1 - cosines.to(score_dtype(cosines.device))
-        distance = torch.nn.functional.threshold(distance, rounding(cosines.dtype), 0.0)
+        distance = self._one - cosines
+        torch.nn.functional.threshold_(distance, rounding(cosines.dtype), 0.0)
         exponent = distance.square_().mul_(self._exponents)
         return exponent.exp_() if self.update == "subtract" else exponent.expm1_().neg_()
 
@@ -134,5 +138,5 @@ def floors(original: Tensor) -> Tensor:
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner products (B, T, N) of the rows of (B, T, D) and (B, N, D)."""
+    """Return the inner products (..., T, N) of the rows of (..., T, D) and (..., N, D)."""
     return a @ b.mT

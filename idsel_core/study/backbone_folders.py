@@ -27,6 +27,31 @@ def backbone_name(backbone: str | Path) -> str:
     return "embedded" if folder == MODEL.resolve() else folder.name
 
 
+def job_name(name: str, model: str, *asked: str) -> str:
+    """Return the name of a job or a figure: as it is of the embedded model, else with the model's behind it.
+
+    Parameters
+    ----------
+    name : str
+        Of the notebook's job.
+    model : str
+        As `backbone_name` calls it, and the settings that it was loaded with.
+    *asked : str
+        What else stands behind it, such as the data set and its split; then the embedded model's name does, too.
+    """
+    if model == "embedded" and not asked:
+        return name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([name, model, *asked]))
+
+
+def weight_files(backbone: str | Path) -> tuple[Path, ...]:
+    """Return the files of a model's weights, none of a hub id."""
+    if is_hub_id(backbone):
+        return ()
+    folder = Path(backbone) if Path(backbone).exists() else project_path(backbone)
+    return tuple(sorted(folder.rglob("*.safetensors")))
+
+
 def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, Any]:
     """Return the configuration of a model that the study can evaluate, without its weights.
 

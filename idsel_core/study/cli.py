@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": "sweep",
     "paper": "paper",
     "figures": "figures",
+    "figure": "figure",
     "explain": "explain",
     "run": "run_notebook",
     "gallery": "gallery",

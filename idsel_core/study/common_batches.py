@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from idsel_core.backbones import Backbone
-from idsel_core.backbones._shared.prompts import PER_TOKEN, Slots
+from idsel_core.backbones._shared.prompts import PER_TOKEN
 from idsel_core.study.shared_prefix import can_share, generate_sharing
+from idsel_core.visual_tokens import Slots
 
 CPU_COLUMNS = 4096
 """Columns of a batch on a CPU: beyond, matrices leave the cache and products take longer."""

@@ -50,12 +50,14 @@ def encode_split(
     """
     pieces: list[dict[str, Tensor]] = []
     names = list(split.images.index)
-    for start in tqdm(range(0, len(names), batch), desc=f"encode {split.name}", unit="batch"):
-        pictures = [split.picture(name) for name in names[start : start + batch]]
-        encoded = backbone.encode(
-            image_pixels(processor, pictures, backbone.model.device), tower_depths=tower_depths or ()
-        )
-        pieces.append(encoded.tensors(None if tower_depths is not None else [v for v in _VIEWS if v in encoded.views]))
+    with tqdm(total=len(names), desc=f"encode {split.name}", unit="image", mininterval=2) as bar:
+        for start in range(0, len(names), batch):
+            pictures = [split.picture(name) for name in names[start : start + batch]]
+            pixels = image_pixels(processor, pictures, backbone.model.device)
+            encoded = backbone.encode(pixels, tower_depths=tower_depths or ())
+            kept = None if tower_depths is not None else [view for view in _VIEWS if view in encoded.views]
+            pieces.append(encoded.tensors(kept))
+            bar.update(len(pictures))
     return Encoded.from_tensors({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]})
 
 

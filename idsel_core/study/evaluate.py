@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.pruning.pipeline import shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.asked_methods import checked_methods, title, tower_depths
+from idsel_core.study.backbone_folders import job_name
 from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
 from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.dataset import BLIND, FULL, Split
@@ -91,10 +91,14 @@ class Study:
         return [*self.split.files, *self.weights]
 
     def named(self, name: str) -> str:
-        """Return the name of a job or a figure: as it is of the embedded model and data, else with theirs behind it."""
-        if (self.name, self.split.dataset) == ("embedded", DATA.name):
+        """Return the name of a job or a figure: as it is of the embedded model and data, else with theirs behind it.
+
+        The settings that a model was loaded with are part of its name, as its rows are others then.
+        """
+        model = self.name + self.settings
+        if (model, self.split.dataset) == ("embedded", DATA.name):
             return name
-        return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{self.name}-{self.split.dataset}-{self.split.name}")
+        return job_name(name, model, self.split.dataset, self.split.name)
 
     def run(self, methods: Iterable[Method | str], batch: int = 50, resume: Path | None = None) -> pd.DataFrame:
         """Ask all questions with each method, with a progress bar.
@@ -125,7 +129,9 @@ class Study:
         questions = self.split.questions
         kept = ResumableRows(resume, {} if resume is None else self._key(methods, batch))
         asking = CommonBatches(self.backbone, batch, self._options)
-        with tqdm(total=len(methods) * len(questions), desc=f"ask {self.split.name}", mininterval=5) as bar:
+        with tqdm(
+            total=len(methods) * len(questions), desc=f"ask {self.split.name}", unit="answer", mininterval=2
+        ) as bar:
             for number, start in enumerate(range(0, len(questions), batch)):
                 asked = questions.iloc[start : start + batch]
                 done = min(max(kept.done - number * len(methods), 0), len(methods))

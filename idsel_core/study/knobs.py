@@ -130,15 +130,19 @@ def knobs_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
         A row of the store, of a method with these knobs.
     """
     update, _, exhausted = row["update"].partition(", ")
-    which, _, layer = row["instruction"].partition("@")
     return {
         **{knob: row[knob] for knob in ("importance", "normalise", "features")},
         "update": update,
         "exhausted": exhausted or "restart",
         "gamma": "auto" if row["gamma"] < 0 else row["gamma"],
-        "instruction_tokens": which,
-        "instruction_layer": int(layer),
+        **instruction_knobs(row["instruction"]),
     }
+
+
+def instruction_knobs(name: str) -> dict[str, Any]:
+    """Return the knobs of instruction attention by their name in rows, such as "words@0": query tokens and layer."""
+    which, _, layer = name.partition("@")
+    return {"instruction_tokens": which, "instruction_layer": int(layer)}
 
 
 class _NoValue(Exception):

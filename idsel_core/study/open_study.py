@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from idsel_core.backbones import Backbone
 from idsel_core.loading.hub import Quantisation
-from idsel_core.study.backbone_folders import backbone_name, is_hub_id
+from idsel_core.study.backbone_folders import backbone_name, is_hub_id, weight_files
 from idsel_core.study.dataset import Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
 from idsel_core.study.evaluate import Study
@@ -32,7 +32,7 @@ def open_study(
     device: str = "cpu",
     dtype: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
-    quantisation: Quantisation | None = None,
+    quantisation: Quantisation | Literal[""] | None = None,
     attention: str | None = None,
     revision: str = "main",
     new_tokens: int | None = None,
@@ -48,7 +48,7 @@ def open_study(
     split, limit, data
         As for `read_data`.
     backbone, device, dtype, device_map, quantisation, attention, revision
-        As for `open_backbone`.
+        As for `open_backbone`; "" stands for none.
     cache : Path or str
         Folder of stored encodings.
     new_tokens : int, optional
@@ -68,8 +68,8 @@ def open_study(
         backbone,
         device,
         dtype=dtype,
-        device_map=device_map,
-        quantisation=quantisation,
+        device_map=device_map or None,
+        quantisation=quantisation or None,
         attention=attention,
         revision=revision,
     )
@@ -82,9 +82,9 @@ def open_study(
         revision=(getattr(opened.model.config, "_commit_hash", None) or "") if is_hub_id(backbone) else "",
         settings="".join(f" {text}" for text in loaded),
         new_tokens=new_tokens,
-        weights=tuple(sorted(backbone.rglob("*.safetensors"))) if isinstance(backbone, Path) else (),
+        weights=weight_files(backbone),
     )
-    plain = dtype == "auto" and not loaded and device_map is None
+    plain = dtype == "auto" and not loaded and not device_map
     if not plain or not isinstance(backbone, Path) or not _is_stored(opened, chosen):
         return study
     if tower_depths is not None:

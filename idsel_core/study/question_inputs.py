@@ -59,8 +59,7 @@ class QuestionInputs:
     @functools.cached_property
     def before(self) -> np.ndarray:
         """Visual tokens of each prompt's images, int (B,)."""
-        placeholders = self.tokens.placeholders
-        return self.by_question(self.tokens.lengths if placeholders is None else placeholders)
+        return self.by_question(self.tokens.full_lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +130,8 @@ class QuestionReader:
             encoded, images = self._encode(asked, shown, given, prompts, depths, grid)
         prompts = {name: value for name, value in prompts.items() if name not in self.backbone.pixel_inputs}
         tokens = read_tokens(self.backbone, encoded, prompts)
-        mask = prompts.get("attention_mask")
-        rows = self.backbone.locate(prompts["input_ids"], encoded.placeholders, encoded.video, mask).rows
+        assert tokens.slots is not None
+        rows = tokens.slots.rows
         on_objects = self._on_objects(questions, tokens, rows)
         return QuestionInputs(prompts, tokens, rows, grid or self.grid, images, on_objects)
 

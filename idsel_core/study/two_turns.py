@@ -94,7 +94,9 @@ def ask_second_questions(
         if isinstance(method, Method) and (drops_inside(method) or method.acts_on_pixels):
             raise ValueError(f"{method.name} does not choose before the language model from the tokens of whole images")
     rows = []
-    with tqdm(total=len(methods) * len(pairs), desc=f"ask {study.split.name} twice", mininterval=5) as bar:
+    with tqdm(
+        total=len(methods) * len(pairs), desc=f"ask {study.split.name} twice", unit="answer", mininterval=2
+    ) as bar:
         for start in range(0, len(pairs), batch):
             asked = pairs.iloc[start : start + batch]
             images = study.split.images.index.get_indexer(pd.Index(asked["image_id"]))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from idsel_core import adapter_for, prune
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, remember_processor
+from idsel_core.backbones._shared.chat_template import ChatTemplate
+from idsel_core.backbones._shared.known_processors import processor_of, remember_processor
 from idsel_core.methods import FastV, MMTok, SparseVLM, TopK
 from idsel_core.visual_tokens import Unavailable
 from tests.support import tiny
@@ -413,8 +414,13 @@ def test_the_suffix_does_not_decide(prefix, family):
             # The prefix is no answer, whatever is labelled.
             assert picks(prefix, method, {**inputs, "labels": inputs["input_ids"]}) == wanted
     inputs["token_type_ids"] = torch.ones_like(inputs["input_ids"])
-    with pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"):
+    ran = []
+    with (
+        prefix.model.vision_tower.register_forward_hook(lambda *_: ran.append(True)),
+        pytest.raises(ValueError, match="token_type_ids must be 0 at images and prompt"),
+    ):
         picks(prefix, WORDS[0], inputs)
+    assert not ran
 
 
 # ------------------------------------------------------------------------------------------------ the formula

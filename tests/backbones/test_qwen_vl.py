@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import Qwen2VLImageProcessorPil
 
 from idsel_core import Random, TopK, Unavailable, adapter_for, prune
 from idsel_core.backbones import Encoded
-from idsel_core.methods import DART, FastV, PyramidDrop, SparseVLM, ToMe
+from idsel_core.methods import DART, FastV, IDSelection, IDSelectionInside, PyramidDrop, SparseVLM, ToMe
 from tests.support import families
 from tests.support.family_prompts import ALL, BARRED, CLOSE, GREEDY, MIXED, by_hand, ragged, tokens_of
 from tests.support.llava_prompts import Fixed, run
@@ -243,8 +245,16 @@ def recomputed(family, model, layout, row, drops, new):
         places = core.language_model.rotary_emb(hidden, positions)
         hidden = layer(hidden, attention_mask=None, position_embeddings=places)
         if index < len(planes):
-            hidden[:, visual] += planes[index]
+            hidden[:, torch.isin(left, visual)] += planes[index][torch.isin(visual, left)]
     return model.lm_head(core.language_model.norm(hidden))[0, -1], len(left)
+
+
+def entered(method, model, inputs, row):
+    """Return the tokens of an image that ID-Selection with the same knobs keeps."""
+    knobs = {field.name: getattr(method, field.name) for field in dataclasses.fields(IDSelection)}
+    with prune(model, IDSelection(**{**knobs, "budget": round(method.budget * method.times)})) as first:
+        model(**inputs)
+    return first.report[row].indices
 
 
 INSIDE = [
@@ -252,6 +262,7 @@ INSIDE = [
     PyramidDrop(4, budget_convention="final", layers=(2,)),
     DART(6, layer=2, budget_convention="final"),
     SparseVLM(5, budget_convention="final", layers=(1,), recycle=0.0),
+    IDSelectionInside(5, times=1.6, budget_convention="final", layers=(2,)),
 ]
 EARLIER = [FastV(5, budget_convention="final"), PyramidDrop(5, budget_convention="final", layers=(1, 2))]
 
@@ -272,6 +283,9 @@ def test_dropped_tokens_take_their_positions_along(family, model, method):
         drops = {drop.layer: drop.indices for drop in run_.report[row].drops}
         last = method.drop_layers(3)[-1]
         assert set(drops) == set(method.drop_layers(3)) and len(drops[last]) == method.budget
+        if isinstance(method, IDSelectionInside):
+            drops[0] = entered(method, model, inputs, row)
+            assert set(drops[last]) < set(drops[0]) and len(drops[0]) == 8
         new: list[int] = []
         for step in got.logits:
             wanted, _ = recomputed(family, model, layout, row, drops, new)

@@ -13,7 +13,8 @@ from tests.support.lab import CHROMIUM, browser, checkout, lab
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: try `apt-get install chromium`"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
 ]
 NOTEBOOK = "explore_selection"
@@ -38,7 +39,7 @@ def page(tmp_path_factory):
     """The notebook, run in JupyterLab."""
     folder = checkout(tmp_path_factory.mktemp("lab"), NOTEBOOK)
     with lab(folder) as address, browser(viewport={"width": 1500, "height": 1300}) as page:
-        page.set_default_timeout(180_000)
+        page.set_default_timeout(120_000)
         page.goto(address.format(f"notebooks/{NOTEBOOK}.ipynb"))
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_function(KERNEL)
@@ -46,13 +47,20 @@ def page(tmp_path_factory):
         page.wait_for_selector(".idsel .side figure")
         page.wait_for_selector(".idsel table")
         page.evaluate("void window.jupyterapp.commands.execute('application:toggle-left-area')")
+        page.set_default_timeout(60_000)
         yield page
 
 
+def settle(page) -> None:
+    """Wait until nothing on the page is of the state before."""
+    page.wait_for_function("!document.querySelector('.idsel-old')")
+
+
 def shot(page, name: str) -> None:
+    settle(page)
     if SHOTS:
         Path(SHOTS).mkdir(parents=True, exist_ok=True)
-        page.locator(".idsel").first.scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('.jp-OutputArea .widget-vbox').scrollIntoView()")
         page.screenshot(path=Path(SHOTS) / f"{name}.png")
 
 
@@ -63,6 +71,17 @@ def titles(page) -> list[str]:
 def slider(page, name: str, number: int = 0):
     """The handle of a slider by the name that stands beside it."""
     return page.locator(".widget-slider", has_text=name).nth(number).locator(".noUi-handle")
+
+
+def menu(page, name: str, number: int = 0):
+    """A menu by the name that stands beside it."""
+    return page.locator(".widget-dropdown", has_text=name).nth(number).locator("select")
+
+
+def fill(page, name: str, text: str) -> None:
+    """Type into a field by the name that stands beside it."""
+    page.locator(".widget-text", has_text=name).locator("input").fill(text)
+    page.keyboard.press("Enter")
 
 
 def wait_for(page, text: str) -> None:
@@ -76,7 +95,8 @@ def test_all_is_shown_at_once(page):
     assert page.locator(".idsel .side svg rect").count() > 128
     cells = page.locator(".idsel table tbody tr").all_inner_texts()
     assert [row.split("\t")[2] for row in cells] == ["576 of 576", "64 of 576", "64 of 576"]
-    assert "Traceback" not in page.inner_text(".jp-Notebook")
+    seen = page.inner_text(".jp-Notebook")
+    assert "Traceback" not in seen and "Loading weights" not in seen
 
 
 def test_a_slider_walks_pick_by_pick_within_a_fifth_of_a_second(page):
@@ -90,7 +110,8 @@ def test_a_slider_walks_pick_by_pick_within_a_fifth_of_a_second(page):
     times = page.evaluate("window.times")
     print(f"from slider to picture: median {statistics.median(times):.0f} ms, {min(times):.0f} to {max(times):.0f} ms")
     shot(page, "step")
-    assert min(times) < 200
+    busy = os.getloadavg()[0] / os.cpu_count()  # processes that wait for each core
+    assert statistics.median(times) < 200 * max(1, busy)
 
 
 def test_the_budget_changes_pictures_and_answers(page):
@@ -98,8 +119,7 @@ def test_the_budget_changes_pictures_and_answers(page):
     for kept in (63, 62):
         page.keyboard.press("ArrowLeft")
         wait_for(page, f"{kept} of 576 tokens kept")
-        wait_for(page, f"ID-Selection, {kept} tokens")
-    assert "62 of 576" in page.locator(".idsel table tbody tr").nth(1).inner_text()
+        page.wait_for_selector(f".idsel table tbody tr:nth-child(2):has-text('{kept} of 576')")
     assert titles(page).count("64 of 576 tokens kept") == 1, "the other method keeps its own budget"
 
 
@@ -114,14 +134,18 @@ def test_a_click_shows_what_looks_like_a_token(page):
 
 
 def test_another_method_and_knobs(page):
-    page.locator(".widget-dropdown", has_text="method").nth(1).locator("select").select_option(label="DivPrune")
+    kept = page.locator(".idsel .side figure").first
+    before = kept.inner_html()
+    slider(page, "gamma").focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("before => document.querySelector('.idsel .side figure').innerHTML != before", arg=before)
+    assert page.locator(".widget-slider", has_text="gamma").count() == 2
+    menu(page, "method", 1).select_option(label="DivPrune")
     wait_for(page, "DivPrune, 64 tokens")
-    gammas = page.locator(".widget-slider", has_text="gamma")
-    assert gammas.count() == 2
-    page.locator(".widget-dropdown", has_text="method").nth(1).locator("select").select_option(label="FastV")
+    menu(page, "method", 1).select_option(label="FastV")
     wait_for(page, "the least budget for this model is")
     shot(page, "refusal")
-    page.locator(".widget-dropdown", has_text="method").nth(1).locator("select").select_option(label="uniform grid")
+    menu(page, "method", 1).select_option(label="uniform grid")
     wait_for(page, "uniform grid, 64 tokens")
 
 
@@ -131,35 +155,61 @@ def upload(page, name: str, content: bytes) -> None:
     choosing.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
 
+def photo(page) -> str:
+    """The style that holds the picture."""
+    return page.locator(".idsel style").last.inner_html()
+
+
+def wait_for_another_photo(page, before: str) -> None:
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('.idsel style')].every(e => e.innerHTML != before)", arg=before
+    )
+
+
 def test_an_uploaded_picture_is_shown(page):
     buffer = io.BytesIO()
     Image.new("RGB", (300, 200), (200, 30, 30)).save(buffer, "PNG")
-    before = page.locator(".idsel style").first.inner_html()
+    sample = photo(page)
     upload(page, "red.png", buffer.getvalue())
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('.idsel style')].every(e => e.innerHTML != before)",
-        arg=page.locator(".idsel style").last.inner_html(),
-    )
-    assert before
+    wait_for_another_photo(page, sample)
     wait_for(page, "62 of 576 tokens kept")
     shot(page, "upload")
+    own = photo(page)
+    menu(page, "picture").select_option(label="temple")
+    wait_for_another_photo(page, own)
+    assert photo(page) == sample
+    upload(page, "red.png", buffer.getvalue())
+    wait_for_another_photo(page, sample)
+    assert photo(page) == own, "the same file once more"
 
 
 def test_wrong_input_gets_a_sentence(page):
     upload(page, "notes.png", b"no picture")
     wait_for(page, "the upload: the image is no image that can be read")
-    page.locator(".widget-text", has_text="or a file").locator("input").fill("nowhere.jpg")
-    page.keyboard.press("Enter")
+    fill(page, "or a file", "nowhere.jpg")
     wait_for(page, "there is no picture 'nowhere.jpg'")
-    page.locator(".widget-dropdown", has_text="picture").locator("select").select_option(label="coffee")
-    question = page.locator(".widget-text", has_text="question").locator("input")
-    question.fill("<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> what?")
-    page.keyboard.press("Enter")
+    menu(page, "picture").select_option(label="coffee")
+    fill(
+        page, "question", "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> what?"
+    )
     wait_for(page, "document.title='taken'")
     page.wait_for_selector(".idsel table")
     assert page.title() != "taken"
-    page.locator(".widget-text", has_text="model").locator("input").fill("no/such/model")
-    page.keyboard.press("Enter")
+    fill(page, "model", "no/such/model")
     wait_for(page, "there is no folder")
     shot(page, "wrong")
-    assert "Traceback" not in page.inner_text(".jp-Notebook")
+    fill(page, "model", "data/backbone/assembled")
+    page.wait_for_selector(".idsel table")
+    fill(page, "question", "Where is the object?")
+    wait_for(page, "Where is the object?")
+    settle(page)
+    seen = page.inner_text(".jp-Notebook")
+    assert "Traceback" not in seen and "Loading weights" not in seen
+
+
+def test_the_page_reads_in_the_dark(page):
+    page.evaluate("void window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+    colour = "getComputedStyle(document.querySelector('.idsel')).color.match(/\\d+/g).map(Number)"
+    page.wait_for_function(f"Math.min(...{colour}.slice(0, 3)) > 180")
+    shot(page, "dark")

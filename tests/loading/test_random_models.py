@@ -136,7 +136,10 @@ def test_projectors_that_are_initialised_with_zeros_are_drawn():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_random("llava-1.5-7"), "named 'llava-1.5-7'; did you mean 'llava-1.5-7b'; known: gemma-3-4b, "),
+        (
+            lambda: build_random("llava-1.5-7"),
+            "named 'llava-1.5-7', did you mean 'llava-1.5-7b'\\?; known: gemma-3-4b, ",
+        ),
         (lambda: build_random("other"), "named 'other'; known: gemma-3-4b, "),
         (lambda: read_architecture("other"), "named 'other'; known: gemma-3-4b, "),
         (

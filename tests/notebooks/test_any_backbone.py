@@ -1,12 +1,13 @@
-"""The gamma ablation end to end, on a user's photographs, with tiny models of every family saved as on the hub."""
+"""The gamma ablation and the efficiency study end to end, with tiny models of families saved as on the hub."""
 
 import importlib.util
 import warnings
 
 import pytest
 
-from idsel_core.study.run.notebook_runner import run
+from idsel_core.study.run.notebook_runner import load_parameters, run
 from idsel_core.study.store.results import Results
+from idsel_core.study.store.times import Times
 from tests.support import hub_folders
 from tests.support.project import PROJECT
 
@@ -41,6 +42,25 @@ def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
     assert set(rows["backbone"]) == {family} and set(rows["dataset"]) == {"photos"}
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == [f"02_gamma-{family}-photos-photos.{kind}" for kind in ("pdf", "png")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "size"), [("llava", []), ("qwen2_5_vl", [48, 48])])
+def test_the_efficiency_study_times_any_backbone(family, size, tmp_path):
+    folder = hub_folders.save(family, tmp_path / family)
+    asked = load_parameters(PROJECT / "config/smoke/08_efficiency.yaml") | {"backbone": str(folder), "image_size": size}
+    asked |= {"curve": [8, 4], "budgets": [8, 4], "final_budgets": [4], "ideal_budgets": [4]}
+    asked |= {f"{kind}_dir": str(tmp_path / kind) for kind in ("results", "times", "figures")}
+    run(PROJECT / "notebooks/08_efficiency.ipynb", tmp_path / "executed.ipynb", asked)
+    times = Times(tmp_path / "times")
+    assert times.jobs() == [f"08_efficiency-{family}"]
+    rows = times.frame(times.jobs()[0])
+    assert set(rows["backbone"]) == {family} and {4, 8} <= set(rows["kept_tokens"])
+    assert ("ideal" in set(rows["method"])) == (family == "llava")  # no prompt is cut by hand where positions have axes
+    assert (tmp_path / f"figures/08_phases-{family}.png").is_file()
+    executed = (tmp_path / "executed.ipynb").read_text()
+    assert f"No comparison with {family} is stored" in executed
+    assert ("cannot be cut by hand" in executed) == (family != "llava")
 
 
 def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):

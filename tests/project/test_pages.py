@@ -189,3 +189,15 @@ def test_times_are_told_by_command(monkeypatch, tmp_path):
     said = "`make test` took 1.5 minutes on 2 cores (x86_64). Not recorded yet: `make test-all`."
     (tmp_path / "test_times.json").write_text(json.dumps({"test": one}))
     assert blocks.times("test", "test-all") == said
+
+
+def test_the_alt_text_of_a_figure_is_what_its_file_holds():
+    blocks = load_blocks()
+    held = blocks.alt("budget")
+    assert (
+        held.startswith("Share of full performance against the visual tokens kept") and "ID-Selection 42% at 4" in held
+    )
+    typed = '![old \\] words](figures/budget.png)\n<img src="docs/figures/budget.png" width="9" alt="old">'
+    assert blocks.render(typed) == (
+        f'![{held}](figures/budget.png)\n<img src="docs/figures/budget.png" width="9" alt="{held}">'
+    )

@@ -310,7 +310,7 @@ def test_generate_refuses_unsupported_options(clip):
 
 
 def test_chunks_are_refused_where_each_would_read_all_images(clip, monkeypatch):
-    monkeypatch.setattr("idsel_core.pruning.api.TRANSFORMERS", "5.22.2")
+    monkeypatch.setattr("idsel_core.pruning.block.TRANSFORMERS", "5.22.2")
     with prune(clip, ragged(1)), pytest.raises(ValueError, match=r"prefill_chunk_size needs transformers 5\.23 or"):
         clip.generate(**tiny.prompts((1,)), **GREEDY, prefill_chunk_size=5)
 

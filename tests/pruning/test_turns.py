@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from idsel_core import TopK, UniformGrid, adapter_for, prune
-from idsel_core.methods import FastV, PyramidDrop, VScan
+from idsel_core.methods import FastV, IDSelectionInside, PyramidDrop, VScan
 from tests.support.families import PAD
 from tests.support.family_prompts import BARRED, CLOSE, by_hand, modes, of_prompt, ragged
 from tests.support.llava_prompts import Fixed, same, state
@@ -21,7 +21,11 @@ from tests.support.turns import ALL_FAMILIES, GREEDY, MIXED, SECOND, STEPS, THIR
 REFUSED = r"this cache holds prompts that prune\(\) shortened, so it does not fit them: go on from it by model\(...\)"
 BEHIND = 8
 """Columns of text behind the last image of a prompt."""
-INSIDE = (FastV(budget=7, budget_convention="final"), PyramidDrop(budget=6, budget_convention="final"))
+INSIDE = (
+    FastV(budget=7, budget_convention="final"),
+    PyramidDrop(budget=6, budget_convention="final"),
+    IDSelectionInside(budget=5, times=2.0, budget_convention="final"),
+)
 WITH_DROPS = [name for name, family in ALL_FAMILIES.items() if not {"fastv", "pyramiddrop"} & set(family.refused)]
 
 
@@ -586,7 +590,13 @@ def test_encodings_are_kept_of_the_same_images_alone(llava):
         yield
         buffer.data = buffer.flip(-1)
 
-    for changed in (training(), other_buffer(), torch.autocast("cpu", dtype=torch.bfloat16)):
+    @contextlib.contextmanager
+    def other_setting():
+        layer, model.config.vision_feature_layer = model.config.vision_feature_layer, -1
+        yield
+        model.config.vision_feature_layer = layer
+
+    for changed in (training(), other_buffer(), other_setting(), torch.autocast("cpu", dtype=torch.bfloat16)):
         with prune(model, UniformGrid(3), keep_encodings=4) as again:
             model.generate(**one, **GREEDY)
             with changed:

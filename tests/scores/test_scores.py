@@ -120,7 +120,7 @@ def test_views_without_contrast_give_equal_scores_of_one(name):
 
 def test_unknown_names_are_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"importance must be one of saliency, .*, not 'salincy'; did you mean 'saliency'"
+        ValueError, match=r"importance must be one of saliency, .*, not 'salincy', did you mean 'saliency'"
     ):
         importance_scores(tokens(views()), "salincy")
     with pytest.raises(ValueError, match=r"unified-geometric, .*not 'xyz'$"):

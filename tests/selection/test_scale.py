@@ -42,6 +42,17 @@ def test_a_tight_cluster_loses_no_digits():
     assert float(mean_distance(x[None], norms_of(x[None]), torch.ones(1, 40, dtype=torch.bool))) == pytest.approx(exact)
 
 
+@pytest.mark.parametrize("common", [0, 1.5, 30])
+@pytest.mark.parametrize("count", [50, 700])
+def test_float32_features_lose_no_more_digits_than_their_cosines(count, common):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(2, count, 1024, generator=draw) + common * torch.randn(1024, generator=draw)
+    x *= torch.logspace(-6, 6, count)[:, None]
+    real = torch.arange(count) < torch.tensor([count, count // 2])[:, None]
+    found, exact = (mean_distance(y, norms_of(y), real) for y in (x, x.double()))
+    torch.testing.assert_close(found, exact, atol=1e-7, rtol=0)
+
+
 @given(problems(gammas=("auto",)))
 @settings(max_examples=60, deadline=None)
 def test_auto_is_the_gamma_whose_weight_at_the_mean_distance_is_the_stated_one(problem):

@@ -361,7 +361,13 @@ def test_lazy_picks_the_same_tokens_as_torch(n, k, update):
             assert resembles(ours, torched, problem, 0), (features, scores, exhausted)
 
 
-SIZES = {"SHORT": (0, 3, 96), "LONGEST_TABLE": (0, 2048), "FEWEST_ROWS": (1, 3), "CHUNK": (16, 2**22)}
+SIZES = {
+    "SHORT": (0, 3, 96),
+    "LONGEST_TABLE": (0, 2048),
+    "FEWEST_ROWS": (1, 3),
+    "CHUNK": (16, 2**22),
+    "COPY": (0, 16, 999),
+}
 
 
 @given(problems(), st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SIZES.items()}))

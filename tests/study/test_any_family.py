@@ -153,3 +153,11 @@ def test_quantisation_that_is_not_installed_is_refused_with_a_sentence(folder):
         pytest.skip("bitsandbytes is installed")
     with pytest.raises(ImportError, match="needs bitsandbytes: pip install"):
         open_backbone(folder("llava_next"), quantisation="int4")
+
+
+def test_a_job_of_a_model_loaded_otherwise_has_a_name_of_its_own():
+    from idsel_core.study.backbone_folders import job_name
+
+    assert job_name("02_gamma", "embedded") == "02_gamma"
+    assert job_name("02_gamma", "embedded int4") == "02_gamma-embedded_int4"
+    assert job_name("02_gamma", "org/model", "gqa", "val") == "02_gamma-org_model-gqa-val"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from idsel_core.backbones import adapter_for
-from idsel_core.methods import METHODS, get_method
+from idsel_core.methods import METHODS, IDSelection, get_method
 from idsel_core.study.common_batches import CommonBatches, split_prompts
 from idsel_core.study.nested_budgets import NESTED, NestedSelections
 from tests.support.families import FAMILIES
@@ -102,3 +102,53 @@ def test_a_subclass_does_not_inherit_nesting():
 
     methods = [Reversed(budget=2), Reversed(budget=4)]
     assert not NestedSelections(methods)._budgets
+
+
+KNOBS = [
+    {"gamma": gamma, "update": update}
+    for gamma in (0.0, 5.0, 100.0, float("inf"), "auto")
+    for update in ("subtract", "multiply")
+]
+
+
+@pytest.mark.parametrize("shared", [{}, {"exhausted": "continue", "features": "encoder"}], ids=["default", "continue"])
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
+@torch.no_grad()
+def test_settings_that_are_run_together_pick_as_each_alone(name, shared, monkeypatch):
+    _, _, tokens = two_images(FAMILIES[name], FAMILIES[name].build())
+    tokens = tokens.take(torch.tensor([0, 0, 1]))  # two questions about one image
+    methods = [IDSelection(budget, **knobs, **shared) for budget in (5, 3, 0.5) for knobs in KNOBS]
+    calls = []
+    monkeypatch.setattr(IDSelection, "select", lambda self, _: calls.append(self))
+    selections = [NestedSelections(methods)] * len(methods)
+    together = [select(method, tokens) for select, method in zip(selections, methods, strict=True)]
+    assert not calls
+    monkeypatch.undo()
+    for method, one in zip(methods, together, strict=True):
+        alone = method.select(tokens)
+        for field in ("order", "indices", "counts", "scores"):
+            assert torch.equal(getattr(one, field), getattr(alone, field)), (method, field)
+
+
+@torch.no_grad()
+def test_settings_of_other_scores_are_not_run_together():
+    _, _, tokens = two_images(FAMILIES["llava_next"], FAMILIES["llava_next"].build())
+    methods = [
+        IDSelection(4, gamma=gamma, importance=importance, features=features)
+        for importance in ("saliency", "unified")
+        for gamma in (1.0, 20.0)
+        for features in ("projector", "encoder")
+    ]
+    select = NestedSelections(methods)
+    for method in methods:
+        assert torch.equal(select(method, tokens).order, method.select(tokens).order)
+        assert len(select._kin(method)) == 2
+
+
+@torch.no_grad()
+def test_values_that_are_refused_alone_are_refused_together():
+    _, _, tokens = two_images(FAMILIES["llava_next"], FAMILIES["llava_next"].build())
+    tokens.features[0, 0, 0] = torch.nan
+    methods = [IDSelection(4, gamma=gamma, importance="saliency") for gamma in (1.0, 20.0)]
+    with pytest.raises(ValueError, match="features must be finite"):
+        NestedSelections(methods)(methods[0], tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -50,6 +51,9 @@ def lab(folder: Path) -> Iterator[str]:
     }
     command = [sys.executable, "-m", "jupyterlab", f"--port={port}", "--port-retries=0"]
     command += [f"--{name}={value}" for name, value in options.items()]
+    (folder / "config/labconfig").mkdir(parents=True)
+    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (folder / "config/labconfig/page_config.json").write_text(json.dumps(quiet))
     environment = os.environ | {"PYTHONPATH": str(PROJECT), "JUPYTER_CONFIG_DIR": str(folder / "config")}
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

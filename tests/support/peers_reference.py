@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -322,21 +323,30 @@ def holov(image: dict, count: int, crops: int = 16, alpha: float = 0.09) -> Kept
     return Kept(kept, gap, notes={"quotas": quotas})
 
 
-def parts_of(shares: list[float], count: int, least: list[int], most: list[int]) -> list[int]:
-    """Return whole parts that sum to `count`: shares rounded down, then a token each, in rounds.
+def by_remainder(total: int, dues: list, room: list[int], least: list[int]) -> list[int]:
+    """Return whole parts of a total by the method of largest remainders, with bounds on each part.
 
-    The next token goes where the share is furthest above the part; the first of equals. Where the least parts are too
-    many together, tokens are taken where the share is furthest below the part.
+    Every part begins with the whole number below its due, or the bound that this breaks. The units that are missing
+    are listed in rounds, one for each part that has room for it, and in a round by falling remainder, then by part; the
+    first of them are given. Units that are too many are taken back in the same way, by rising remainder, last part
+    first.
     """
-    parts = [max(math.floor(share), low) for share, low in zip(shares, least, strict=True)]
-    while (missing := count - sum(parts)) != 0:
-        sign = 1 if missing > 0 else -1
-        room = [high - p if sign > 0 else p - low for p, low, high in zip(parts, least, most, strict=True)]
-        # One round: each part with room changes once at most.
-        short = np.array([sign * (share - p) for share, p in zip(shares, parts, strict=True)])
-        for i in best(short, abs(missing), [i for i, free in enumerate(room) if free > 0])[0]:
-            parts[i] += sign
-    return parts
+    starts = [min(max(math.floor(due), low), high) for due, low, high in zip(dues, least, room, strict=True)]
+    missing = total - sum(starts)
+    spans = zip(starts, least, room, strict=True)
+    free = [high - start if missing > 0 else start - low for start, low, high in spans]
+    sign = 1 if missing > 0 else -1
+    units = [
+        (turn, sign * (starts[part] - due), sign * part) for part, due in enumerate(dues) for turn in range(free[part])
+    ]
+    moved = [sign * part for _, _, part in sorted(units)[: abs(missing)]]
+    return [start + sign * moved.count(part) for part, start in enumerate(starts)]
+
+
+def in_proportion(total: int, sizes: list[int], room: list[int] | None = None) -> list[int]:
+    """Return whole parts of a total that are proportional to sizes, by largest remainders, which are exact."""
+    dues = [Fraction(total * size, max(sum(sizes), 1)) for size in sizes]
+    return by_remainder(total, dues, sizes if room is None else room, [0] * len(sizes))
 
 
 def principal_groups(features: np.ndarray, wanted: int) -> tuple[dict[int, list[int]], float]:
@@ -422,7 +432,7 @@ def vidcom2(video: dict, count: int, temperature: float = 0.01, channels: float 
         rate = count / len(v) * (1 + weight / sum(weights) - 1 / len(frames))
         shares.append(min(rate, 1) * len(members))
     sizes = [len(members) for members in frames.values()]
-    parts = parts_of(shares, count, [int(count >= len(frames))] * len(frames), sizes)
+    parts = by_remainder(count, shares, sizes, [int(count >= len(frames))] * len(frames))
     kept, gap = [], math.inf
     for part, members in zip(parts, frames.values(), strict=True):
         # The best are those least like both means.

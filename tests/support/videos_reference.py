@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 
-from tests.support.peers_reference import Kept, best, unit
+from tests.support.peers_reference import Kept, best, in_proportion, unit
 
 
 def by_frame(video: dict) -> list[dict[tuple[int, int], int]]:
@@ -28,16 +29,6 @@ def off_grid(video: dict, count: int) -> list[int]:
     off = [token for token, cell in enumerate(video["grid"]) if cell[0] < 0]
     on = len(video["grid"]) - len(off)
     return off if count > len(off) else off[: max(count - on, 0)]
-
-
-def remainders(total: int, dues: list[float], room: list[int]) -> list[int]:
-    counts = [min(math.floor(due), most) for due, most in zip(dues, room, strict=True)]
-    while sum(counts) < total:
-        able = [i for i, most in enumerate(room) if counts[i] < most]
-        able.sort(key=lambda i: (counts[i] - dues[i], i))
-        for i in able[: total - sum(counts)]:
-            counts[i] += 1
-    return counts
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -66,8 +57,7 @@ def dycoke(video: dict, count: int) -> Kept:
     if count <= len(firsts) and kept and scores[kept[-1]] == 255:
         gap = math.inf
     others = [frame for number, frame in enumerate(frames) if number % 4]
-    rest, total = count - len(kept), sum(map(len, others))
-    quotas = remainders(rest, [rest * len(frame) / max(total, 1) for frame in others], [len(f) for f in others])
+    quotas = in_proportion(count - len(kept), [len(frame) for frame in others])
     for frame, quota in zip(others, quotas, strict=True):
         chosen, other = best(scores, quota, list(frame.values()))
         kept, gap = kept + chosen, min(gap, other)
@@ -127,17 +117,14 @@ def fastvid(
     d: float = 0.4,
     p: int = 4,
     alpha: float = 0.6,
-    share: float | None = None,
+    share: float | Fraction | None = None,
 ) -> Kept:
     """With a `share`, the authors' counts."""
     x, attention, off = video["features"], video["received_attention"], off_grid(video, count)
     frames = [list(frame.values()) for frame in by_frame(video)]
     sizes, count = [len(frame) for frame in frames], count - len(off)
     groups, gap = segments(np.array([x[frame].mean(0) for frame in frames]), c, tau)
-    if share is None:
-        quotas = remainders(count, [count * size / sum(sizes) for size in sizes], sizes)
-    else:
-        quotas = [int(size * share) for size in sizes]
+    quotas = in_proportion(count, sizes) if share is None else [int(size * share) for size in sizes]
     own = [int(quota * d) for quota in quotas]
     salient = [quota - less for quota, less in zip(quotas, own, strict=True)]
     context = [0] * len(frames)
@@ -150,10 +137,10 @@ def fastvid(
             continue
         room = [sizes[f] - salient[f] for f in anchors]
         fits = min(collected, sum(room))
-        for f, number in zip(anchors, remainders(fits, [collected / len(anchors)] * len(anchors), room), strict=True):
+        for f, number in zip(anchors, in_proportion(fits, [1] * len(anchors), room), strict=True):
             context[f] = number
         more = collected - fits
-        extra = remainders(more, [more / len(group)] * len(group), [sizes[f] - salient[f] - context[f] for f in group])
+        extra = in_proportion(more, [1] * len(group), [sizes[f] - salient[f] - context[f] for f in group])
         for f, number in zip(group, extra, strict=True):
             salient[f] += number
     read, attended, merged = x.copy(), [], []
@@ -186,7 +173,7 @@ def fastvid(
 # ------------------------------------------------------------------------------------------------ HoliTom
 
 
-def cluster(x: np.ndarray, number: int, beta: float, k: int = 7) -> tuple[list[int], np.ndarray, float]:
+def cluster(x: np.ndarray, number: int, beta: float, k: int) -> tuple[list[int], np.ndarray, float]:
     """Return the centres, their features after the others joined, and the smallest gap of a decision."""
     if number == 0:
         return [], x[:0], math.inf
@@ -225,7 +212,8 @@ def holitom(
     tau: float = 0.8,
     beta: float = 0.6,
     d: float = 0.0,
-    share: float | None = None,
+    k: int = 7,
+    share: float | Fraction | None = None,
 ) -> Kept:
     """With a `share`, the authors' counts."""
     x, attention, off = video["features"], video["received_attention"], off_grid(video, count)
@@ -263,9 +251,9 @@ def holitom(
             parts.append(([token for cell, token in frames[f].items() if cell not in static.get(window[0], [])], None))
     if share is None:
         most = min(count, left)
-        numbers = remainders(most, [most * len(part) / left for part, _ in parts], [len(part) for part, _ in parts])
+        numbers = in_proportion(most, [len(part) for part, _ in parts])
     else:
-        ratio = min(share / ((total - saved) / total), 1)
+        ratio = min(share / Fraction(left, total), 1)
         numbers = [math.ceil(len(part) * ratio) if means is None else round(len(part) * ratio) for part, means in parts]
     read, tokens = x.copy(), [*off, *alone]
     for (part, means), number in zip(parts, numbers, strict=True):
@@ -275,7 +263,7 @@ def holitom(
             gap = min(gap, other / attention.max())
             tokens, number, rest = tokens + kept, number - len(kept), [token for token in part if token not in kept]
             values = x[rest]
-        centres, joined, other = cluster(values, number, beta)
+        centres, joined, other = cluster(values, number, beta, k)
         gap = min(gap, other)
         for centre, feature in zip(centres, joined, strict=True):
             read[rest[centre]] = feature

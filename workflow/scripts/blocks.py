@@ -8,6 +8,7 @@ the configurations and the code. `publish.py` writes the blocks of all pages.
 from __future__ import annotations
 
 import csv
+import html
 import inspect
 import json
 import re
@@ -26,22 +27,36 @@ from idsel_core.backbones import BACKBONES
 from idsel_core.loading.random_models import CONFIGS, read_architecture
 from idsel_core.methods import METHODS, InLLM, Method
 from idsel_core.study.dataset import read_split
+from idsel_core.study.report.alt_text import read_alt
 from idsel_core.visual_tokens import VisualTokens
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
 BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE: Final = re.compile(r"!\[(?:\\.|[^\]\\])*\]\((?P<path>[\w./-]*figures/(?P<name>\w+)\.png)\)")
+TAG: Final = re.compile(r'(<img src="[\w./-]*figures/(?P<name>\w+)\.png"[^>]*? alt=")[^"]*(">)')
 
 PEERS_SHOWN: Final = 3
 CONTROLS_SHOWN: Final = ("diversity", "topk", "uniform", "random")
 BUDGETS_SHOWN: Final = (192, 64, 32, 16)
+OF_METHODS: Final = {"all tokens", *(method.label for method in METHODS.values())}
+"""What tables call methods with their defaults; a method with other knobs or a final budget has more in its name."""
+BY_HAND: Final = {
+    "comparison-all": "make comparison",
+    "adaptive": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
+    "bars": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
+    "positions": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
+    "ranks": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
+}
+"""Beginnings of the names of tables that are made by hand, each with the command that makes them."""
 
 
 def pages() -> list[Path]:
-    """Return the pages that have generated blocks."""
+    """Return the pages that have generated blocks or show figures."""
     cards = [ROOT / "data/backbone/README.md", ROOT / "idsel_core/loading/configs/README.md"]
     candidates = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *cards]
-    return [page for page in candidates if page.exists() and BLOCK.search(page.read_text())]
+    forms = (BLOCK, PICTURE, TAG)
+    return [page for page in candidates if page.exists() and any(form.search(page.read_text()) for form in forms)]
 
 
 def block(name: str) -> str:
@@ -55,14 +70,48 @@ def block(name: str) -> str:
     if name in BLOCKS:
         return BLOCKS[name]()
     known = sorted(path.stem.replace("_", "-") for path in (DOCS / "tables").glob("*.md"))
+    if name not in known and (commands := [command for start, command in BY_HAND.items() if name.startswith(start)]):
+        return not_yet(name, commands[0])
     if name not in known:
         raise ValueError(f"nothing generates {name!r}; known are {', '.join([*BLOCKS, *known])}")
     return stored_table(name.replace("-", "_"))
 
 
+def not_yet(name: str, command: str) -> str:
+    """Say which command makes a table that is not published, and show what fewer questions say where that is known."""
+    fewer = name.replace("comparison-all-", "comparison-").replace("-", "_")
+    if not (DOCS / f"tables/{fewer}.md").exists():
+        return f"Not measured yet: `{command}`."
+    return f"Until `{command}` has asked all, what {asked('06_comparison')} say:\n\n{stored_table(fewer)}"
+
+
+def comparison_all_shares() -> str:
+    """Show the shares of full performance class by class, with a link to the whole table where that is published."""
+    if not (DOCS / "tables/comparison_all_shares.md").exists():
+        return not_yet("comparison-all-shares", BY_HAND["comparison-all"])
+    link = "[Accuracies by question type, and loyalty](tables/comparison_all.md)."
+    return f"{stored_table('comparison_all_shares')}\n\n{link}"
+
+
 def render(text: str) -> str:
-    """Return a page with its generated blocks written anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
+    """Return a page with its generated blocks, and the alt text of its figures, written anew."""
+    text = BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'])}\n\n{found[3]}", text)
+    text = PICTURE.sub(lambda found: _picture(found, f"![{_bracketed(alt(found['name']))}]({found['path']})"), text)
+    return TAG.sub(lambda found: _picture(found, f"{found[1]}{html.escape(alt(found['name']))}{found[3]}"), text)
+
+
+def alt(figure: str) -> str:
+    """Return the alt text that a published figure holds."""
+    return read_alt(DOCS / f"figures/{figure}.png")
+
+
+def _picture(found: re.Match[str], described: str) -> str:
+    """Return how a page shows a figure; as it stands where the file holds no alt text."""
+    return described if alt(found["name"]) else found[0]
+
+
+def _bracketed(text: str) -> str:
+    return re.sub(r"([\[\]\\])", r"\\\1", text)
 
 
 # --- tables of results ------------------------------------------------------------------------------------------------
@@ -78,6 +127,11 @@ def read_table(name: str) -> list[dict[str, str]]:
     lines = [line for line in stored_table(name).splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def known_rows(name: str) -> list[dict[str, str]]:
+    """Return the rows of a published table, or none where it was not published."""
+    return read_table(name) if (DOCS / f"tables/{name}.md").exists() else []
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
@@ -104,7 +158,7 @@ def asked(job: str, split: str | None = None) -> str:
     """Say how many questions a job of `make figures` asks, of its own split or of another."""
     given = yaml.safe_load((ROOT / f"config/{job}.yaml").read_text())
     split = split or str(given["split"])
-    questions = read_split(split, ROOT / "data/scenes", given["questions"]).questions
+    questions = read_split(split, ROOT / "data/scenes", given.get("questions", 0)).questions
     types = questions["question_type"].nunique()
     each = f"{'about ' if len(questions) % types else ''}{len(questions) // types}"
     return f"{len(questions):,} questions of the {split} split, {each} of each of {types} question types"
@@ -116,13 +170,16 @@ def headline() -> str:
     Peers lead by the mean of their shares over the budgets shown; only rows that read the budget in the mean over the
     layers count. The table falls by the same mean, so what is better than ID-Selection stands above it.
     """
-    rows = [row for row in read_table("comparison") if not row["method"].endswith("(final)")]
+    table, job = "comparison", "06_comparison"
+    if not {row["method"] for row in read_table(table)} - {row["method"] for row in known_rows("comparison_all")}:
+        table, job = "comparison_all", "16_comparison_all"
+    rows = [row for row in read_table(table) if shown_name(row["method"]).removesuffix(" ‡") in OF_METHODS]
     shares: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
 
     def share(label: str, budget: int) -> float:
-        return float(shares[label][budget].split()[0])
+        return float(shares[label][budget].strip("*").split()[0])
 
     def mean(label: str) -> float:
         return sum(share(label, budget) for budget in BUDGETS_SHOWN) / len(BUDGETS_SHOWN)
@@ -148,8 +205,9 @@ def headline() -> str:
             ]
         ),
         "",
-        f"Share of full performance in percent (all {read_table('comparison')[0]['budget']} tokens are 100) with its "
-        f"paired 95 % bootstrap interval; {asked('06_comparison')}.",
+        f"Share of full performance in percent (all {read_table(table)[0]['budget']} tokens are 100) with its "
+        f"paired 95 % bootstrap interval; {asked(job)}. Best in bold, second best in italics, of all "
+        "methods that read the budget in the mean.",
     ]
     return "\n".join(lines)
 
@@ -426,6 +484,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "budget": lambda: f"{asked('04_ablation_budget')}.\n\n{with_labels('budget')}",
     "columns": columns,
     "comparison": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison_shares')}",
+    "comparison-all-shares": comparison_all_shares,
     "comparison-full": lambda: f"{asked('06_comparison')}.\n\n{with_labels('comparison')}",
     "comparison-missing": comparison_missing,
     "families": families,

@@ -114,14 +114,14 @@ def made_by_hand(workflow: dict) -> dict[str, list[str]]:
 
 
 def published(workflow: dict) -> dict[Path, Path]:
-    """Return the files that are copied, and where to."""
+    """Return the files that are copied, and where to; LaTeX stays in results/."""
     by_hand = [path for paths in made_by_hand(workflow).values() for path in paths]
     sources = [Path(path) for path in [*workflow["drawing"]["outputs"], *workflow.get("published", []), *by_hand]]
     folders = {FIGURES: DOCS / "figures", TABLES: DOCS / "tables"}
     rows = [job for job in workflow.get("published_rows", []) if job in Results(ROWS).jobs()]
     stored = [Path(name) for job in rows for name in (f"{job}.parquet", f"_provenance/{job}.json")]
     copies = {ROWS / name: DOCS / "rows" / name for name in stored}
-    copies |= {source: folders[source.parent] / source.name for source in sources}
+    copies |= {source: folders[source.parent] / source.name for source in sources if source.suffix != ".tex"}
     # How long whole runs took is known only where they were whole.
     return copies | {times: DOCS / times.name for times in (TIMING, TEST_TIMES) if times.exists()}
 

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import re
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from torch import nn
-from transformers import AutoProcessor, AutoTokenizer
+from idsel_core.backbones._shared.known_processors import tokenizer_of
+from idsel_core.backbones._shared.made_up_chats import ANSWERS, QUESTIONS, Renderer, between, renderer
+from idsel_core.backbones._shared.plain_form import PLACEHOLDER, SPECIALS, Plain, is_special
 
-PLACEHOLDER = "\ue000"
-"""Stands for a placeholder of an image in the plain form of a prompt."""
-_UNKNOWN = "\ufffd"
-_SPECIAL = 0xF0000
-"""First of the characters that stand for special tokens, from a private plane of Unicode."""
-_SPECIALS = "[\U000f0000-\U0010fffd]"
-
-_QUESTIONS, _ANSWERS = ("qqfirstqq", "qqsecondqq", "qqthirdqq"), ("aafirstaa", "aasecondaa")
-_SYSTEM = "sssystemss"
 _KINDS = ("image", "video", "audio")
 
 
@@ -76,7 +63,7 @@ class ChatTemplate:
     ) -> None:
         self.opens_question, self.opens_answer, self.blanks = opens_question, tuple(opens_answer), blanks
         self._plain = Plain(tokenizer)
-        self._beside = re.compile(f"(?:{'|'.join(beside_images) or '(?!)'})(?={_SPECIALS}*{PLACEHOLDER})")
+        self._beside = re.compile(f"(?:{'|'.join(beside_images) or '(?!)'})(?={SPECIALS}*{PLACEHOLDER})")
 
     @classmethod
     def of(cls, processor: Any, beside_images: Sequence[str] = ()) -> ChatTemplate | None:
@@ -97,18 +84,18 @@ class ChatTemplate:
     def _read(cls, processor: Any, source: str, beside_images: tuple[str, ...]) -> ChatTemplate | None:
         """Read a chat template, which may be changed on a processor, and then has another source."""
         tokenizer = tokenizer_of(processor)
-        render = _renderer(processor)
+        render = renderer(processor)
         if render is None:
             return None
         plain = Plain(tokenizer)
         single, several = render(1, True), render(3, True)
         if single is None:
             return None
-        before, after = _between(single, None, _QUESTIONS[0]), _between(single, _QUESTIONS[0], None)
+        before, after = between(single, None, QUESTIONS[0]), between(single, QUESTIONS[0], None)
         openings, closings = [plain.text(before)], [plain.text(after)]
         if several is not None:
-            openings += [plain.text(_between(several, _ANSWERS[i], _QUESTIONS[i + 1])) for i in (0, 1)]
-            closings += [plain.text(_between(several, _QUESTIONS[0], _ANSWERS[0]))]
+            openings += [plain.text(between(several, ANSWERS[i], QUESTIONS[i + 1])) for i in (0, 1)]
+            closings += [plain.text(between(several, QUESTIONS[0], ANSWERS[0]))]
         opening = functools.reduce(_common_ending, openings)
         closings = [mark for mark in dict.fromkeys(closings) if mark]
         if not opening or not closings:
@@ -145,10 +132,10 @@ class ChatTemplate:
         inside = [False] * begin + [True] * (stop - begin) + [False] * (len(text) - stop)
         for mark in self._beside.finditer(text, begin, stop):
             inside[mark.start() : mark.end()] = [False] * (mark.end() - mark.start())
+        said = [inner and _is_said(each) for inner, each in zip(inside, text, strict=True)]
         words, place, last = [], 0, -1
         for token, unit in enumerate(units):
-            span = range(place, place + len(unit))
-            words.append(any(inside[i] and _is_said(text[i]) for i in span))
+            words.append(True in said[place : place + len(unit)])
             place += len(unit)
             if unit and place <= stop - length:
                 last = token
@@ -174,134 +161,17 @@ class ChatTemplate:
 
     def _opened(self, text: str) -> int | None:
         """Return where the words of a first turn begin, whose mark may lack what closes the turn before."""
-        start = re.match(f"{_SPECIALS}*", text)
+        start = re.match(f"{SPECIALS}*", text)
         assert start is not None
         for cut in range(1, len(self.opens_question)):
             mark = self.opens_question[cut:]
             if (
-                _is_special(mark[0])
-                and not all(map(_is_special, mark))
+                is_special(mark[0])
+                and not all(map(is_special, mark))
                 and (at := text.find(mark)) in range(start.end() + 1)
             ):
                 return at + len(mark)
         return None
-
-
-class Plain:
-    """The plain form of tokens: their text without white space, and one character for a special token."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        special = sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
-        self._units: dict[int, str] = {number: chr(_SPECIAL + place) for place, number in enumerate(special)}
-        if tokenizer.unk_token_id is not None:
-            self._units[tokenizer.unk_token_id] = _UNKNOWN
-
-    def unit(self, number: int) -> str:
-        """Return the plain form of a token."""
-        if number not in self._units:
-            text = self.tokenizer.decode([number], clean_up_tokenization_spaces=False)
-            self._units[number] = "".join(text.split())
-        return self._units[number]
-
-    def text(self, text: str) -> str:
-        """Return the plain form of a text."""
-        return "".join(map(self.unit, self.tokenizer(text, add_special_tokens=False)["input_ids"]))
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """Return the tokenizer of a processor, which may be one itself."""
-    return getattr(processor, "tokenizer", processor)
-
-
-def special_ids(processor: Any) -> set[int]:
-    """Return the special tokens of a processor or tokenizer, but for unknown words."""
-    tokenizer = tokenizer_of(processor)
-    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-
-
-_PROCESSORS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-"""Processors by model, None for a model that has none here."""
-_LOOKING = threading.RLock()
-
-
-def remember_processor(model: nn.Module, processor: Any) -> None:
-    """Let `processor_of` know the processor of a model."""
-    _PROCESSORS[model] = processor
-
-
-def processor_of(model: Any) -> Any:
-    """Return the processor, or the tokenizer, of a model; None if it is not known.
-
-    It is the one that `remember_processor` was told, or lies with the weights in their folder or in the local cache of
-    the hub. Nothing is downloaded, and no code of a checkpoint is run.
-    """
-    with _LOOKING:
-        if model not in _PROCESSORS:
-            _PROCESSORS[model] = _read_processor(model)
-        return _PROCESSORS[model]
-
-
-def _read_processor(model: Any) -> Any:
-    name = getattr(model, "name_or_path", None) or getattr(model.config, "_name_or_path", None)
-    if not name or (os.sep in str(name) and str(name).count("/") > 1 and not Path(name).is_dir()):
-        return None
-    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if not Path(name).is_dir() and getattr(model.config, "_commit_hash", None):
-        source["revision"] = model.config._commit_hash
-    for read in (AutoProcessor, AutoTokenizer):
-        # A processor may need a package that is missing, where its tokenizer does not; failing means not known.
-        with suppress(Exception):
-            found: Any = read.from_pretrained(name, **source)
-            if hasattr(tokenizer_of(found), "all_special_ids"):
-                return found
-    return None
-
-
-class _Renderer:
-    """Renders made-up conversations by a chat template, whose contents are lists of parts or plain texts."""
-
-    def __init__(self, owner: Any, parts: bool) -> None:
-        self.owner, self.parts = owner, parts
-
-    def _message(self, role: str, text: str, kinds: Sequence[str] = ()) -> dict[str, Any]:
-        images = [{"type": kind, f"{kind}_url": ""} for kind in kinds]
-        return {"role": role, "content": [*images, {"type": "text", "text": text}] if self.parts else text}
-
-    def __call__(self, turns: int, open_answer: bool, kinds: Sequence[str] = ()) -> str | None:
-        """Render so many questions with answers between them; None where the template cannot, or changes contents."""
-        messages, said = [], []
-        for turn in range(turns):
-            messages.append(self._message("user", _QUESTIONS[turn], kinds))
-            said.append(_QUESTIONS[turn])
-            if turn + 1 < turns:
-                messages.append(self._message("assistant", _ANSWERS[turn]))
-                said.append(_ANSWERS[turn])
-        # A template is a program of the checkpoint's authors, in a sandbox; it may fail in any way.
-        try:
-            text = self.owner.apply_chat_template(messages, add_generation_prompt=open_answer, tokenize=False)
-        except Exception:
-            return None
-        if not isinstance(text, str) or any(text.count(part) != 1 for part in said) or "'text':" in text:
-            return None
-        return text
-
-
-def _renderer(processor: Any) -> _Renderer | None:
-    owners = [processor, tokenizer_of(processor)]
-    for owner in dict.fromkeys(owners):
-        if not hasattr(owner, "apply_chat_template"):
-            continue
-        for parts in (True, False):
-            render = _Renderer(owner, parts)
-            if render(1, True) is not None:
-                return render
-    return None
-
-
-def _between(text: str, first: str | None, second: str | None) -> str:
-    start = 0 if first is None else text.index(first) + len(first)
-    return text[start:] if second is None else text[start : text.index(second)]
 
 
 def _common_ending(one: str, two: str) -> str:
@@ -309,22 +179,18 @@ def _common_ending(one: str, two: str) -> str:
     return "".join(unit for unit, _ in equal)[::-1]
 
 
-def _beside_image(render: _Renderer, plain: Plain, opening: str, kind: str) -> str | None:
+def _beside_image(render: Renderer, plain: Plain, opening: str, kind: str) -> str | None:
     """Return a regular expression of the words that a template writes in front of an image, if it writes any."""
     text = render(1, True, (kind,))
     if text is None:
         return None
-    _, _, words = plain.text(_between(text, None, _QUESTIONS[0])).rpartition(opening)
-    found = re.match(f"[^\U000f0000-\U0010fffd]+(?={_SPECIALS})", words)
+    _, _, words = plain.text(between(text, None, QUESTIONS[0])).rpartition(opening)
+    found = re.match(f"[^\U000f0000-\U0010fffd]+(?={SPECIALS})", words)
     return None if found is None else re.sub(r"\d+", r"\\d+", re.escape(found[0]))
 
 
-def _is_special(unit: str) -> bool:
-    return ord(unit) >= _SPECIAL
-
-
 def _is_said(unit: str) -> bool:
-    return unit != PLACEHOLDER and not _is_special(unit)
+    return unit != PLACEHOLDER and not is_special(unit)
 
 
 def _without_blanks_behind(units: list[str]) -> list[str]:

@@ -171,6 +171,7 @@ class Backbone(ShortPrompts, ABC):
             video=encoded.video,
             decoder_layers=self.decoder_layers,
             prompts=instruction,
+            slots=slots,
         )
 
     def patches_for_relevance(self, encoded: Encoded) -> Tensor:

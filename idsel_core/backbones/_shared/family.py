@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.chat_template import ChatTemplate, processor_of, tokenizer_of
-from idsel_core.backbones._shared.prompts import Slots, locate_images
+from idsel_core.backbones._shared.chat_template import ChatTemplate
+from idsel_core.backbones._shared.known_processors import processor_of, tokenizer_of
+from idsel_core.backbones._shared.prompts import locate_images
 from idsel_core.backbones.relevance.companion import Relevance
+from idsel_core.visual_tokens import Slots
 
 
 class Family:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.chat_template import Turn, special_ids
-from idsel_core.backbones._shared.prompts import Slots
+from idsel_core.backbones._shared.chat_template import Turn
+from idsel_core.backbones._shared.known_processors import special_ids
+from idsel_core.backbones._shared.prompts import of_prompts
 from idsel_core.scores.attention_rows import last_token
+from idsel_core.visual_tokens import Slots
 
 if TYPE_CHECKING:
     from idsel_core.backbones._shared.contract import Backbone
@@ -63,14 +66,10 @@ class Instruction:
         answer: Tensor | None = None,
         answered: bool = False,
     ) -> None:
-        self._backbone, self._input_ids, self._real = backbone, input_ids, real
+        self._backbone, self.input_ids, self._real = backbone, input_ids, real
         self._answer, self._answered = answer, answered
         self._placeholder = backbone.placeholders(input_ids)
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        # (I, L): columns from the first to the last placeholder of each image, with what stands between its tiles.
-        first = slots.columns.masked_fill(slots.columns < 0, input_ids.shape[1]).amin(1, keepdim=True)
-        within = (place >= first) & (place <= slots.columns.amax(1, keepdim=True))
-        self._of_image = self._placeholder.long().index_add_(0, slots.rows, within.long()) > 0
+        self._slots = slots
         # (B, L): columns before the first token of an answer.
         self._before = real if answer is None else real & ((answer & real).cumsum(1) == 0)
         self._marked = None if question_mask is None else self._checked(question_mask)
@@ -81,6 +80,15 @@ class Instruction:
         return self._real & ~self._placeholder
 
     @functools.cached_property
+    def _of_image(self) -> Tensor:
+        """Columns of images, with what stands between the tiles of one, bool (B, L)."""
+        columns, (prompts, width) = self._slots.columns, self._placeholder.shape
+        place = torch.arange(width, device=columns.device)
+        # (I, L): columns from the first to the last placeholder of an image; padding, -1, counts from the end.
+        within = (place >= (columns % width).amin(1, keepdim=True)) & (place <= columns.amax(1, keepdim=True))
+        return self._placeholder | of_prompts(within, self._slots.rows, prompts)
+
+    @functools.cached_property
     def words(self) -> Tensor:
         """True at the instruction's words, bool (B, L)."""
         if self._marked is not None:
@@ -89,14 +97,12 @@ class Instruction:
                 row = int(beyond.any(1).int().argmax())
                 raise ValueError(f"question_mask marks tokens of the answer of prompt {row}")
             return self._marked
-        words = torch.zeros_like(self._real)
-        plain = self._said & self._asking
+        known = [turn is not None for turn in self._turns]
+        words = torch.zeros_like(self._real) if all(known) else self._said & self._asking
         for row, turn in enumerate(self._turns):
-            if turn is None:
-                words[row] = plain[row]
-            else:
-                words[row, self._columns(row)] = torch.tensor(turn.words, dtype=torch.bool, device=words.device)
-        if any(turn is None for turn in self._turns) and self._backbone.has_chat_template:
+            if turn is not None:
+                words[row].masked_scatter_(self._real[row], torch.tensor(turn.words, device=words.device))
+        if not all(known) and self._backbone.has_chat_template:
             self._backbone.warn_of_question("all text of the prompt asks about its images")
         return words & ~self._of_image
 
@@ -127,13 +133,13 @@ class Instruction:
     def _turns(self) -> list[Turn | None]:
         template = self._backbone.chat_template
         if template is None:
-            return [None] * len(self._input_ids)
-        ids, placeholder, turns = self._input_ids.cpu(), self._placeholder.cpu(), []
-        for row in range(len(ids)):
-            columns = self._columns(row).cpu()
-            before = int(self._before[row].sum())
-            labelled = before if before < len(columns) else None
-            turns.append(template.last_turn(ids[row, columns].tolist(), placeholder[row, columns].tolist(), labelled))
+            return [None] * len(self.input_ids)
+        turns = []
+        known = (self.input_ids, self._placeholder, self._real, self._before)
+        for ids, placeholder, real, before in zip(*(each.tolist() for each in known), strict=True):
+            read, labelled = list(itertools.compress(ids, real)), sum(before)
+            images = list(itertools.compress(placeholder, real))
+            turns.append(template.last_turn(read, images, labelled if labelled < len(read) else None))
         return turns
 
     def _columns(self, row: int) -> Tensor:
@@ -143,8 +149,8 @@ class Instruction:
     @functools.cached_property
     def _said(self) -> Tensor:
         """Mask of the text that is no special token, as far as those are known, bool (B, L)."""
-        known = torch.tensor(sorted(self._special()), device=self._input_ids.device)
-        return self._real & ~self._of_image & ~torch.isin(self._input_ids, known)
+        known = torch.tensor(sorted(self._special()), device=self.input_ids.device)
+        return self._real & ~self._of_image & ~torch.isin(self.input_ids, known)
 
     @functools.cached_property
     def _led(self) -> Tensor:
@@ -163,21 +169,21 @@ class Instruction:
     @property
     def _asking(self) -> Tensor:
         """Columns that may ask where no chat template tells: those before the answer, bool (B, L)."""
-        return self._before.where(self._led[:, None], self._real)
+        return self._real if self._answer is None else self._before.where(self._led[:, None], self._real)
 
     def _special(self) -> set[int]:
         backbone = self._backbone
-        named = [backbone.model.config.to_dict(), backbone.model.generation_config.to_dict()]
+        named = [backbone.model.config, backbone.model.generation_config]
         known = set() if backbone.processor is None else special_ids(backbone.processor)
         return known.union(*map(_ids_in, named))
 
     def _checked(self, mask: Any) -> Tensor:
         mask = torch.as_tensor(mask)
-        if mask.shape != self._input_ids.shape:
+        if mask.shape != self.input_ids.shape:
             raise ValueError(
-                f"question_mask must be {tuple(self._input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
+                f"question_mask must be {tuple(self.input_ids.shape)}, like input_ids, not {tuple(mask.shape)}"
             )
-        mask = mask.to(self._input_ids.device).bool() & self._real & ~self._placeholder
+        mask = mask.to(self.input_ids.device).bool() & self._real & ~self._placeholder
         silent = self._of_image.any(1) & ~mask.any(1)
         if bool(silent.any()):
             raise ValueError(f"question_mask marks no text of prompt {int(silent.int().argmax())}")
@@ -186,8 +192,8 @@ class Instruction:
 
 def _ids_in(config: Any) -> Iterator[int]:
     """Yield the token ids that a configuration names, those of its parts too."""
-    for name, value in config.items():
-        if isinstance(value, dict):
+    for name, value in (config if isinstance(config, dict) else vars(config)).items():
+        if isinstance(value, dict) or hasattr(value, "to_dict"):
             yield from _ids_in(value)
         elif str(name).endswith(("_token_id", "_token_index")):
             yield from (number for number in (value if isinstance(value, list) else [value]) if number is not None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from idsel_core.visual_tokens import Slots
 
 if TYPE_CHECKING:
     from idsel_core.selection.result import Selection
@@ -22,22 +23,6 @@ PER_TOKEN: Mapping[str, int] = {
     "labels": -100,
 }
 """Arguments of a model with one column for each token, and their value in new padding."""
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Placeholders of each image in a batch of prompts.
-
-    Parameters
-    ----------
-    rows : Tensor
-        Row of each image's prompt, int64 (I,).
-    columns : Tensor
-        Columns of each image's placeholders, int64 (I, P), -1 at padding.
-    """
-
-    rows: Tensor
-    columns: Tensor
 
 
 def real_columns(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

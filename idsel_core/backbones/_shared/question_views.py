@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.instruction import Instruction
-from idsel_core.backbones._shared.prompts import Slots, of_images
+from idsel_core.backbones._shared.prompts import of_images
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.scores import attention_rows, cosine_rows
-from idsel_core.visual_tokens import QueryTokens, Unavailable
+from idsel_core.visual_tokens import QueryTokens, Slots, Unavailable
 
 if TYPE_CHECKING:
     from idsel_core.backbones._shared.contract import Backbone
@@ -62,14 +62,15 @@ class QuestionViews:
 
         @functools.cache
         @torch.no_grad()
-        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, float, float | None]:
-            seen = self._read_layer(layer, self._query_tokens(which))
+        def attend(layer: int, which: QueryTokens) -> tuple[Tensor, Tensor, Tensor, float, float | None]:
+            asking = self._query_tokens(which)
+            seen = self._read_layer(layer, asking)
             query, key, scale = seen.tensors()
-            return of_images(query, self.slots.rows), of_images(key, self.slots.rows), scale, seen.softcap
+            states = (of_images(each, self.slots.rows) for each in (query, key))
+            return asking, *states, scale, seen.softcap
 
         def view(layer: int, which: QueryTokens) -> Tensor:
-            asking = self._query_tokens(which)
-            query, key, scale, softcap = attend(layer, which)
+            asking, query, key, scale, softcap = attend(layer, which)
             self._check_reach(layer, asking)
             asking, columns = asking[self.slots.rows].to(query.device), self.slots.columns.to(query.device)
             row = attention_rows.instruction_row(query, key, scale, asking, columns, softcap)  # (I, tokens)

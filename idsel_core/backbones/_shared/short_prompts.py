@@ -137,7 +137,9 @@ class ShortPrompts(Family):
             As for `shorten`.
         """
         input_ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        slots, real = self.locate(input_ids, tokens.full_lengths, tokens.video, mask), real_columns(input_ids, mask)
+        slots, real = tokens.slots, real_columns(input_ids, mask)
+        if slots is None or tokens.prompts is None or tokens.prompts.input_ids is not input_ids:
+            slots = self.locate(input_ids, tokens.full_lengths, tokens.video, mask)
         return kept_columns(slots, real, tokens.lengths, selection), real
 
     def positions_of(self, positions: str | None) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
+from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.contract import Backbone
 from idsel_core.backbones._shared.instruction import moved, moved_ends
 from idsel_core.backbones._shared.own_thread import in_this_thread
 from idsel_core.backbones._shared.prompts import real_columns
+from idsel_core.backbones._shared.shortened_caches import SPANS_ATTRIBUTE
 from idsel_core.backbones.in_llm.checks import check_cache, check_decoder
 from idsel_core.backbones.in_llm.decode import DecodeStep, Span
 from idsel_core.backbones.in_llm.passage import Passage, Plan

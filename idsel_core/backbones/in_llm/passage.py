@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from idsel_core.backbones._shared.prompts import Slots
 from idsel_core.methods._shared.in_llm import InLLM
 from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Slots
 
 
 @dataclass(frozen=True, eq=False)

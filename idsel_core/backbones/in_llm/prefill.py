@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from idsel_core.backbones._shared.caches import SPANS_ATTRIBUTE, cache_in
+from idsel_core.backbones._shared.caches import cache_in
 from idsel_core.backbones._shared.instruction import up_to
-from idsel_core.backbones._shared.prompts import Slots, of_images, of_prompts, text_after
+from idsel_core.backbones._shared.prompts import of_images, of_prompts, text_after
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
+from idsel_core.backbones._shared.shortened_caches import SPANS_ATTRIBUTE
 from idsel_core.backbones._shared.stopwatch import stopwatch
 from idsel_core.backbones.in_llm.checks import check_cache
 from idsel_core.backbones.in_llm.columns import ColumnLine, dense_positions
@@ -23,6 +24,7 @@ from idsel_core.methods._shared.in_llm import Choice, LayerTokens
 from idsel_core.methods._shared.ragged import gather_tokens, sort_indices
 from idsel_core.scores.attention_rows import last_token
 from idsel_core.selection.result import Selection
+from idsel_core.visual_tokens import Slots
 
 
 class PromptPass:

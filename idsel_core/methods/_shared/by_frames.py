@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.checks import frames_of_videos
+from idsel_core.methods._shared.ragged import merge_into_nearest
 from idsel_core.selection.budget import resolve_budget
 from idsel_core.selection.result import Selection
 from idsel_core.visual_tokens import VisualTokens
@@ -139,26 +138,10 @@ def best_first(tokens: Tensor, scores: Tensor, count: int) -> Tensor:
     return tokens[scores[tokens].sort(descending=True, stable=True).indices[:count]]
 
 
-def share_out(total: int, shares: Sequence[float], room: Sequence[int]) -> list[int]:
-    """Round shares down, and give what is left of a total to the largest remainders, where there is room.
+def mean_of_nearest(values: Tensor, likeness: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the values (T, D) that are most similar to each target, (M, D), and their number, (M, 1).
 
-    Parameters
-    ----------
-    total : int
-        At most the sum of `room`.
-    shares : Sequence[float]
-        What each part is due; they sum to the total.
-    room : Sequence[int]
-        The most that each part can take.
-
-    Returns
-    -------
-    list[int]
-        Their sum is the total. Of equal remainders the first gets more.
+    `likeness` is (T, M); among equal ones the first target wins. A target that none is nearest to has a mean of 0.
     """
-    counts = [min(math.floor(share), most) for share, most in zip(shares, room, strict=True)]
-    while (rest := total - sum(counts)) > 0:
-        able = [part for part, most in enumerate(room) if counts[part] < most]
-        for part in sorted(able, key=lambda part: (counts[part] - shares[part], part))[:rest]:
-            counts[part] += 1
-    return counts
+    sums, numbers = merge_into_nearest(values[None], values.new_ones(1, len(values), dtype=torch.bool), likeness[None])
+    return sums[0] / numbers[0, :, None].clamp_min(1), numbers[0, :, None]

@@ -8,7 +8,7 @@ from torch import Tensor
 from idsel_core.selection.suppression import score_dtype
 
 
-def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+def peak_scores(x: Tensor, mask: Tensor, neighbours: Tensor) -> tuple[Tensor, Tensor]:
     """Return how well each token serves as the centre of a cluster: its density times its distance to a denser token.
 
     The density is exp(-m), where m is the mean squared distance to the nearest tokens, the token itself included.
@@ -18,20 +18,36 @@ def peak_scores(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     x : Tensor
-        (T, D), any float dtype.
-    neighbours : int
-        Number of nearest tokens; all if there are fewer.
+        (I, T, D), float32 or better, in which distances are taken; padding may hold any value.
+    mask : Tensor
+        bool (I, T); True at tokens.
+    neighbours : Tensor
+        Number of nearest tokens of each row, int64 (I,); all if there are fewer.
 
     Returns
     -------
     tuple[Tensor, Tensor]
-        Scores, (T,), and distances, (T, T).
+        Scores, (I, T), and distances, (I, T, T), both arbitrary at padding.
     """
-    x = x.to(score_dtype(x.device))
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
-    spread = distance.sort(dim=1).values[:, :neighbours].square().mean(1)  # (T,): m; smaller is denser
-    place = torch.arange(len(x), device=x.device)
-    # (T, T): denser[t, s]: token s is denser than token t.
-    denser = (spread < spread[:, None]) | ((spread == spread[:, None]) & (place < place[:, None]))
-    gap = distance.masked_fill(~denser, torch.inf).amin(1).minimum(distance.max())
+    x = x.masked_fill(~mask[..., None], 0)
+    neighbours = neighbours.minimum(mask.sum(1)).clamp_min(1)
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").to(score_dtype(x.device))
+    distance = distance / x.shape[2] ** 0.5
+    place = torch.arange(x.shape[1], device=x.device)
+    # (I, T, T): distances of each token by rank, those beyond the nearest set to 0.
+    nearest = distance.masked_fill(~mask[:, None], torch.inf).sort(dim=2).values
+    nearest = nearest.masked_fill((place >= neighbours[:, None])[:, None], 0)
+    spread = nearest.square().sum(2) / neighbours[:, None]  # (I, T): m; smaller is denser
+    # denser[i, t, s]: token s is denser than token t.
+    first, equal = place < place[:, None], spread[:, None] == spread[..., None]
+    denser = mask[:, None] & ((spread[:, None] < spread[..., None]) | (equal & first))
+    widest = distance.masked_fill(~(mask[:, None] & mask[..., None]), 0).amax((1, 2))
+    gap = distance.masked_fill(~denser, torch.inf).amin(2).minimum(widest[:, None])
     return (-spread).exp() * gap, distance
+
+
+def peaks_of(x: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Return the scores (T,) and distances (T, T) of `peak_scores` of one row (T, D), in float64 where possible."""
+    x, mask = x.to(score_dtype(x.device))[None], torch.ones(1, len(x), dtype=torch.bool, device=x.device)
+    scores, distance = peak_scores(x, mask, mask.sum(1).clamp_max(neighbours))
+    return scores[0], distance[0]

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeGuard, get_args
 import torch
 from torch import Tensor
 
-from idsel_core.methods._shared.base import Method
+from idsel_core.methods._shared.base import Method, keep_all
 from idsel_core.methods._shared.drop_plan import by_average, by_final, cheapest, total_tokens
 from idsel_core.methods._shared.ragged import argsort_by, gather_tokens, truncate
 from idsel_core.scores import attention_rows
@@ -192,9 +192,7 @@ class InLLM(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Let all tokens enter the language model."""
-        resolve_budget(self.budget, tokens.lengths)
-        place = torch.arange(tokens.mask.shape[1], device=tokens.mask.device).expand(tokens.mask.shape)  # (B, N)
-        return Selection.from_order(place.masked_fill(~tokens.mask, -1), tokens.mask.float().log(), self.budget)
+        return keep_all(tokens, self.budget)
 
     def counts(self, full: Tensor, entering: Tensor, num_layers: int) -> Tensor:
         """Return the number of tokens of each image after each drop, int64 (I, drops).

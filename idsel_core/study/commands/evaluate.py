@@ -50,11 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Ask the questions and print the accuracy."""
+    from idsel_core.hints import did_you_mean
     from idsel_core.methods import METHODS, get_method
     from idsel_core.study.backbone_folders import check_evaluable
     from idsel_core.study.dataset import BLIND, FULL, read_data
     from idsel_core.study.devices import check_device
-    from idsel_core.study.hints import did_you_mean
     from idsel_core.study.knobs import parse_knob
 
     ends = (FULL, BLIND)

@@ -13,6 +13,7 @@ from idsel_core.methods import (
     DiversityOnly,
     FastV,
     IDSelection,
+    IDSelectionInside,
     InLLM,
     Method,
     PyramidDrop,
@@ -29,6 +30,7 @@ from idsel_core.study.cost.shapes import Decoder, Flops, Tower, add
 
 COUNTED_METHODS: tuple[type[Method], ...] = (
     IDSelection, TopK, DiversityOnly, Random, UniformGrid, FastV, PyramidDrop, SparseVLM, DART,
+    IDSelectionInside,
 )  # fmt: skip
 COUNTED_IMPORTANCE = ("saliency", "instruction", "unified", "unified-product", "unified-geometric")
 """Methods and importance scores whose FLOPs are known."""
@@ -79,16 +81,19 @@ def flops_of_selection(
     if wanted != list(profile):
         keeps, given = (", ".join(map(str, dict.fromkeys(counts))) for counts in (wanted, profile))
         raise ValueError(f"{method!r} keeps {keeps} of {tower.visual} tokens, but visual_tokens says {given}")
-    if isinstance(method, InLLM):
-        return _inside(method, model, profile, text_tokens)
     scores = greedy = 0
     if isinstance(method, Scored):
         scores = _scores(method, model, tower, text_tokens, attention)
     if isinstance(method, Greedy):
         width = model.hidden if method.features == "projector" else tower.features
-        greedy = 2 * profile[0] * tower.visual * (width + (method.update == "subtract"))
-        greedy += 2 * tower.visual * width * (method.gamma == "auto")
-    return Flops(scores=scores, greedy=greedy)
+        greedy = _greedy(method, tower.visual, profile[0], width)
+    before = Flops(scores=scores, greedy=greedy)
+    return add([before, _inside(method, model, profile, text_tokens)]) if isinstance(method, InLLM) else before
+
+
+def _greedy(method: Greedy, tokens: int, picks: int, width: int) -> int:
+    """Return the FLOPs of `id_select` on tokens of so many features."""
+    return 2 * picks * tokens * (width + (method.update == "subtract")) + 2 * tokens * width * (method.gamma == "auto")
 
 
 def _scores(method: Scored, model: Decoder, tower: Tower, text_tokens: int, attention: str) -> int:
@@ -169,5 +174,7 @@ def _inside(method: InLLM, model: Decoder, profile: Sequence[int], text_tokens: 
         elif isinstance(method, SparseVLM):
             kept = method.kept(before, after)
             greedy = 2 * (after - kept) * method.recycled(before - kept) * model.hidden
+        elif isinstance(method, Greedy):
+            greedy = _greedy(method, before, after, model.hidden)
         parts.append(Flops(scores=scores, greedy=greedy))
     return add(parts)

@@ -32,7 +32,8 @@ STYLE = """
 .idsel .ends { display: flex; justify-content: space-between; font-size: 11px; }
 .idsel .note { margin: 2px 0 10px; max-width: 62em; }
 .idsel .problem { padding: 6px 10px; border-left: 4px solid #b3261e; }
-.idsel [data-rows] { cursor: crosshair; }
+.idsel-live [data-rows] { cursor: crosshair; }
+.idsel-old { opacity: 0.35; transition: opacity 0.1s 0.3s; }
 """
 
 PICKS, HEAT, ALIKE = "rocket_r", "magma", "viridis"

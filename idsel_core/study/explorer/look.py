@@ -101,7 +101,10 @@ class Answer:
 @functools.lru_cache(2)
 def opened(backbone: str, device: str) -> tuple[Backbone, Any]:
     """Load a model with its processor; raises as `open_backbone`."""
-    found = backbone if is_hub_id(backbone) or Path(backbone).exists() else project_path(backbone)
+    if not backbone:
+        raise ValueError("no model is named: give a folder or a hub id")
+    folder = Path(backbone).expanduser()
+    found = backbone if is_hub_id(backbone) else folder if folder.exists() else project_path(folder)
     return open_backbone(found, device)
 
 
@@ -235,7 +238,7 @@ def _answer(
     (output, passage), answer_ms = _timed(generate, backbone.model.device)
     new = output[0, call.inputs["input_ids"].shape[1] :]
     layers = passage.layers[0].tolist()
-    before = int(tokens.lengths[0] if tokens.placeholders is None else tokens.placeholders[0])
+    before = int(tokens.full_lengths[0])
     marks = backbone.placeholders(call.inputs["input_ids"])
     words = int((~marks).sum())
     counted = Gflops(backbone.model.config)

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from idsel_core.methods import Method, drops_inside
+from idsel_core.methods import METHODS, Method, drops_inside
 from idsel_core.study.error_text import error_text
 from idsel_core.study.explorer import drawing, look
 from idsel_core.study.explorer.places import Places
 from idsel_core.study.explorer.state import Side, State
+from idsel_core.study.report.html_page import html_page
 from idsel_core.study.store.files import write_atomically
 from idsel_core.study.timing.clock import device_name
 
@@ -56,7 +57,8 @@ def render(state: State) -> Page:
     state : State
         What to look at.
     """
-    return Page(render_answers(state), *render_pictures(state))
+    pictures, tokens = render_pictures(state)
+    return Page(render_answers(state) if tokens else "", pictures, tokens)
 
 
 def render_pictures(state: State) -> tuple[str, int]:
@@ -75,14 +77,7 @@ def _style(asked: look.Asked) -> str:
 
 
 def render_answers(state: State) -> str:
-    """Return the table of the answers of a state; empty where the picture cannot be read, which `render_pictures` says.
-
-    Prefills are of the language model alone.
-    """
-    try:
-        look.everything(state)
-    except REFUSALS:
-        return ""
+    """Return the table of the answers of a state whose picture can be read."""
     try:
         whole = look.answer(state, None)
     except REFUSALS as error:
@@ -90,7 +85,7 @@ def render_answers(state: State) -> str:
     rows, problems = [_row("all tokens", whole)], []
     for side in state.sides:
         if _refusal(state, side):
-            rows.append([side.method, "cannot be asked, see below", *[""] * 5])
+            rows.append([_label(side), "cannot be asked, see below", *[""] * 5])
             continue
         try:
             rows.append(_row(_name(side), look.answer(state, side.build())))
@@ -98,7 +93,10 @@ def render_answers(state: State) -> str:
             problems.append(drawing.problem(f"{_name(side)}: {error_text(error)}"))
     device = look.opened(state.backbone, state.device)[0].model.device
     header = ("", "answer", "visual tokens", "GFLOPs", "encode ms", "select ms", "answer ms")
-    note = f"Times were measured once, on {device_name(device)}; they say nothing of other machines."
+    note = (
+        "GFLOPs are those of scores and prefill in the language model. "
+        f"Times are of one run on {device_name(device)}, and say nothing of other machines."
+    )
     asked = f'<p class="note"><b>{escape(state.question)}</b></p>'
     return drawing.page(asked, drawing.table(header, rows), f'<p class="note">{escape(note)}</p>', *problems)
 
@@ -115,6 +113,10 @@ def _row(name: str, answer: look.Answer) -> list[str]:
 def _name(side: Side) -> str:
     budget = f"{side.budget:.0%} of the" if isinstance(side.budget, float) else f"{side.budget:g}"
     return f"{side.build().label}, {budget} tokens"
+
+
+def _label(side: Side) -> str:
+    return METHODS[side.method].label if side.method in METHODS else side.method
 
 
 def _refusal(state: State, side: Side) -> str:
@@ -137,7 +139,7 @@ def _side(state: State, side: Side, picture: Image.Image) -> str:
             _alike(state, method, places, picture, order),
         ]
     except REFUSALS as error:
-        return f'<section class="side"><h3>{escape(side.method)}</h3></section>' + drawing.problem(error_text(error))
+        return f'<section class="side"><h3>{escape(_label(side))}</h3></section>' + drawing.problem(error_text(error))
     off = sum(int(places.cells[token]) < 0 for token in order)
     note = f'<p class="note">{off} of the kept tokens have no place on the picture.</p>' if off else ""
     return f'<section class="side"><h3>{escape(_name(side))}</h3>{"".join(panels)}</section>{note}'
@@ -193,7 +195,7 @@ def _alike(state: State, method: Method, places: Places, picture: Image.Image, o
     token = places.token_at(state.spot) if state.spot else None
     of = "the token that was clicked"
     if token is None:
-        token, of = (order[0] if len(order) else 0), "the first pick (click a token)"
+        token, of = (order[0] if len(order) else 0), "the first pick"
     field = places.field(look.similarity(state, method, token))
     said = f"cosine of each token with {of}{_at(places, [token])}"
     layers = drawing.heat(field, 0, 1, drawing.ALIKE), drawing.marked(places, token, picture)
@@ -215,7 +217,5 @@ def _nothing(title: str, why: str, places: Places) -> str:
 def write_page(state: State, path: Path) -> Path:
     """Write the page of a state to a file that opens offline; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>idsel: explorer</title>\n'
-    dark = "<style>:root { color-scheme: light dark; }</style>\n"
-    write_atomically(path, f"{head}{dark}{render(state).html}\n</html>\n".encode())
+    write_atomically(path, html_page("idsel: explorer", render(state).html).encode())
     return path

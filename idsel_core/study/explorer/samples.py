@@ -70,7 +70,8 @@ def open_picture(picture: str | bytes) -> Image.Image:
         return _rgb(Image.open(_photograph(picture)), picture)
     if picture in _scenes():
         return _scenes()[picture]().convert("RGB")
-    path = Path(picture) if Path(picture).is_file() else project_path(picture)
+    path = Path(picture).expanduser()
+    path = path if path.is_file() else project_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture {picture!r}: give a file, or one of {', '.join(samples())}")
     check_picture(path, "the picture")

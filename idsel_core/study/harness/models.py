@@ -190,7 +190,8 @@ def pruned(base: Any, name: str) -> type:
         def generate_until(self, requests: list[Any]) -> list[Any]:
             """Answer requests one by one; raise what goes wrong with any of them."""
             try:
-                bar = tqdm(requests, desc=f"{name}, {self.setting.title}", mininterval=5, disable=self.rank != 0)
+                title, hidden = f"{name}, {self.setting.title}", self.rank != 0
+                bar = tqdm(requests, desc=title, unit="answer", mininterval=2, disable=hidden)
                 return [GenerationResult(text=self._answer(request)) for request in bar]
             except Exception as error:
                 if self.leaves_on_error:

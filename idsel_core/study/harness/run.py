@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import re
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from idsel_core.hints import did_you_mean
 from idsel_core.loading.hub import read_family_config
 from idsel_core.study.devices import check_device
 from idsel_core.study.harness.find_tasks import version_of
@@ -58,7 +58,7 @@ def find_model(backbone: str, model: str = "") -> Any:
     check_version()
     name = (model or usual_model(backbone)).removeprefix(PREFIX)
     if name not in WRAPPED:
-        raise ValueError(f"unknown model {model!r}{_near(name, WRAPPED)}; known: {', '.join(WRAPPED)}")
+        raise ValueError(f"unknown model {model!r}{did_you_mean(name, WRAPPED)}; known: {', '.join(WRAPPED)}")
     # The entry point is not seen where a checkout's older metadata comes first on the path.
     for manifest in manifests():
         MODEL_REGISTRY_V2.register_manifest(manifest, overwrite=True)
@@ -212,8 +212,3 @@ def _evaluate(
     note["packages"] = {**note["packages"], **{one: version(one) for one in ("lmms-eval", "datasets")}}
     store.write(job, rows, note)
     return [{**one, "stored": False} for one in metrics]
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

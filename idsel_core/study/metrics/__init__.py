@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from idsel_core.study.hints import did_you_mean
+from idsel_core.hints import did_you_mean
 from idsel_core.study.metrics import anls, choice_letter, relaxed_accuracy, text_match, vqa_accuracy, yes_no
 
 

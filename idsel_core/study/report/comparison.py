@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from idsel_core.study.backbone_folders import job_name
 from idsel_core.study.report.bootstrap import paired_difference, paired_scores
 from idsel_core.study.report.settings import own_positions
 from idsel_core.study.report.significance import holm, sign_flip_test
@@ -57,6 +58,30 @@ def read_comparison(results: Results, job: str = "06_comparison", beside: str = 
     if (short < len(asked)).any():
         raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
     return own_positions(pd.concat([rows, more], ignore_index=True)).reset_index(drop=True)
+
+
+def find_comparison(results: Results, model: str, job: str = "06_comparison") -> str:
+    """Return the job of the store that compared methods with a model, "" if there is none.
+
+    Parameters
+    ----------
+    results : Results
+        The store.
+    model : str
+        As `backbone_name` calls it, and the settings that it was loaded with.
+    job : str
+        Of the notebook, with the embedded model.
+
+    Raises
+    ------
+    ValueError
+        If several did, on other questions.
+    """
+    named = job_name(job, model)
+    found = [one for one in results.jobs() if one == named or (model != "embedded" and one.startswith(f"{named}-"))]
+    if len(found) > 1:
+        raise ValueError(f"several jobs compare methods with {model}; choose one of {', '.join(found)}")
+    return found[0] if found else ""
 
 
 def is_final(method: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,22 +12,29 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from idsel_core.study.report import palette
 from idsel_core.study.report.bootstrap import mean_scores, share_of_full
 from idsel_core.study.report.comparison import is_final, marked_label, on_front, ranking_notes
 from idsel_core.study.report.theme import (
     CONTROLS,
     ENDS,
-    PAGE,
     add_note,
     label,
+    name_lines,
+    number_ticks,
     percent_axis,
     plot_band,
+    points,
     questions_asked,
+    row_points,
+    size,
+    size_for_rows,
     styles,
 )
 
-_COLORS = {"win": "#0173b2", "tie": "0.55", "loss": "#d55e00"}
 _OWN = "idselection"
+_REST: Final = 1.3
+"""Height of a figure beside its rows, inches in a paper."""
 
 
 def apart(methods: Sequence[str]) -> list[str]:
@@ -60,15 +67,16 @@ def ranking_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     order = apart(list(place.index))
     means, widths = means.loc[order], widths.loc[order]
     said = (100 * means).map("{:.1f}".format) + " ± " + (100 * widths).map("{:.1f}".format)
-    figure, axis = plt.subplots(figsize=(PAGE, 0.8 + 0.24 * len(means)), layout="constrained")
+    figure, axis = plt.subplots(figsize=size_for_rows(len(means), 0.2, _REST), layout="constrained")
+    figure.set_label("Share of full performance of each method at each budget, in percent, best methods on top")
     sns.heatmap(
         100 * means,
         annot=said.where(means.notna(), ""),
         fmt="",
-        cmap="viridis",
+        cmap=palette.SHARES,
         ax=axis,
-        annot_kws={"size": 7},
-        cbar_kws={"label": "share of full performance, percent"},
+        annot_kws={"size": row_points(figure, len(means), _REST)},
+        cbar_kws={"label": "share of full performance, percent", "pad": 0.01, "aspect": 40},
     )
     _name_rows(axis, order)
     axis.set_xticklabels([f"{budget:g}" for budget in means.columns])
@@ -103,27 +111,29 @@ def cost_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     unknown = list(dict.fromkeys(shares.loc[shares["gflops"].isna(), "method"]))
     shares = shares.dropna(subset="gflops")
     named = {*shares.loc[on_front(shares, "gflops"), "method"], *CONTROLS, _OWN}
-    figure, axis = plt.subplots(figsize=(PAGE, 4.2), layout="constrained")
-    crowd = 0
+    figure, axis = plt.subplots(figsize=size("page", 3.9), layout="constrained")
+    figure.set_label("Share of full performance of each method against the FLOPs of the language model")
+    crowd, lines, wide = 0, [], 2 * plt.rcParams["lines.linewidth"]
     for method, style in styles(list(dict.fromkeys(shares["method"]))).items():
         chosen = shares[shares["method"] == method].sort_values("gflops")
         if method == _OWN:
-            plot_band(axis, chosen, "gflops", "share", label(method), linewidth=2.5, zorder=3, **style)
-            continue
-        look: dict[str, Any] = {**style, "label": label(method), "alpha": 0.9, "zorder": 2}
-        if method not in named:
-            look = {**style, "color": "0.75", "label": "_other" if crowd else "other methods", "zorder": 1}
+            lines.append(plot_band(axis, chosen, "gflops", "share", label(method), linewidth=wide, zorder=3, **style))
+        elif method in named:
+            lines += axis.plot(chosen["gflops"], chosen["share"], label=label(method), zorder=2, **style)
+        else:
+            look: dict[str, Any] = {**style, "color": palette.CROWD, "linewidth": 0.4 * wide, "zorder": 1}
+            axis.plot(chosen["gflops"], chosen["share"], label="_other", **{**look, "marker": "."})
             crowd += 1
-        axis.plot(chosen["gflops"], chosen["share"], linewidth=0.8, markersize=3.5, **look)
     axis.set_xscale("log")
-    axis.set_xlabel("language model, analytic GFLOPs a question: layers that a score reads, and prefill")
+    number_ticks(axis.xaxis)
+    axis.set_xlabel("GFLOPs of the language model for a question, analytic: layers that a score reads, and prefill")
     axis.set_ylabel("share of full performance")
     percent_axis(axis.yaxis)
-    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    name_lines(axis, lines)
     return add_note(
         figure,
         f"{questions_asked(rows)}; band: 95 % bootstrap interval of {label(_OWN)}",
-        f"coloured: ID-Selection, its controls and the front; grey: {crowd} others" if crowd else "",
+        f"named: ID-Selection, its controls and the front; grey: {crowd} others" if crowd else "",
         "what the image-text companion of CDPruner and TRIM costs is not counted"
         if {"cdpruner", "trim"} & set(shares["method"])
         else "",
@@ -157,9 +167,16 @@ def question_types_figure(rows: pd.DataFrame, budget: float, resamples: int = 20
     ]
     order = apart(list(wide.mean(axis=1).sort_values(ascending=False).index))
     wide = wide.loc[order]
-    figure, axis = plt.subplots(figsize=(PAGE, 0.8 + 0.22 * len(wide)), layout="constrained")
+    figure, axis = plt.subplots(figsize=size_for_rows(len(wide), 0.19, _REST), layout="constrained")
+    figure.set_label(f"Accuracy of each method in each question type with {budget:g} tokens, in percent")
     sns.heatmap(
-        100 * wide, annot=True, fmt=".0f", cmap="viridis", ax=axis, annot_kws={"size": 7}, cbar_kws={"label": "percent"}
+        100 * wide,
+        annot=True,
+        fmt=".0f",
+        cmap=palette.SHARES,
+        ax=axis,
+        annot_kws={"size": row_points(figure, len(wide), _REST)},
+        cbar_kws={"label": "percent", "pad": 0.01, "aspect": 40},
     )
     _name_rows(axis, order)
     axis.set_xlabel(f"accuracy with {budget:g} tokens")
@@ -167,26 +184,38 @@ def question_types_figure(rows: pd.DataFrame, budget: float, resamples: int = 20
     return add_note(figure, note, *ranking_notes(order))
 
 
+def _figure(axis: Axes) -> Figure:
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def _name_rows(axis: Axes, methods: Sequence[str]) -> None:
     """Name the rows of a heat map, and draw a line above the methods that stand apart."""
     axis.grid(visible=False)
-    axis.set_facecolor("0.96")
-    axis.set_yticks(np.arange(len(methods)) + 0.5, [marked_label(method) for method in methods], rotation=0)
+    axis.set_facecolor(palette.EMPTY)
+    names, font = [marked_label(method) for method in methods], row_points(_figure(axis), len(methods), _REST)
+    axis.set_yticks(np.arange(len(methods)) + 0.5, names, rotation=0, fontsize=font)
+    axis.tick_params(length=0)
     axis.set_ylabel("")
     for tick, method in zip(axis.get_yticklabels(), methods, strict=True):
         tick.set_fontweight("bold" if method == _OWN else "normal")
     ranked = sum(not is_final(method) for method in methods)
     if 0 < ranked < len(methods):
-        axis.axhline(ranked, color="black", linewidth=1.5)
+        axis.axhline(ranked, color=palette.INK, label="_apart")
 
 
 def name_places(axis: Axes, methods: Sequence[str]) -> None:
     """Name the places 0, 1, ... from the bottom, and draw a line above those of the methods that stand apart."""
-    axis.set_yticks(range(len(methods)), [marked_label(method) for method in methods])
+    names, font = [marked_label(method) for method in methods], row_points(_figure(axis), len(methods), _REST)
+    axis.set_yticks(range(len(methods)), names, fontsize=font)
+    axis.set_ylim(-0.7, len(methods) - 0.3)
+    for tick, method in zip(axis.get_yticklabels(), methods, strict=True):
+        tick.set_fontweight("bold" if method == _OWN else "normal")
     below = sum(map(is_final, methods))
     if 0 < below < len(methods):
         for one in axis.figure.axes:
-            one.axhline(below - 0.5, color="black", linewidth=1)
+            one.axhline(below - 0.5, color=palette.INK, linewidth=0.8, label="_apart")
 
 
 def versus_each_figure(table: pd.DataFrame, budgets: Sequence[float], method: str = _OWN) -> Figure:
@@ -205,16 +234,23 @@ def versus_each_figure(table: pd.DataFrame, budgets: Sequence[float], method: st
     # From the bottom to the top: those that stand apart, then from the strongest rival to the weakest.
     order = apart(list(drawn.groupby("other")["mean"].mean().sort_values(ascending=False).index))[::-1]
     figure, axes = plt.subplots(
-        1, len(budgets), figsize=(PAGE, 0.9 + 0.2 * len(order)), sharey=True, squeeze=False, layout="constrained"
+        1,
+        len(budgets),
+        figsize=size_for_rows(len(order), 0.175, _REST),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
+    figure.set_label(f"Accuracy of {label(method)} minus that of each other method, a panel a budget")
     for budget, axis in zip(budgets, axes[0], strict=True):
         part = drawn[drawn["budget"] == budget]
-        for outcome, color in _COLORS.items():
+        for outcome, (color, marker) in palette.OUTCOMES.items():
             chosen = part[part["outcome"] == outcome]
             place = [order.index(other) for other in chosen["other"]]
             errors = 100 * np.array([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]])
-            axis.errorbar(100 * chosen["mean"], place, xerr=errors, fmt="o", markersize=3.5, color=color, label=outcome)
-        axis.axvline(0, color="0.3", linewidth=0.8)
+            look = {"color": color, "marker": marker, "linestyle": "", "label": outcome}
+            axis.errorbar(100 * chosen["mean"], place, xerr=errors, **look)
+        axis.axvline(0, color=palette.LINE, linewidth=0.8, label="_equal")
         axis.set_title(f"{budget:g} tokens")
         axis.set_xlabel("points of accuracy")
     name_places(axes[0, 0], order)
@@ -250,18 +286,24 @@ def difficulty_figure(rows: pd.DataFrame, budgets: Sequence[float], resamples: i
     hard = means[means["difficulty"] == "hard"].groupby("method")["mean"].mean()
     order = apart(list(hard.sort_values(ascending=False).index))[::-1]
     figure, axes = plt.subplots(
-        1, len(budgets), figsize=(PAGE, 0.9 + 0.2 * len(order)), sharey=True, squeeze=False, layout="constrained"
+        1,
+        len(budgets),
+        figsize=size_for_rows(len(order), 0.175, _REST),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
+    figure.set_label("Accuracy of each method on easy and on hard questions, a panel a budget")
     for budget, axis in zip(budgets, axes[0], strict=True):
-        for name, color in zip(("easy", "hard"), sns.color_palette("colorblind"), strict=False):
+        for name, look in palette.of_series(("easy", "hard")).items():
             chosen = means[(means["budget"] == budget) & (means["difficulty"] == name)]
             chosen = chosen.set_index("method").reindex(order)
             errors = [chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]
-            axis.errorbar(
-                chosen["mean"], range(len(order)), xerr=errors, fmt="o", markersize=3.5, color=color, label=name
-            )
+            axis.errorbar(chosen["mean"], range(len(order)), xerr=errors, linestyle="", label=name, **look)
         counts = rows[rows["budget"] == budget].drop_duplicates("question_id")["difficulty"].value_counts()
-        axis.set_title(f"{budget:g} tokens: {counts.get('easy', 0)} easy, {counts.get('hard', 0)} hard", fontsize=8)
+        axis.set_title(
+            f"{budget:g} tokens: {counts.get('easy', 0)} easy, {counts.get('hard', 0)} hard", fontsize=points(0.95)
+        )
         percent_axis(axis.xaxis)
         axis.set_xlabel("accuracy")
     name_places(axes[0, 0], order)

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from idsel_core.methods import IDSelection
+from idsel_core.study.knobs import instruction_knobs, knob_columns
 from idsel_core.study.report.bootstrap import Array, interval_bounds, resampled_shares
+from idsel_core.study.report.table_text import BEST
 from idsel_core.study.report.wording import gamma_name
 
 BY = ("update", "importance", "instruction", "gamma", "features")
 """Columns that tell the settings of ID-Selection apart."""
-PUBLISHED = {"update": "subtract", "gamma": "20", "features": "projector"}
+_READING = IDSelection.published(budget=1)
+PUBLISHED = {
+    "update": _READING.update,
+    "gamma": gamma_name(knob_columns(_READING)["gamma"]),
+    "features": _READING.features,
+}
 """Knobs of the published reading, from which a default departs for a reason alone."""
 
 
@@ -88,7 +96,7 @@ def rank_settings(
     where = columns.get_indexer(pd.MultiIndex.from_tuples(wanted))
     table = np.vstack([shares, drawn])[:, where].reshape(len(drawn) + 1, len(settings), len(budgets))
     asks = [str(name) for name in settings.get_level_values("instruction")]
-    depth = np.array([0 if name == "-" else int(name.partition("@")[2]) for name in asks])
+    depth = np.array([0 if name == "-" else instruction_knobs(name)["instruction_layer"] for name in asks])
     gaps = _gaps(table, depth, budgets, tokens, tokens / layers)
     leader = int(gaps[0].min(axis=1).argmax())
     against = gaps[:, :, leader]
@@ -129,16 +137,22 @@ def setting_names(table: pd.DataFrame) -> list[str]:
 
 
 def shown_table(ranking: Ranking) -> pd.DataFrame:
-    """Return the table of a ranking as pages show it, in percent, the default in bold."""
+    """Return the table of a ranking as pages show it, in percent."""
     table = ranking.table
     budgets = [name for name in table if str(name).isdigit()]
-    names = [f"**{name}**" if row == ranking.default else name for row, name in enumerate(setting_names(table))]
-    shown = pd.DataFrame({"setting": names, "layers read": table["layers"]})
+    shown = pd.DataFrame({"setting": setting_names(table), "layers read": table["layers"]})
     for name in (*budgets, "mean"):
         shown[name] = (100 * table[name]).map("{:.1f}".format)
     gaps = zip(100 * table["gap"], 100 * table["low"], 100 * table["high"], strict=True)
     shown["gap"] = [f"{gap:+.1f} [{low:+.1f}, {high:+.1f}]" for gap, low, high in gaps]
     return shown.assign(tied=table["tied"].map({True: "yes", False: ""}))
+
+
+def mark_default(ranking: Ranking, shown: pd.DataFrame) -> pd.DataFrame:
+    """Return the marks of what `shown_table` returned, for `save_table`: the default is in bold."""
+    marks = pd.DataFrame("", index=shown.index, columns=shown.columns)
+    marks.loc[ranking.default, "setting"] = BEST
+    return marks
 
 
 def about_choice(ranking: Ranking) -> str:

@@ -13,6 +13,7 @@ from idsel_core.study.cost import flops_analytic, flops_paper, read_config
 from idsel_core.study.dataset import FULL
 from idsel_core.study.report.efficiency import PHASES, totals
 from idsel_core.study.report.efficiency_sentences import about_efficiency
+from idsel_core.study.report.table_text import to_markdown
 from idsel_core.study.report.theme import label
 from idsel_core.study.timing.records import END_TO_END, IDEAL, Timing, circumstances
 
@@ -121,8 +122,8 @@ def printed_claims(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def summary(times: pd.DataFrame, method: str = "idselection") -> str:
-    """Return the table of FLOPs and times, what it says, and on what it was measured, as Markdown.
+def about_measured(times: pd.DataFrame, method: str = "idselection") -> str:
+    """Say what the table of FLOPs and times says, and on what it was measured.
 
     Parameters
     ----------
@@ -133,5 +134,9 @@ def summary(times: pd.DataFrame, method: str = "idselection") -> str:
     """
     first = times[times["phase"] == "prefill"].iloc[0]
     timing = Timing(**{name: first[name] for name in Timing.__dataclass_fields__})
-    table = efficiency_table(times, method).to_markdown(index=False)
-    return f"{table}\n\n{about_efficiency(times, method)} Measured on {circumstances(timing)}."
+    return f"{about_efficiency(times, method)} Measured on {circumstances(timing)}."
+
+
+def summary(times: pd.DataFrame, method: str = "idselection") -> str:
+    """Return the table of FLOPs and times and what it says, as Markdown; arguments as of `about_measured`."""
+    return f"{to_markdown(efficiency_table(times, method))}\n\n{about_measured(times, method)}"

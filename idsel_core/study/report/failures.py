@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from idsel_core.study.dataset import FULL
+from idsel_core.study.report import palette
 from idsel_core.study.report.pictures import draw_kept
 
 
@@ -80,5 +81,5 @@ def draw_dropped(
     width, height = picture.width / grid[1], picture.height / grid[0]
     for token in dropped.tolist():
         corner = token % grid[1] * width, token // grid[1] * height
-        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#56b4e9", linewidth=0.6))
+        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=palette.DROPPED, linewidth=0.6))
     return len(dropped)

@@ -1,13 +1,9 @@
-"""ID-Selection pick by pick: a poster, and an animation as GIF and as a page."""
+"""ID-Selection pick by pick: a poster, and a frame for each pick."""
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -17,42 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from idsel_core.study.report import theme
+from idsel_core.study.report import palette, theme
 from idsel_core.study.report.pictures import draw_heat, draw_kept
-from idsel_core.study.store.files import write_atomically
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-  :root {{ color-scheme: light dark; }}
-  body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }}
-  img {{ width: 100%; background: white; }}
-  input {{ width: 70%; vertical-align: middle; }}
-</style>
-<h1>{title}</h1>
-<p><button id="play">play</button> <input id="step" type="range" min="0" max="{last}" value="{last}"
-  aria-label="picks made"> <output id="said"></output></p>
-<img id="frame" alt="">
-<script>
-  const frames = {frames}, said = {said};
-  const [step, frame, text, play] = ["step", "frame", "said", "play"].map((id) => document.getElementById(id));
-  const show = () => {{ frame.src = frames[step.value]; frame.alt = text.value = said[step.value]; }};
-  let timer = null;
-  const stop = () => {{ clearInterval(timer); timer = null; play.textContent = "play"; }};
-  play.onclick = () => {{
-    if (timer) return stop();
-    if (step.value == step.max) step.value = 0;
-    play.textContent = "stop";
-    timer = setInterval(() => {{ if (step.value == step.max) stop(); else {{ step.value++; show(); }} }}, 500);
-    show();
-  }};
-  step.oninput = () => {{ stop(); show(); }};
-  show();
-</script>
-</html>
-"""
 
 
 def poster(
@@ -108,7 +70,7 @@ def _draw_left(
     axis.images[-1].set_clim(0, trace[0].max())
     width, height = picture.width / grid[1], picture.height / grid[0]
     for pick, token in enumerate(order[:step], 1):
-        color = "#00e5ff" if pick == step else "white"
+        color = palette.PICK if pick == step else palette.PICKED
         corner = token % grid[1] * width, token // grid[1] * height
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.0))
 
@@ -137,41 +99,3 @@ def frames(
         plt.close(figure)
         drawn.append(Image.open(buffer).convert("RGB"))
     return drawn
-
-
-def write_gif(drawn: Sequence[Image.Image], path: Path, milliseconds: int = 500) -> Path:
-    """Write frames as an animation that repeats, and rests on its last frame; return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    small = [frame.quantize(128, dither=Image.Dither.NONE) for frame in drawn]
-    times = [milliseconds] * (len(small) - 1) + [4 * milliseconds]
-    buffer = io.BytesIO()
-    small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=times, loop=0)
-    write_atomically(path, buffer.getvalue())
-    return path
-
-
-def write_page(drawn: Sequence[Image.Image], said: Sequence[str], title: str, path: Path) -> Path:
-    """Write frames as a page with a slider, which opens offline; return its path.
-
-    Parameters
-    ----------
-    drawn : sequence of Image
-        The frames.
-    said : sequence of str
-        What each of them shows, for those who cannot see it.
-    title : str
-        Of the page.
-    path : Path
-        Where it goes.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sources = []
-    for frame in drawn:
-        buffer = io.BytesIO()
-        frame.save(buffer, "JPEG", quality=88)
-        sources.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    # A script ends at "</", whatever stands before it.
-    texts = json.dumps(list(said)).replace("<", "\\u003c")
-    page = PAGE.format(title=escape(title), last=len(drawn) - 1, frames=json.dumps(sources), said=texts)
-    write_atomically(path, page.encode())
-    return path

@@ -11,13 +11,15 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from idsel_core.study.report import palette
+
 
 def draw_heat(axis: Axes, picture: Image.Image, scores: ArrayLike, rows: int, columns: int) -> None:
     """Lay a map of scores (rows x columns values in raster order) over a picture."""
     width, height = picture.size
-    axis.imshow(picture.convert("L"), cmap="gray", alpha=0.9)
+    axis.imshow(picture.convert("L"), cmap=palette.PICTURE, alpha=0.9)
     field = np.asarray(scores, float).reshape(rows, columns)
-    axis.imshow(field, cmap="magma", alpha=0.65, extent=(0, width, height, 0), interpolation="nearest")
+    axis.imshow(field, cmap=palette.SCORES, alpha=0.65, extent=(0, width, height, 0), interpolation="nearest")
     axis.set_axis_off()
 
 
@@ -31,7 +33,7 @@ def draw_kept(axis: Axes, picture: Image.Image, order: Sequence[int], rows: int,
     veil = np.zeros((rows, columns, 4))
     veil[..., 3] = shade.reshape(rows, columns)
     axis.imshow(veil, extent=(0, width, height, 0), interpolation="nearest")
-    for color, token in zip(sns.color_palette("rocket_r", len(order)), order, strict=True):
+    for color, token in zip(sns.color_palette(palette.PICKS, len(order)), order, strict=True):
         x, y = token % columns * cell_width, token // columns * cell_height
         axis.add_patch(Rectangle((x, y), cell_width, cell_height, fill=False, edgecolor=color, linewidth=0.8))
     axis.set_axis_off()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
 from idsel_core.study.report.agreement import as_loyal, loyalty
 from idsel_core.study.report.bootstrap import share_of_full
-from idsel_core.study.report.theme import label
+from idsel_core.study.report.table_text import SECOND, marks, to_latex, to_markdown
+from idsel_core.study.report.theme import ENDS, FINAL, label
 from idsel_core.study.store.provenance import origin_comment
+
+_NOT_COMPARED: Final = ("method", "budget", "tokens a layer", "split", "questions")
+_MARKED: Final = (
+    "Best in bold, second best in italics (in LaTeX underlined), by the number shown; all tokens, no image and methods "
+    "that read more tokens than their budget are not compared."
+)
 
 
 def method_table(
@@ -93,11 +101,53 @@ def accuracy_table(rows: pd.DataFrame, *, loyal: bool = False) -> pd.DataFrame:
     return wide.assign(method=wide["method"].map(label), budget=wide["budget"].astype(int))
 
 
+def best_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the marks of the best and the second best method in each column of numbers, at each budget.
+
+    The two ends of the scale, chance, and methods that read more tokens than their budget are not compared.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A table of methods by their labels.
+    """
+    columns = [name for name in map(str, table) if name not in _NOT_COMPARED]
+    methods = table["method"].astype(str)
+    compared = ~methods.isin([*ENDS.values(), "chance"]) & ~methods.str.contains(FINAL, regex=False)
+    return marks(table, columns, compared.to_list(), "budget" if "budget" in table else None)
+
+
 def save_table(
-    table: pd.DataFrame, folder: Path | str, name: str, *notes: str, origin: Mapping[str, Any] | None = None
+    table: pd.DataFrame,
+    folder: Path | str,
+    name: str,
+    *notes: str,
+    origin: Mapping[str, Any] | None = None,
+    best: pd.DataFrame | None = None,
 ) -> str:
-    """Write a table as Markdown, its notes and what it was made from below it, and return the text."""
-    return save_text("\n\n".join([table.to_markdown(index=False), *filter(None, notes)]), folder, name, origin)
+    """Write a table as Markdown and as LaTeX, with its notes and what it was made from, and return the Markdown.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The table.
+    folder, name
+        Where it goes, without suffix; the folder is made if need be.
+    *notes : str
+        What is written below it; in LaTeX, above it as comments.
+    origin : Mapping, optional
+        What it was made from.
+    best : DataFrame, optional
+        Which cells are best and second best, such as `best_methods` returns.
+    """
+    if best is not None and (best == SECOND).to_numpy().any():
+        notes = (_MARKED, *notes)
+    text = "\n\n".join([to_markdown(table, best), *filter(None, notes)])
+    save_text(text, folder, name, origin)
+    said = {"note": " ".join(filter(None, notes)), "origin": json.dumps(origin)} if origin else {}
+    latex = to_latex(table, best, "budget" if "budget" in table else None, said)
+    (Path(folder) / f"{name}.tex").write_text(latex)
+    return text
 
 
 def save_text(text: str, folder: Path | str, name: str, origin: Mapping[str, Any] | None = None) -> str:

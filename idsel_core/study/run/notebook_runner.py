@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import yaml
 
-from idsel_core.study.hints import did_you_mean
+from idsel_core.hints import did_you_mean
 
 _STARTS: Final = 3
 _START_SECONDS: Final = 600

@@ -10,8 +10,8 @@ from typing import Any, Final
 import yaml
 from transformers import PreTrainedConfig
 
+from idsel_core.hints import did_you_mean
 from idsel_core.loading.random_models import CONFIGS, read_architecture
-from idsel_core.study.hints import did_you_mean
 from idsel_core.study.paths import PACKAGE, PROJECT
 from idsel_core.study.run.notebook_runner import load_parameters
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 import pandas as pd
 
 from idsel_core.backbones import adapter_for
+from idsel_core.hints import did_you_mean
 from idsel_core.loading.random_models import build_random
 from idsel_core.methods import get_method
 from idsel_core.study.cost import read_config
 from idsel_core.study.cost.models import tower_of
 from idsel_core.study.devices import check_device, dtype_named
-from idsel_core.study.hints import did_you_mean
 from idsel_core.study.paths import TIMES, project_path
 from idsel_core.study.run.notebook_runner import load_parameters
 from idsel_core.study.store.provenance import provenance

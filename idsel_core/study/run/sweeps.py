@@ -11,16 +11,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 
+from idsel_core.hints import did_you_mean
+from idsel_core.loading.hub import Quantisation, check_packages
 from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
 from idsel_core.study.devices import check_device
-from idsel_core.study.hints import did_you_mean
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
@@ -29,7 +30,9 @@ from idsel_core.study.store.results import Results
 
 NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
 
-_FIXED: Final = {"questions": 0, "device": "cpu", "dtype": "auto", "batch": 50}
+_FIXED: Final = {"questions": 0, "device": "cpu", "dtype": "auto", "batch": 50, "quantisation": "", "device_map": ""}
+_LOADED_WITH: Final = ("quantisation", "device_map")
+"""Keys that are left out of jobs where they are empty, so that the names of jobs stay what they were without them."""
 _AXES: Final = {
     "backbone": [str(MODEL)],
     "data": [str(DATA)],
@@ -105,11 +108,14 @@ class Sweep:
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            If weights, a split or the GPU asked for are missing, or a method cannot run with a model.
+        FileNotFoundError, ImportError, ValueError
+            If weights, a split, the GPU asked for or a package for quantised models are missing, or a method cannot run
+            with a model.
         """
         if here:
             check_device(self.device)
+            for job in self.jobs.values():
+                check_packages(job.get("quantisation") or None, job.get("device_map") or None)
         configs = {
             backbone: check_evaluable(backbone) for backbone in sorted({j["backbone"] for j in self.jobs.values()})
         }
@@ -263,6 +269,10 @@ def read_sweep(path: str | Path) -> Sweep:
             raise ValueError(f"{path}: {name} must be one {type(_FIXED[name]).__name__}, not {value!r}")
     axes = {name: value if isinstance(value, list) else [value] for name, value in (_AXES | grid).items()}
     _check_axes(path, axes)
+    if fixed["quantisation"] not in ("", *get_args(Quantisation)):
+        known = ", ".join(get_args(Quantisation))
+        raise ValueError(f"{path}: quantisation must be one of {known}, not {fixed['quantisation']!r}")
+    fixed = {name: value for name, value in fixed.items() if value or name not in _LOADED_WITH}
     jobs = {}
     whole = ("backbone", "data", "split", "method")
     for backbone, data, split, method in itertools.product(*(axes[name] for name in whole)):

@@ -38,7 +38,7 @@ def read_task(name: str, limit: int = 0) -> Split:
     count = min(limit or len(task.docs), len(task.docs))
     records: list[dict[str, Any]] = []
     images: dict[str, ImageSource] = {}
-    for number in tqdm(range(count), desc=f"read {name}", mininterval=5):
+    for number in tqdm(range(count), desc=f"read {name}", unit="question", mininterval=2):
         names = []
         for place, picture in enumerate(task.pictures(number)):
             names.append(_name(picture))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from idsel_core.study.cost.models import tower_of
+from idsel_core.backbones import Backbone
+from idsel_core.study.cost.models import has_one_size, tower_of
 from idsel_core.study.cost.shapes import Size
 
 
@@ -54,6 +57,44 @@ def example_inputs(
     if model.model_type in ("gemma3", "paligemma"):
         inputs["token_type_ids"] = (ids == image).long() * (model.model_type == "gemma3")
     return inputs
+
+
+def example_inputs_for(
+    backbone: Backbone, processor: Any, text_tokens: int, image_size: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """Return one such prompt for a model, where and in the type that it takes it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The model.
+    processor : Any
+        Its processor, which says to what size it brings images.
+    text_tokens : int
+        As for `example_inputs`.
+    image_size : sequence of int
+        Height and width of the image in pixels; () takes the processor's size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As of `example_inputs`; also if the model has no one size of images, and none is given.
+    """
+    model = backbone.model
+    size: Any = tuple(image_size)
+    if not size:
+        if not has_one_size(model.config):
+            raise ValueError(
+                f"images of a model of type {model.config.model_type!r} have many sizes: give image_size, such as "
+                "[672, 672]"
+            )
+        blank = Image.new("RGB", (64, 64))
+        size = tuple(processor.image_processor(images=blank, return_tensors="pt")["pixel_values"].shape[-2:])
+    inputs = example_inputs(model.config, text_tokens, size)
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in inputs.items()
+    }
 
 
 def check_int(name: str, value: Any, least: int) -> None:

@@ -12,11 +12,12 @@ Published models are timed by their names, with random weights and without a dow
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from idsel_core.backbones import Backbone, Encoded
 from idsel_core.backbones._shared.caches import cache_in, with_cache
@@ -57,9 +58,8 @@ def time_methods(
     runs: int = 10,
     warmup: int = 2,
     new_tokens: int = 8,
-    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Timing]:
-    """Time encoding, selection, prefill and decoding apart, as `prune` does them around ``generate``.
+    """Time encoding, selection, prefill and decoding apart, as `prune` does them around ``generate``; shows a bar.
 
     All methods take turns, so that whatever else the machine does meets all of them alike. Each turn goes through all
     phases once; methods share the pass of the tower that they would run alike. Work that was queued on a device is
@@ -78,8 +78,6 @@ def time_methods(
         Turns to measure, and before them turns to leave out.
     new_tokens : int
         Tokens to decode in a turn, after the first one, which the prefill gives.
-    progress : Callable
-        Called after each turn with the turns that are done and all of them.
 
     Returns
     -------
@@ -93,11 +91,10 @@ def time_methods(
     """
     check_inputs(backbone, inputs, runs, warmup, new_tokens)
     laps: list[list[Lap]] = [[] for _ in methods]
-    for turn in range(warmup + runs):
+    for _ in tqdm(range(warmup + runs), desc="time", unit="turn"):
         passes: _Passes = {}
         for number, method in enumerate(methods):
             laps[number].append(_lap(backbone, inputs, method, new_tokens, passes))
-        progress(turn + 1, warmup + runs)
     timings = []
     for method, taken in zip(methods, laps, strict=True):
         whole = timing_of(backbone, inputs, method, runs, warmup, new_tokens, taken[-1])
@@ -269,7 +266,7 @@ def _lap(
         peaks,
         columns=short["input_ids"].shape[1],
         images=len(tokens),
-        before=int((tokens.lengths if tokens.placeholders is None else tokens.placeholders).max()),
+        before=int(tokens.full_lengths.max()),
         layers=passage.layers.amax(0).tolist(),
         cache_bytes=cache_bytes,
     )

@@ -121,6 +121,8 @@ def test_answers_are_those_of_prune():
         ({"question": "  "}, "the question is empty: type one"),
         ({"question": "what <image> is it"}, "which this model reads as the place of input"),
         ({"backbone": "no/such/folder"}, "there is no folder"),
+        ({"backbone": "~/no/such"}, "there is no folder /"),
+        ({"backbone": ""}, "no model is named: give a folder or a hub id"),
         ({"device": "abacus"}, "abacus"),
         ({"sides": (Side("fastv", budget=1),)}, "fastv cannot bring 576 visual tokens down to 1"),
         ({"sides": (Side("nothing"),)}, "unknown method &#x27;nothing&#x27;"),
@@ -148,7 +150,7 @@ def test_a_page_is_a_file_that_needs_nothing_else(tmp_path):
     assert re.findall(r"(?:src|href|url)[=(]\"?(?!\"?data:)[\w/]", text) == []
 
 
-def test_samples_and_photographs_upright(tmp_path):
+def test_samples_and_photographs_upright(tmp_path, monkeypatch):
     assert samples()[:4] == ("temple", "flower", "astronaut", "coffee") and len(samples()) == 12
     assert {open_picture(name).mode for name in samples()} == {"RGB"}
     image = Image.new("RGB", (40, 20))
@@ -157,6 +159,8 @@ def test_samples_and_photographs_upright(tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert open_picture(str(tmp_path / "turned.jpg")).size == (20, 40)
     assert open_picture((tmp_path / "turned.jpg").read_bytes()).size == (20, 40)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_picture("~/turned.jpg").size == (20, 40)
 
 
 def test_places_without_tokens_hold_none():

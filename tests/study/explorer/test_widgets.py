@@ -30,7 +30,10 @@ def test_each_widget_changes_the_state_and_redraws(explorer):
     assert "Where is the object?" in explorer.answers.html
     explorer.pictures.clicked = [0.5, 0.25]
     assert explorer.state.spot == (0.5, 0.25) and "the token that was clicked" in explorer.pictures.html
-    assert explorer.pictures.number == drawn + 4
+    explorer.new_tokens.value = 2
+    assert explorer.state.new_tokens == 2
+    assert explorer.pictures.number == drawn + 5
+    assert not explorer.answers.old
 
 
 def test_a_picture_comes_from_a_sample_a_file_or_an_upload(explorer, tmp_path):
@@ -45,8 +48,13 @@ def test_a_picture_comes_from_a_sample_a_file_or_an_upload(explorer, tmp_path):
     explorer.upload.value = ({**file, "last_modified": datetime.now()},)
     assert explorer.state.picture == buffer.getvalue()
     assert "problem" not in explorer.pictures.html.partition("</style>")[2]
+    assert (explorer.sample.value, explorer.path.value) == ("a picture of my own", "")
     explorer.sample.value = "coffee"
-    assert explorer.state.picture == "coffee"
+    assert explorer.state.picture == "coffee" and explorer.upload.value == ()
+    explorer.upload.value = ({**file, "last_modified": datetime.now()},)
+    assert explorer.state.picture == buffer.getvalue(), "the same file once more"
+    explorer.path.value = str(tmp_path / "red.png")
+    assert explorer.state.picture == str(tmp_path / "red.png") and explorer.upload.value == ()
 
 
 def test_knobs_that_a_method_lacks_are_greyed(explorer):
@@ -62,9 +70,27 @@ def test_a_slider_ends_where_the_picture_does(explorer):
     assert explorer.step.max == 12
 
 
+def test_what_is_wrong_is_a_sentence_and_mending_it_shows_the_page_again(explorer, monkeypatch):
+    budget = explorer.controls[0].budget.max
+    explorer.backbone.value = " "
+    assert "no model is named: give a folder or a hub id" in explorer.pictures.html
+    assert explorer.hint.layout.display == "none"
+    assert explorer.answers.html == explorer.status.value == "" and explorer.controls[0].budget.max == budget
+    explorer.backbone.value = STATE.backbone
+    assert "12 of 576" in explorer.answers.html and explorer.hint.layout.display is None
+
+    def fail(state):
+        raise KeyError("a fault")
+
+    monkeypatch.setattr("idsel_core.study.explorer.widgets.render_pictures", fail)
+    explorer.step.value = 4
+    assert "KeyError: &#x27;a fault&#x27;" in explorer.pictures.html and explorer.status.value == ""
+
+
 def test_without_widgets_the_page_is_shown(explorer, capsys, monkeypatch):
     shown = []
     monkeypatch.setattr("idsel_core.study.explorer.widgets.display", lambda bundle, raw: shown.append(bundle))
     explorer._ipython_display_()
     assert "12 of 576 tokens kept" in shown[0]["text/html"]
+    assert "\\x1b[2K" in repr(capsys.readouterr().out), "what was printed while the model was loaded is cleared"
     assert "application/vnd.jupyter.widget-view+json" in shown[0]

@@ -4,7 +4,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables
+from idsel_core.study.report import comparison, comparison_figures, comparison_sentences, comparison_tables, palette
 from idsel_core.study.store.results import Results
 from tests.support.made_up_rows import QUESTION_TYPES, made_up
 from tests.support.rows import make_rows
@@ -137,6 +137,16 @@ def test_the_comparison_is_read_with_the_controls_of_another_job(tmp_path):
         comparison.read_comparison(store, "peers", "controls")
 
 
+def test_the_comparison_with_a_model_is_found_by_its_name(tmp_path):
+    store, tiny = Results(tmp_path), make_rows(2, (8,), "divprune")
+    assert comparison.find_comparison(store, "embedded") == ""
+    for job in ("06_comparison", "06_comparison-org_model-gqa-gqa", "06_comparison-org_model-large-gqa-gqa"):
+        store.write(job, tiny, {})
+    assert comparison.find_comparison(store, "embedded") == "06_comparison"
+    assert comparison.find_comparison(store, "org/model-large") == "06_comparison-org_model-large-gqa-gqa"
+    assert comparison.find_comparison(store, "other") == ""
+
+
 def test_a_ranking_with_vispruner_says_that_its_numbers_move():
     assert comparison.marked_label("vispruner") == "VisPruner ‡"
     assert "parity of their rank" in comparison.ranking_notes(["vispruner", "topk"])[0]
@@ -162,9 +172,9 @@ def test_the_cost_figure_greys_the_crowd_and_leaves_out_unknown_costs(rows):
     unknown = rows[rows["method"] == "topk"].assign(method="divprune", scoring_gflops=float("nan"), correct=1.0)
     figure = comparison_figures.cost_figure(pd.concat([rows, *crowd, unknown]), resamples=50)
     axis = figure.axes[0]
-    entries = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert entries.count("other methods") == 1 and len(entries) == 5
-    assert sum(line.get_color() == "0.75" for line in axis.lines) == 2
+    assert {text.get_text() for text in axis.texts} == {"ID-Selection", "random", "smaller image", "top-K importance"}
+    assert axis.get_legend() is None
+    assert sum(line.get_color() == palette.CROWD for line in axis.lines) == 2
     assert len(axis.lines) == 6
     assert "left out where their cost is not known: DivPrune" in figure.get_supxlabel()
     assert "grey: 2 others" in figure.get_supxlabel()

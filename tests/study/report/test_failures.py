@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from idsel_core.study.report.animation import write_gif, write_page
 from idsel_core.study.report.failures import draw_dropped, turned_wrong
-from idsel_core.study.report.pick_by_pick import write_gif, write_page
 
 
 def rows(method: str, budget: float, correct: list[int], on_objects: float = 0.5) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from idsel_core.study.report import ablation_figures, tables, theme
+from idsel_core.study.report.gallery.notebook_page import notebook_page
 from idsel_core.study.store.provenance import provenance
 from idsel_core.study.store.results import Results
 from tests.support.project import PROJECT
@@ -50,7 +51,7 @@ def made(tmp_path):
     cells = [
         new_markdown_cell("# A study of things: which?\n\nIt asks *much*. And more."),
         new_markdown_cell("## Share <of> objects"),
-        new_code_cell("1 < 2", outputs=outputs),
+        new_code_cell("1 < 2", outputs=outputs, execution_count=1),
     ]
     (tmp_path / "logs").mkdir()
     nbformat.write(new_notebook(cells=cells), tmp_path / "logs/01_things.ipynb")
@@ -84,6 +85,16 @@ def test_all_figures_are_described_and_nothing_comes_from_outside(made):
         ] == []
     notebook = (made / "results/gallery/01_things.html").read_text()
     assert 'alt="Figure: Share &lt;of&gt; objects"' in notebook
+
+
+def test_a_run_that_did_not_finish_says_so(made):
+    path = made / "logs/01_things.ipynb"
+    notebook = nbformat.read(path, 4)
+    assert notebook_page(path).summary == "It asks much."
+    nbformat.write(new_notebook(cells=[*notebook.cells, new_code_cell("3")]), path)
+    page = notebook_page(path)
+    assert page.summary == "This run did not finish: 1 of 2 code cells ran. It asks much."
+    assert "<strong>This run did not finish" in page.body
 
 
 def test_text_of_data_stays_text(made):

@@ -51,7 +51,7 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
         ({"method": "idselecton"}, "unknown method 'idselecton', did you mean 'idselection'"),
         (
             {"gama": [1.0]},
-            r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, dtype, batch, backbone, data",
+            r"unknown key 'gama', did you mean 'gamma'\? Known are questions, device, dtype, batch, quantisation, ",
         ),
         ({"gamma": [1.0]}, r"no method of \['full', 'topk', 'random'\] has the knobs \['gamma'\]"),
         ({"budget": [0]}, "budget must be a number of tokens"),
@@ -69,6 +69,8 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
         ({"questions": "many"}, "questions must be one int, not 'many'"),
         ({"device": ["cpu", "cuda"]}, r"device must be one str, not .'cpu', 'cuda'."),
         ({"split": "../hard"}, "split '../hard' is no name"),
+        ({"quantisation": "int3"}, "quantisation must be one of int8, int4, not 'int3'"),
+        ({"quantisation": ["int4", "int8"]}, "quantisation must be one str, not .'int4', 'int8'."),
         ({"seed": list(range(60000))}, "stands for 120003 jobs, more than 100000"),
         ({"method": ["cdpruner", "random"], "negated": "False"}, "knob negated of cdpruner must be true or false"),
         ({"method": ["sparsevlm", "random"], "layers": 0.5}, "knob layers of sparsevlm must be a list such as"),
@@ -77,6 +79,25 @@ def test_a_larger_grid_keeps_the_names_of_its_jobs(tmp_path):
 def test_a_wrong_grid_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read_sweep(write_grid(tmp_path, **changes))
+
+
+def test_how_a_model_is_loaded_is_a_parameter_of_a_job_only_where_it_is_given(tmp_path):
+    plain = read_sweep(write_grid(tmp_path)).jobs
+    assert not any({"quantisation", "device_map"} & set(job) for job in plain.values())
+    loaded = read_sweep(write_grid(tmp_path, quantisation="int4", device_map="auto")).jobs
+    assert all((job["quantisation"], job["device_map"]) == ("int4", "auto") for job in loaded.values())
+    assert not plain.keys() & loaded.keys()
+    for parameters in loaded.values():
+        check_parameters(PROJECT / NOTEBOOK, parameters)
+
+
+@pytest.mark.parametrize("key", ["quantisation", "device_map"])
+def test_a_package_that_a_grid_needs_is_missed_before_any_job(key, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else find(name))
+    grid = read_sweep(write_grid(tmp_path, **{key: {"quantisation": "int8", "device_map": "auto"}[key]}))
+    with pytest.raises(ImportError, match=rf"{key}.* needs accelerate: pip install 'idsel_core\[quantised\]'"):
+        grid.check()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import nbformat
 from nbconvert import HTMLExporter
 from PIL import Image
 
+from idsel_core.study.report.html_page import data_uri
+
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _THUMBNAIL = (420, 280)
 _markdown = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])
@@ -65,8 +67,10 @@ def notebook_page(path: Path) -> NotebookPage:
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
     body, _ = exporter.from_notebook_node(notebook)
+    left = _unfinished(notebook)
+    body = f"<p><strong>{left}</strong></p>{body}" if left else body
     summary = re.split(r"(?<=[.?!])\s", " ".join(re.sub("[*`]", "", rest).split()), maxsplit=1)[0]
-    return NotebookPage(path.stem, title, summary, body, _thumbnail(notebook))
+    return NotebookPage(path.stem, title, f"{left} {summary}".strip(), body, _thumbnail(notebook))
 
 
 def _prepare(notebook: nbformat.NotebookNode, title: str) -> None:
@@ -92,6 +96,13 @@ def _prepare(notebook: nbformat.NotebookNode, title: str) -> None:
         cell.outputs = kept
 
 
+def _unfinished(notebook: nbformat.NotebookNode) -> str:
+    """Say how far a run got that did not reach the end of its notebook; "" if it did."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    ran = sum(cell.execution_count is not None for cell in cells)
+    return f"This run did not finish: {ran} of {len(cells)} code cells ran." if ran < len(cells) else ""
+
+
 def _thumbnail(notebook: nbformat.NotebookNode) -> str:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
@@ -105,4 +116,4 @@ def thumbnail(png: bytes) -> str:
     small.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), "jpeg")

@@ -10,16 +10,20 @@ from html import escape
 
 from pygments.formatters import HtmlFormatter
 
+from idsel_core.study.report.html_page import html_page
+
 STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 18%, Canvas);
+:root { --line: color-mix(in srgb, CanvasText 18%, Canvas);
   --soft: color-mix(in srgb, CanvasText 5%, Canvas); }
 body { font: 15px/1.55 system-ui, sans-serif; max-width: 68em; margin: 0 auto 4em; padding: 0 1em; }
 nav { padding: 0.8em 0; border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 1.2em; }
 img { max-width: 100%; background: white; border-radius: 3px; }
 .idsel .look img { background: none; max-width: none; }
-table { border-collapse: collapse; font-size: 13px; margin: 0.8em 0; display: block; overflow-x: auto; }
-td, th { padding: 0.2em 0.7em; border-bottom: 1px solid var(--line); text-align: left; }
+table { border: 0; border-collapse: collapse; font-size: 13px; margin: 0.8em 0; display: block; overflow-x: auto; }
+td, th { padding: 0.2em 0.7em; border: 0; border-bottom: 1px solid var(--line); text-align: left; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " \\2195"; opacity: 0.4; }
+th[aria-sort] button::after { opacity: 1; }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 pre { background: var(--soft); padding: 0.7em; overflow-x: auto; font-size: 12.5px; line-height: 1.45; }
@@ -48,11 +52,12 @@ for (const table of document.querySelectorAll("table")) {
       const text = (row) => row.cells[column]?.textContent.trim() ?? "";
       const number = (row) => parseFloat(text(row).replaceAll(",", ""));
       const order = (a, b) => {
+        if (!text(a) !== !text(b)) return text(a) ? -1 : 1;
         const [x, y] = [number(a), number(b)];
-        return isNaN(x) && isNaN(y) ? text(a).localeCompare(text(b)) : isNaN(x) ? 1 : isNaN(y) ? -1 : x - y;
+        const rising = isNaN(x) && isNaN(y) ? text(a).localeCompare(text(b)) : isNaN(x) ? 1 : isNaN(y) ? -1 : x - y;
+        return down ? -rising : rising;
       };
-      const rows = [...body.rows].sort(order);
-      body.append(...(down ? rows.reverse() : rows));
+      body.append(...[...body.rows].sort(order));
     };
   });
 }
@@ -85,13 +90,9 @@ def page(title: str, body: str, links: Sequence[tuple[str, str]]) -> str:
         Address and name of each page that the head of the page links to.
     """
     nav = "".join(f'<a href="{escape(address)}">{escape(name)}</a>' for address, name in links)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_allowed())}">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>idsel: {escape(title)}</title>\n<style>{STYLE}{_code_style()}</style>\n</head>\n<body>\n"
-        f"<nav>{nav}</nav>\n<main>\n{body}\n</main>\n<script>{SORT}</script>\n</body>\n</html>\n"
-    )
+    allowed = f'<meta http-equiv="Content-Security-Policy" content="{escape(_allowed())}">\n'
+    whole = f"<nav>{nav}</nav>\n<main>\n{body}\n</main>\n<script>{SORT}</script>"
+    return html_page(f"idsel: {title}", whole, STYLE + _code_style(), allowed)
 
 
 def cards(shown: Sequence[tuple[str, str, str, str]]) -> str:

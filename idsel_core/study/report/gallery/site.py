@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from html import escape
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from idsel_core.study.report.alt_text import read_alt
 from idsel_core.study.report.gallery.notebook_page import markdown, notebook_page
 from idsel_core.study.report.gallery.pages import cards, page
+from idsel_core.study.report.html_page import data_uri
 from idsel_core.study.store.files import write_atomically
 from idsel_core.study.store.provenance import read_origin
 from idsel_core.study.store.results import Results
@@ -70,9 +71,10 @@ def _figures(folder: Path) -> str:
             origin = yaml.safe_dump(read_origin(path), sort_keys=False)
         except ValueError as error:
             origin = str(error)
-        name, picture = escape(path.stem), base64.b64encode(path.read_bytes()).decode()
+        name, picture = escape(path.stem), data_uri(path.read_bytes(), "png")
+        alt = escape(read_alt(path) or f"Figure {path.stem}")
         parts.append(
-            f'<h2 id="{name}">{name}</h2><img alt="Figure {name}" src="data:image/png;base64,{picture}">'
+            f'<h2 id="{name}">{name}</h2><img alt="{alt}" src="{picture}">'
             f"<details><summary>what it was drawn from</summary><pre>{escape(origin)}</pre></details>"
         )
     return "\n".join(parts)
