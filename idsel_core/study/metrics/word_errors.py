@@ -12,7 +12,8 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 @functools.cache
 def _normalizer() -> Any:
     # Without a list of British and American spellings: texts must not depend on it.
-    return EnglishTextNormalizer({})
+    normalizer: Any = EnglishTextNormalizer
+    return normalizer({})
 
 
 def normalised_words(text: str) -> str:

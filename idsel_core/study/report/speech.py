@@ -135,6 +135,9 @@ def speech_table(rates: pd.DataFrame) -> pd.DataFrame:
     order.sort(key=lambda one: (one[0] != FULL, one[2] != "thinned", -one[1]))
     wide = rates.pivot(index=_SETTING, columns="asked", values="said").loc[order, list(rates["asked"].unique())]
     wide = wide.reset_index()
+    wide["silence"] = [
+        "all kept" if method == FULL else rule for method, rule in zip(wide["method"], wide["silence"], strict=True)
+    ]
     wide["method"] = wide["method"].map(theme.label)
     wide["budget"] = [f"{100 * share:.4g} %" for share in wide["budget"]]
     wide.columns.name = None
