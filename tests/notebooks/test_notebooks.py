@@ -161,6 +161,8 @@ def test_an_executed_notebook_shows_and_saves_each_figure_once(smoke, path, monk
     saving = [*WORKFLOW["jobs"], *WORKFLOW["by_hand"], *WORKFLOW["shown"], *WORKFLOW["fetched"]]
     if path.stem in saving and path.stem != "01_quickstart":
         saved = sorted((folder / "figures").glob(f"{path.stem[:2]}_*.png"))
+        if sum(other.stem[:2] == path.stem[:2] for other in NOTEBOOKS) > 1:
+            saved = [file for file in saved if file.stem in path.with_suffix(".py").read_text()]
         assert len(saved) == len(shown) > 0
 
 
