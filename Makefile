@@ -48,7 +48,7 @@ comparison: env ## Ask every method all 1,050 test questions, after make figures
 	    -f config/16_comparison_all.yaml $(ARGS)
 
 speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
-	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/16_speech.ipynb logs/16_speech.ipynb -f config/16_speech.yaml $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/18_speech.ipynb logs/18_speech.ipynb -f config/18_speech.yaml $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }

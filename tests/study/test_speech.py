@@ -149,7 +149,7 @@ def test_without_models_and_clips_the_remedy_is_named(tmp_path):
 
 def test_what_was_published_is_what_the_rows_say():
     results = Results(PROJECT / "docs/rows")
-    rows, note = results.frame("16_speech"), results.provenance("16_speech")
+    rows, note = results.frame("18_speech"), results.provenance("18_speech")
     assert note["dirty"] is False and note["commit"]
     full = rows[rows["method"] == FULL]
     assert (full["tokens_kept"] == full["tokens_before"]).all()
@@ -160,4 +160,4 @@ def test_what_was_published_is_what_the_rows_say():
     ):
         page = PROJECT / f"docs/tables/{name}.md"
         assert page.read_text().startswith(text)
-        assert read_origin(page)["results"]["rows/16_speech"]["commit"] == note["commit"]
+        assert read_origin(page)["results"]["rows/18_speech"]["commit"] == note["commit"]

@@ -60,7 +60,7 @@ settings = [Setting(FULL), *(Setting(get_method(name, budget=share)) for name in
 settings += [Setting(get_method("uniform", budget=silence_share), rule) for rule in ("kept", "dropped")]
 settings.append(Setting(get_method("uniform", budget=1.0), "dropped"))
 results = Results(project_path(results_dir))
-resume = results.resume_folder("16_speech")
+resume = results.resume_folder("18_speech")
 rows = pd.concat(
     [
         transcribe(project_path(folder) / model, part, settings, batch, resume)
@@ -75,9 +75,9 @@ rows = pd.concat(
 parameters = {name: globals()[name] for name in ("models", "sentences", "methods", "shares", "silence_share", "batch")}
 files = [project_path(folder) / model / "model.safetensors" for model in models]
 files.append(project_path(folder) / "clips/clips.csv")
-results.write("16_speech", rows, provenance(parameters, files, started=started))
-rows = results.frame("16_speech")
-drawn_from = results.origin("16_speech", resamples=resamples)
+results.write("18_speech", rows, provenance(parameters, files, started=started))
+rows = results.frame("18_speech")
+drawn_from = results.origin("18_speech", resamples=resamples)
 
 # %% [markdown]
 # ## What it shows
@@ -88,7 +88,7 @@ drawn_from = results.origin("16_speech", resamples=resamples)
 # %%
 rates = speech.word_error_rates(rows, resamples)
 figure = speech.speech_figure(rates, methods)
-theme.save(figure, project_path(figures_dir), "16_speech", drawn_from)
+theme.save(figure, project_path(figures_dir), "18_speech", drawn_from)
 
 # %%
 Markdown(speech.about_speech(rates))
