@@ -224,7 +224,8 @@ class Whisper(Backbone):
             raise ValueError(f"silence must be one of {', '.join(SILENCES)}, not {self.silence!r}")
         if len(selection) != len(encoded):
             raise ValueError(f"the selection has {len(selection)} rows for {len(encoded)} clips")
-        rows, window = [], encoded.mask.shape[1]
+        rows: list[Tensor] = []
+        window = encoded.mask.shape[1]
         counts, lengths = selection.counts.tolist(), encoded.placeholders.tolist()
         for states, picks, count, own in zip(encoded.encoder_features, selection.indices, counts, lengths, strict=True):
             row = len(rows)

@@ -139,7 +139,7 @@ class CrossAttention:
         assert self._kept is not None
         states = self._kept[0]
         copies = len(kwargs["encoder_hidden_states"]) // len(states)
-        changed = {"encoder_hidden_states": states.repeat_interleave(copies, 0)}
+        changed: dict[str, Any] = {"encoder_hidden_states": states.repeat_interleave(copies, 0)}
         if self.ragged and self.cache != "own":
             if self.cache == "wanted":
                 raise ValueError(
@@ -237,11 +237,11 @@ def _in_place_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[Non
     def acting(*args: Any, **kwargs: Any) -> Any:
         return (forward if threading.get_ident() == owner else plain)(*args, **kwargs)
 
-    module.forward = acting  # type: ignore[method-assign]
+    module.forward = acting
     try:
         yield
     finally:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own

@@ -47,13 +47,12 @@ def word_error_rates(rows: pd.DataFrame, resamples: int = 2000, level: float = 0
     errors = [counted[pair] for pair in zip(rows["answer"], rows["prediction"], strict=True)]
     rows = rows.assign(errors=errors, silence=silence)
     words = {answer: len(normalised_words(answer).split()) for answer in rows["answer"].unique()}
-    return pd.concat(
-        [
-            _rates(part, words, resamples, level).assign(backbone=backbone, split=split)
-            for (backbone, split), part in rows.groupby(["backbone", "split"], sort=False)
-        ],
-        ignore_index=True,
-    )
+    parts = []
+    for (backbone, split), part in rows.groupby(["backbone", "split"], sort=False):
+        rates = _rates(part, words, resamples, level)
+        rates["backbone"], rates["split"] = str(backbone), str(split)
+        parts.append(rates)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _rates(rows: pd.DataFrame, words: dict[str, int], resamples: int, level: float) -> pd.DataFrame:
@@ -65,10 +64,10 @@ def _rates(rows: pd.DataFrame, words: dict[str, int], resamples: int, level: flo
     drawn = means[:, :-1] / means[:, -1:]
     rate = table.to_numpy().sum(0) / count.sum()
     low, high = interval_bounds(drawn, level)
-    settings = list(table.columns)
+    settings: list[Any] = list(table.columns)
     lines: list[dict[str, Any]] = []
     for place, (method, budget, silence) in enumerate(settings):
-        line = {"method": method, "budget": budget, "silence": silence}
+        line: dict[str, Any] = {"method": method, "budget": budget, "silence": silence}
         line |= {"rate": rate[place], "low": low[place], "high": high[place], "clips": len(table), "words": count.sum()}
         other = ("uniform", budget, silence)
         if other in settings and method != "uniform":
@@ -151,9 +150,9 @@ def about_speech(rates: pd.DataFrame) -> str:
     for model, part in shown.groupby("backbone", sort=False):
         whole = part[part["method"] == FULL].iloc[0]
         lines.append(f"- **{model}**: {_percent(whole['rate'], whole['low'], whole['high'])} with all tokens.")
-        for share, here in part[part["method"] != FULL].groupby("budget", sort=False):
-            best = here.loc[here["rate"].idxmin()]
-            kept, name = f"{100 * float(share):.4g} % kept", theme.label(best["method"])
+        for _, here in part[part["method"] != FULL].groupby("budget", sort=False):
+            best = here.sort_values("rate", kind="stable").iloc[0]
+            kept, name = f"{100 * best['budget']:.4g} % kept", theme.label(best["method"])
             text = f"  - {kept}: {name} has the lowest rate, {100 * best['rate']:.1f} %."
             ours = here[here["method"] == "idselection"]
             if len(ours) and ours["gap"].notna().all():
