@@ -98,6 +98,23 @@ class Answer:
     kept: tuple[int, ...]
 
 
+def _cached(size: int) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+    """Keep the latest results, as `lru_cache` does, but tell a budget of 1 token from one of 1.0, all tokens."""
+
+    def keep(function: Callable[..., _T]) -> Callable[..., _T]:
+        @functools.lru_cache(size)
+        def kept(told: tuple[str, ...], *args: Any) -> _T:
+            return function(*args)
+
+        @functools.wraps(function)
+        def called(*args: Any) -> _T:
+            return kept(tuple(repr(one) for one in args if isinstance(one, Method)), *args)
+
+        return called
+
+    return keep
+
+
 @functools.lru_cache(2)
 def opened(backbone: str, device: str) -> tuple[Backbone, Any]:
     """Load a model with its processor; raises as `open_backbone`."""
@@ -124,7 +141,7 @@ def _asked(backbone: str, device: str, picture: str | bytes, question: str) -> A
     return Asked(picture_read(processor, inputs.get("pixel_values"), whole), inputs)
 
 
-@functools.lru_cache(16)
+@_cached(16)
 @torch.no_grad()
 def _encoded(backbone: str, device: str, picture: str | bytes, method: Method | None) -> tuple[Encoded, float]:
     """Return the encoding of a picture, as a method needs it if one is given, and its time."""
@@ -134,7 +151,7 @@ def _encoded(backbone: str, device: str, picture: str | bytes, method: Method | 
     return _timed(lambda: encode_images(model, acting, asked.inputs), model.model.device)
 
 
-@functools.lru_cache(16)
+@_cached(16)
 @torch.no_grad()
 def _seen(backbone: str, device: str, picture: str | bytes, question: str, method: Method | None) -> Seen:
     encoded, encode_ms = _encoded(backbone, device, picture, method)
@@ -147,6 +164,7 @@ def _seen(backbone: str, device: str, picture: str | bytes, question: str, metho
 
 def asked(state: State) -> Asked:
     """Return the question and the picture as the model reads them."""
+    state.check()
     return _asked(state.backbone, state.device, state.picture, state.question)
 
 
@@ -162,7 +180,7 @@ def everything(state: State) -> Seen:
     return seen(state, UniformGrid(1.0))
 
 
-@functools.lru_cache(256)
+@_cached(256)
 @torch.no_grad()
 def _picked(seen: Seen, method: Method) -> Selection:
     return select_tokens(method, seen.tokens)
@@ -185,7 +203,7 @@ def scores_left(state: State, method: Method, step: int) -> np.ndarray | None:
     return np.where(np.isfinite(left), left, np.nan)
 
 
-@functools.lru_cache(64)
+@_cached(64)
 @torch.no_grad()
 def _trace(seen: Seen, selection: Selection, method: Greedy, picks: int) -> np.ndarray:
     tokens = seen.tokens
@@ -216,7 +234,7 @@ def answer(state: State, method: Method | None) -> Answer:
     return _answer(state.backbone, state.device, state.picture, state.question, state.new_tokens, method)
 
 
-@functools.lru_cache(256)
+@_cached(256)
 @torch.no_grad()
 def _answer(
     name: str, device: str, picture: str | bytes, question: str, new_tokens: int, method: Method | None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Final, Literal
 
 from idsel_core.methods import METHODS, IDSelection, Method, get_method
 from idsel_core.selection.suppression import Update
 
+MOST_NEW_TOKENS: Final = 1024
 _DEFAULT = IDSelection(64)
 
 
@@ -74,3 +76,11 @@ class State:
     backbone: str = "data/backbone/assembled"
     device: str = "cpu"
     new_tokens: int = 1
+
+    def check(self) -> None:
+        """Raise ValueError if a number is out of its range; all else is checked where it is used."""
+        for name, lowest, highest in (("step", 0, math.inf), ("new_tokens", 1, MOST_NEW_TOKENS)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+                allowed = f"{lowest} or more" if highest == math.inf else f"from {lowest} to {highest}"
+                raise ValueError(f"{name} must be a whole number, {allowed}, not {value!r}")

@@ -20,7 +20,7 @@ from idsel_core.study.error_text import error_text
 from idsel_core.study.explorer import drawing
 from idsel_core.study.explorer.render import render, render_answers, render_pictures
 from idsel_core.study.explorer.samples import samples
-from idsel_core.study.explorer.state import Side, State
+from idsel_core.study.explorer.state import MOST_NEW_TOKENS, Side, State
 
 _GAMMAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, math.inf, "auto")
 _OWN = "a picture of my own"
@@ -118,7 +118,7 @@ class Explorer:
         self.upload = ipw.FileUpload(accept="image/*", description="or upload")
         self.question = ipw.Text(state.question, description="question", **typed)
         self.backbone = ipw.Text(state.backbone, description="model", placeholder="folder or hub id", **typed)
-        self.new_tokens = ipw.BoundedIntText(state.new_tokens, 1, 1024, description="new tokens", **typed)
+        self.new_tokens = ipw.BoundedIntText(state.new_tokens, 1, MOST_NEW_TOKENS, description="new tokens", **typed)
         self.step = ipw.IntSlider(state.step, 0, 576, description="picks made")
         self._draw(state)
         self.controls = [_Controls(side, self._tokens or 576) for side in state.sides]

@@ -96,6 +96,18 @@ def test_each_choice_changes_what_it_names_and_the_same_state_is_the_same_page()
     assert figures(render_pictures(replace(STATE, question="Where is the object?"))[0])[1] != figures(pictures)[1]
 
 
+def test_one_token_and_a_whole_share_are_two_budgets():
+    pages = {}
+    for budget in (1, 1.0, 1):
+        pages.setdefault(budget if isinstance(budget, float) else "one", []).append(
+            render(replace(STATE, sides=(Side("topk", budget),))).html
+        )
+    assert "1 of 576 tokens kept" in pages["one"][0] and "1 of 576 tokens kept" in pages["one"][1]
+    assert "576 of 576 tokens kept" in pages[1.0][0]
+    method = {kind: look.answer(STATE, Side("topk", kind(1)).build()).after for kind in (int, float)}
+    assert method == {int: 1, float: 576}
+
+
 def test_answers_are_those_of_prune():
     from idsel_core import prune
     from idsel_core.study.full_prompts import PromptWriter
@@ -129,6 +141,10 @@ def test_answers_are_those_of_prune():
         ({"sides": (Side(budget=0),)}, "budget"),
         ({"sides": (Side(gamma=-1.0),)}, "gamma"),
         ({"sides": (Side(importance="love"),)}, "importance must be one of"),
+        ({"step": -1}, "step must be a whole number, 0 or more, not -1"),
+        ({"step": 2.5}, "step must be a whole number, 0 or more, not 2.5"),
+        ({"new_tokens": 100_000}, "new_tokens must be a whole number, from 1 to 1024, not 100000"),
+        ({"new_tokens": 0}, "new_tokens must be a whole number, from 1 to 1024, not 0"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_on_the_page(change, sentence):

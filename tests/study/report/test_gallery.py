@@ -106,17 +106,53 @@ def test_text_of_data_stays_text(made):
     assert "script-src &#x27;sha256-" in policy and "default-src &#x27;none&#x27;" in policy
 
 
+def test_an_output_cannot_lead_to_another_place(made):
+    away = (
+        '<meta http-equiv="refresh" content="0;url=away.html"><BASE href="https://evil.example/"><form action="away">'
+    )
+    nbformat.write(
+        new_notebook(
+            cells=[new_code_cell("1", outputs=[new_output("display_data", {"text/html": f"<p>seen</p>{away}"})])]
+        ),
+        made / "logs/what? #1 50%25.ipynb",
+    )
+    assert gallery(made).returncode == 0
+    page = (made / "results/gallery/what? #1 50%25.html").read_text()
+    assert "<p>seen</p>&lt;meta " in page and page.lower().count("<meta") == 3
+    assert "<base" not in page.lower() and "<form" not in page.lower()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)[1]
+    assert "base-uri &#x27;none&#x27;; form-action &#x27;none&#x27;" in policy
+    index = (made / "results/gallery/index.html").read_text()
+    assert 'href="what%3F%20%231%2050%2525.html"' in index
+
+
+def test_a_damaged_picture_or_table_is_no_reason_to_show_nothing(made):
+    path = made / "logs/01_things.ipynb"
+    notebook = nbformat.read(path, 4)
+    damaged = new_output("display_data", {"image/png": base64.b64encode(b"no picture").decode()})
+    nbformat.write(
+        new_notebook(cells=[*notebook.cells, new_code_cell("2", outputs=[damaged], execution_count=2)]), path
+    )
+    (made / "results/tables/bytes.md").write_bytes(b"| a |\n| --- |\n| \xff |\n")
+    done = gallery(made)
+    assert done.returncode == 0, done.stderr
+    assert "\N{REPLACEMENT CHARACTER}</td>" in (made / "results/gallery/tables.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["nowhere"], "no executed notebooks in nowhere/; run `make figures` first"),
         (["logs", "logs/01_things.ipynb"], "notebooks of one name cannot be shown beside each other: 01_things"),
         (["damaged.ipynb"], "damaged.ipynb is no notebook that can be read"),
+        (["list.ipynb"], "list.ipynb is no notebook that can be read"),
+        (["empty.ipynb"], "empty.ipynb is no notebook that can be read"),
         (["--rows", "damaged"], "budget.parquet cannot be read"),
     ],
 )
 def test_what_is_missing_or_damaged_is_said_and_nothing_is_written(made, words, said):
-    (made / "damaged.ipynb").write_text("{")
+    for name, text in (("damaged", "{"), ("list", "[]"), ("empty", "{}")):
+        (made / f"{name}.ipynb").write_text(text)
     (made / "damaged").mkdir()
     Results(made / "damaged").write("budget", make_rows(), provenance({}))
     (made / "damaged/budget.parquet").write_bytes(b"")

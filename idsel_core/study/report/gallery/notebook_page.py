@@ -17,6 +17,8 @@ from idsel_core.study.report.html_page import data_uri
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _THUMBNAIL = (420, 280)
+_LEADS_AWAY = re.compile(r"<(?=(?:meta|base|form|iframe|object|embed)\b)", re.IGNORECASE)
+"""Where a tag begins that can take a reader or what is typed to another place; no policy of a page stops a refresh."""
 _markdown = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])
 
 
@@ -58,7 +60,7 @@ def notebook_page(path: Path) -> NotebookPage:
     """
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
+    except (OSError, ValueError, AttributeError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
         raise ValueError(f"{path} is no notebook that can be read: {error}") from error
     first = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     title, _, rest = first.partition("\n")
@@ -67,6 +69,7 @@ def notebook_page(path: Path) -> NotebookPage:
     exporter = HTMLExporter(template_name="basic")
     exporter.register_filter("markdown2html", markdown)
     body, _ = exporter.from_notebook_node(notebook)
+    body = _LEADS_AWAY.sub("&lt;", body)
     left = _unfinished(notebook)
     body = f"<p><strong>{left}</strong></p>{body}" if left else body
     summary = re.split(r"(?<=[.?!])\s", " ".join(re.sub("[*`]", "", rest).split()), maxsplit=1)[0]
@@ -106,7 +109,10 @@ def _unfinished(notebook: nbformat.NotebookNode) -> str:
 def _thumbnail(notebook: nbformat.NotebookNode) -> str:
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    return thumbnail(base64.b64decode(pictures[-1])) if pictures else ""
+    try:
+        return thumbnail(base64.b64decode(pictures[-1])) if pictures else ""
+    except (OSError, ValueError):
+        return ""
 
 
 def thumbnail(png: bytes) -> str:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 from pygments.formatters import HtmlFormatter
 
@@ -67,7 +68,8 @@ for (const table of document.querySelectorAll("table")) {
 def _allowed() -> str:
     """Return what a page may load and run: pictures in it, styles, and the script that sorts, by its hash."""
     digest = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    loads = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"{loads}; base-uri 'none'; form-action 'none'"
 
 
 @functools.cache
@@ -89,7 +91,7 @@ def page(title: str, body: str, links: Sequence[tuple[str, str]]) -> str:
     links : sequence of pairs
         Address and name of each page that the head of the page links to.
     """
-    nav = "".join(f'<a href="{escape(address)}">{escape(name)}</a>' for address, name in links)
+    nav = "".join(f'<a href="{escape(quote(address))}">{escape(name)}</a>' for address, name in links)
     allowed = f'<meta http-equiv="Content-Security-Policy" content="{escape(_allowed())}">\n'
     whole = f"<nav>{nav}</nav>\n<main>\n{body}\n</main>\n<script>{SORT}</script>"
     return html_page(f"idsel: {title}", whole, STYLE + _code_style(), allowed)
@@ -101,5 +103,5 @@ def cards(shown: Sequence[tuple[str, str, str, str]]) -> str:
     for address, title, text, picture in shown:
         image = f'<img alt="" src="{escape(picture)}">' if picture else '<div class="none"></div>'
         words = f"<p><b>{escape(title)}</b></p><p>{escape(text)}</p>"
-        parts.append(f'<li><a href="{escape(address)}">{image}{words}</a></li>')
+        parts.append(f'<li><a href="{escape(quote(address))}">{image}{words}</a></li>')
     return f'<ul class="cards">{"".join(parts)}</ul>'

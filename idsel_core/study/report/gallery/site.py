@@ -83,7 +83,7 @@ def _figures(folder: Path) -> str:
 def _tables(folder: Path) -> str:
     parts = ["<h1>Tables</h1>"]
     for path in sorted(folder.glob("*.md")):
-        text = re.sub(r"<!-- origin: .* -->", "", path.read_text())
+        text = re.sub(r"<!-- origin: .* -->", "", path.read_text("utf-8", errors="replace"))
         parts.append(f'<h2 id="{escape(path.stem)}">{escape(path.stem)}</h2>{markdown(text)}')
     return "\n".join(parts)
 
