@@ -40,7 +40,7 @@ state = State(picture, question, sides, step, backbone=backbone, device=device, 
 # ## Look
 #
 # Sliders redraw while you drag them. Click a token in any picture to see which tokens look like it. With
-# `sliders=False`, which is how papermill runs this notebook, the same page stands still.
+# `sliders=False` the same page stands still.
 
 # %%
 explorer = Explorer(state) if sliders else None

@@ -131,9 +131,9 @@ class _Run:
                 self._lower(group)
 
     def _lower(self, tokens: Longs) -> None:
-        start = self.known[tokens].min()
-        picks, values = self.picks[start : self.effective], self.values[start : self.effective]
-        steps = np.arange(start, self.effective)[:, None]  # (T, 1)
+        oldest = self.known[tokens].min()
+        picks, values = self.picks[oldest : self.effective], self.values[oldest : self.effective]
+        steps = np.arange(oldest, self.effective)[:, None]  # (T, 1)
         size = max(1, CHUNK // self.x.shape[1])
         for start in range(0, len(self.x), size):
             block = slice(start, start + size)

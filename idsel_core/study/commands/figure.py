@@ -51,6 +51,8 @@ def run(given: argparse.Namespace) -> int:
     from idsel_core.study.report import drawings, theme
 
     stored = drawings.Stored(given.rows, given.times, given.resamples)
+    for name in given.names:
+        drawings.drawing_of(name)
     if given.list or not given.names:
         print("\n".join(_lines(stored)))
         return 0

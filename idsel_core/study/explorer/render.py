@@ -111,8 +111,9 @@ def _row(name: str, answer: look.Answer) -> list[str]:
 
 
 def _name(side: Side) -> str:
-    budget = f"{side.budget:.0%} of the" if isinstance(side.budget, float) else f"{side.budget:g}"
-    return f"{side.build().label}, {budget} tokens"
+    share = isinstance(side.budget, float)
+    budget = f"{100 * side.budget:.3g} % of the tokens" if share else f"{side.budget} token{'s' * (side.budget != 1)}"
+    return f"{side.build().label}, {budget}"
 
 
 def _label(side: Side) -> str:

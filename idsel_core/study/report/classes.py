@@ -12,7 +12,7 @@ from scipy.stats import norm
 from idsel_core.methods import METHODS, IDSelection, Method, get_method
 from idsel_core.study.knobs import knob_columns
 from idsel_core.study.report.bootstrap import interval_bounds, resampled_shares, share_of_full
-from idsel_core.study.report.comparison import versus_each
+from idsel_core.study.report.comparison import versus_each, with_others
 from idsel_core.study.report.settings import own_positions
 from idsel_core.study.report.significance import holm
 from idsel_core.study.report.theme import ENDS, label
@@ -58,14 +58,7 @@ def read_settings(results: Results, job: str, beside: str = "") -> pd.DataFrame:
         return rows
     if beside not in results.jobs():
         raise ValueError(f"no rows of {beside!r}: run it first, or set beside to ''")
-    asked, own = rows["question_id"].unique(), pd.MultiIndex.from_frame(rows[["method", "budget"]])
-    more = by_setting(own_positions(results.frame(beside)))
-    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked) & (more["seed"] == 0)]
-    more = more[~pd.MultiIndex.from_frame(more[["method", "budget"]]).isin(own)]
-    short = more.groupby(["method", "budget"])["question_id"].nunique()
-    if (short < len(asked)).any():
-        raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
-    return pd.concat([rows, more], ignore_index=True)
+    return with_others(rows, by_setting(own_positions(results.frame(beside))), job, beside)
 
 
 def by_setting(rows: pd.DataFrame) -> pd.DataFrame:

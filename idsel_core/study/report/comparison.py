@@ -46,18 +46,37 @@ def read_comparison(results: Results, job: str = "06_comparison", beside: str = 
         of the backbone's family alone.
     """
     rows = results.frame(job)
-    asked = rows["question_id"].unique()
     if beside not in results.jobs():
         return rows
     more = results.frame(beside)
-    more = more[more["split"].isin(rows["split"]) & more["question_id"].isin(asked)]
-    more = more[(more["seed"] == 0) & (more["budget"].isin(rows["budget"]) | more["method"].isin(list(ENDS)))]
-    own = pd.MultiIndex.from_frame(rows[["method", "budget"]]).unique()
-    more = more[~pd.MultiIndex.from_frame(more[["method", "budget"]]).isin(own)]
-    short = more.groupby(["method", "budget"])["question_id"].nunique()
+    more = more[more["budget"].isin(rows["budget"]) | more["method"].isin(list(ENDS))]
+    return own_positions(with_others(rows, more, job, beside)).reset_index(drop=True)
+
+
+def with_others(rows: pd.DataFrame, others: pd.DataFrame, job: str, beside: str) -> pd.DataFrame:
+    """Return rows with those of another job that asked the same questions.
+
+    Parameters
+    ----------
+    rows, others : DataFrame
+        Rows of both. Of the others, those of other questions, splits and further seeds are left out, and those of
+        settings that `rows` hold.
+    job, beside : str
+        What both are called.
+
+    Raises
+    ------
+    ValueError
+        If a setting of the other job was asked some of the questions alone.
+    """
+    asked, setting = rows["question_id"].unique(), ["method", "budget"]
+    more = others[others["split"].isin(rows["split"]) & others["question_id"].isin(asked) & (others["seed"] == 0)]
+    own = pd.MultiIndex.from_frame(rows[setting]).unique()
+    more = more[~pd.MultiIndex.from_frame(more[setting]).isin(own)]
+    short = more.groupby(setting)["question_id"].nunique()
     if (short < len(asked)).any():
         raise ValueError(f"{beside} asked {short.min()} of the {len(asked)} questions of {job}; it must ask them all")
-    return own_positions(pd.concat([rows, more], ignore_index=True)).reset_index(drop=True)
+    return pd.concat([rows, more], ignore_index=True)
 
 
 def find_comparison(results: Results, model: str, job: str = "06_comparison") -> str:

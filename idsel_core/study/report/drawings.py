@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 from matplotlib.figure import Figure
 
+from idsel_core.hints import did_you_mean
 from idsel_core.loading.random_models import architecture_file
 from idsel_core.study.paths import MODEL
 from idsel_core.study.report import (
@@ -266,7 +267,7 @@ def drawing_of(name: str) -> Drawing:
         If there is no such figure; names those that there are.
     """
     if name not in FIGURES:
-        raise ValueError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}")
+        raise ValueError(f"there is no figure {name!r}{did_you_mean(name, FIGURES)}; there are {', '.join(FIGURES)}")
     return FIGURES[name]
 
 

@@ -39,7 +39,7 @@ def paired_table(
         If a setting lacks one of the two, or some of its questions.
     """
     lines, p_values, means = [], [], []
-    for key, part in rows.groupby(list(by), sort=False):
+    for key, part in rows.groupby(list(by), sort=False, dropna=False):
         scores = paired_scores(part, [column])
         lacking = [value for value in (first, second) if value not in scores]
         if lacking:

@@ -104,6 +104,7 @@ def test_one_token_and_a_whole_share_are_two_budgets():
         )
     assert "1 of 576 tokens kept" in pages["one"][0] and "1 of 576 tokens kept" in pages["one"][1]
     assert "576 of 576 tokens kept" in pages[1.0][0]
+    assert "top-K importance, 1 token<" in pages["one"][0] and "top-K importance, 100 % of the tokens<" in pages[1.0][0]
     method = {kind: look.answer(STATE, Side("topk", kind(1)).build()).after for kind in (int, float)}
     assert method == {int: 1, float: 576}
 

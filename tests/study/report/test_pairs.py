@@ -32,3 +32,8 @@ def test_a_setting_that_lacks_one_of_the_two_is_named(rows):
     lacking = rows[(rows["budget"] == 64) | (rows["positions"] == "keep")]
     with pytest.raises(ValueError, match=r"'budget': 16.*has no rows with positions 'compact'"):
         paired_table(lacking, ["method", "budget"], "positions", "compact", "keep", 200)
+
+
+def test_a_setting_with_a_missing_knob_keeps_its_row(rows):
+    table = paired_table(rows.assign(knobs=None), ["method", "budget", "knobs"], "positions", "compact", "keep", 200)
+    assert table["budget"].tolist() == [64, 16] and table["knobs"].isna().all()
