@@ -41,3 +41,9 @@ def test_parts_are_those_of_the_formula(seed):
         parts = share_out(total, dues, room, least)
         assert parts == by_remainder(total, dues, room, least)
         assert sum(parts) == total and all(low <= n <= most for low, n, most in zip(least, parts, room, strict=True))
+
+
+@pytest.mark.parametrize(("total", "least"), [(6, None), (-1, None), (1, [1, 1])])
+def test_a_total_out_of_reach_is_refused(total, least):
+    with pytest.raises(ValueError, match=f"cannot take {total}"):
+        share_out(total, [1.0, 1.0], [2, 3], least)

@@ -33,8 +33,15 @@ def share_out(
     -------
     list[int]
         Their sum is the total. Of equal remainders the first gets more.
+
+    Raises
+    ------
+    ValueError
+        If no parts within these bounds have the total as their sum.
     """
     least = [0] * len(room) if least is None else least
+    if not sum(least) <= total <= sum(room):
+        raise ValueError(f"parts that take {sum(least)} to {sum(room)} cannot take {total}")
     counts = [min(max(math.floor(due), low), most) for due, low, most in zip(dues, least, room, strict=True)]
     while (rest := total - sum(counts)) != 0:
         step = 1 if rest > 0 else -1
