@@ -28,11 +28,7 @@ device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "bfloat16"; "auto" takes the model's own
 batch = 50  # questions at a time
 budgets = [192, 128, 64, 32, 16]  # visual tokens kept
-final_budgets = [
-    64,
-    32,
-    16,
-]  # budgets that methods inside the language model are also asked for as what is left at last
+final_budgets = [64, 32, 16]  # budgets that methods inside the language model are also asked to leave at last
 methods = []  # names of methods, [] for all of the registry
 beside = ""  # job that asked the same questions with the controls, which are then not asked here; "" asks all here
 controls = ["idselection", "topk", "diversity", "random", "uniform", "downsample"]  # the controls that it asked
