@@ -21,6 +21,7 @@ def main() -> int:
     if rate <= 0 or library.espeak_SetVoiceByName(voice.encode()):
         print(f"espeak-ng has no voice {voice!r} in {folder}", file=sys.stderr)
         return 1
+    library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # the breath of a voice is noise
     samples = bytearray()
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
