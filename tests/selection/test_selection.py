@@ -365,6 +365,8 @@ SIZES = {
     "SHORT": (0, 3, 96),
     "LONGEST_TABLE": (0, 2048),
     "FEWEST_ROWS": (1, 3),
+    "CALLS": (0, 2**12, 2**23),
+    "TABLE_ROWS": (2, 128),
     "CHUNK": (16, 2**22),
     "COPY": (0, 16, 999),
 }
