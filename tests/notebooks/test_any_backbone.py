@@ -30,7 +30,7 @@ FAMILIES = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
     folder = hub_folders.save(family, tmp_path / family)
-    photos = hub_folders.photographs(tmp_path / "photos", count=2)
+    photos = hub_folders.own_data(family, tmp_path / "photos", count=2)
     asked = {"backbone": str(folder), "data": str(photos), "split": "photos", "questions": 0, "batch": 3}
     asked |= {"gammas": [1.0, 20.0], "budgets": [5], "updates": ["subtract"], "resamples": 50}
     asked |= {"results_dir": str(tmp_path / "rows"), "figures_dir": str(tmp_path / "figures")}
@@ -63,7 +63,8 @@ def test_the_efficiency_study_times_any_backbone(family, size, tmp_path):
     assert ("cannot be cut by hand" in executed) == (family != "llava")
 
 
-def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["internvl", "qwen2_audio"])
+def test_a_killed_job_asks_only_what_is_left(family, tmp_path, monkeypatch):
     """The rows of the first questions are kept, and those of the whole are as of a run that nothing stopped."""
     from idsel_core.methods import get_method
     from idsel_core.study.open_study import open_study
@@ -71,10 +72,10 @@ def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
     from idsel_core.study.store.resume import ResumableRows
 
     monkeypatch.setattr(ResumableRows.__init__, "__defaults__", (0.0,))
-    photos = hub_folders.photographs(tmp_path / "photos", count=3)
+    photos = hub_folders.own_data(family, tmp_path / "photos", count=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study = open_study("photos", backbone=hub_folders.save("internvl", tmp_path / "internvl"), data=photos)
+        study = open_study("photos", backbone=hub_folders.save(family, tmp_path / family), data=photos)
     methods = [get_method("idselection", budget=4, gamma=gamma) for gamma in (1.0, 20.0)]
     whole = study.run(methods, batch=2)
     plain, asked = QuestionReader.read, []
