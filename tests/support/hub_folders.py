@@ -77,12 +77,10 @@ def tokenizer(marks: dict[str, int], **named: str) -> PreTrainedTokenizerFast:
     return finished
 
 
-def template(image: str, kind: str = "image") -> str:
-    """Return a chat template that writes `image` for each image, or clip."""
+def template(image: str) -> str:
+    """Return a chat template that writes `image` for each image."""
     return (
-        "{{ '<s>' }}{% for m in messages %} {{ m['role'] }} :{% for c in m['content'] %}{% if c['type'] == '"
-        + kind
-        + "' %}"
+        "{{ '<s>' }}{% for m in messages %} {{ m['role'] }} :{% for c in m['content'] %}{% if c['type'] == 'image' %}"
         + image
         + "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant :"
         "{% endif %}"
@@ -169,9 +167,11 @@ def _video_llava() -> Any:
 
 
 def _qwen2_audio() -> Any:
-    words = tokenizer({"<|AUDIO|>": 90, "<|audio_bos|>": 92, "<|audio_eos|>": 93})
-    clips = WhisperFeatureExtractor(feature_size=8, chunk_length=1, sampling_rate=RATE)
-    return Qwen2AudioProcessor(clips, words, chat_template=template("<|audio_bos|><|AUDIO|><|audio_eos|>", "audio"))
+    names = {"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
+    names |= {"start_token": "<|im_start|>", "end_token": "<|im_end|>"}
+    words = tokenizer(dict(zip(names.values(), (90, 92, 93, 94, 95), strict=True)), **names)
+    # The chat template is the class's own, which is that of its checkpoints.
+    return Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=1, sampling_rate=RATE), words)
 
 
 PROCESSORS: dict[str, Callable[[], Any]] = {
