@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from idsel_core.study.paths import MODEL, project_path
 from idsel_core.study.sources.clips import misfit, resampled_length
@@ -155,9 +155,9 @@ def check_reads(backbone: str | Path, split: Split, revision: str = "main") -> N
 def _feature_extractor(backbone: str | Path, revision: str) -> Any:
     from transformers import AutoFeatureExtractor
 
-    hub = is_hub_id(backbone)
+    hub, read = is_hub_id(backbone), cast(Any, AutoFeatureExtractor.from_pretrained)
     try:
-        return AutoFeatureExtractor.from_pretrained(
+        return read(
             backbone, local_files_only=not hub, trust_remote_code=False, **({"revision": revision} if hub else {})
         )
     except (OSError, ValueError) as error:
