@@ -78,7 +78,8 @@ class PromptWriter:
         given: dict[str, Any] = {"images": [list(own) for own in shown]}
         if self.kind == "audio":
             clips = [clip for own in shown for clip in own]
-            for why in filter(None, (misfit(len(clip), self.processor.feature_extractor) for clip in clips)):
+            why = next(filter(None, (misfit(len(clip), self.processor.feature_extractor) for clip in clips)), "")
+            if why:
                 raise ValueError(f"an audio clip {why}")
             given = {"audio": clips, "sampling_rate": self.rate}
         inputs = self.processor(text=texts, **given, padding=True, return_tensors="pt", **self._special(texts))

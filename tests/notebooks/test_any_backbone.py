@@ -71,7 +71,7 @@ def test_the_other_ablations_run_without_a_companion_and_boxes(family, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "size"), [("llava", []), ("qwen2_5_vl", [48, 48])])
+@pytest.mark.parametrize(("family", "size"), [("llava", []), ("qwen2_5_vl", [48, 48]), ("qwen2_audio", [])])
 def test_the_efficiency_study_times_any_backbone(family, size, tmp_path):
     folder = hub_folders.save(family, tmp_path / family)
     asked = load_parameters(PROJECT / "config/smoke/08_efficiency.yaml") | {"backbone": str(folder), "image_size": size}
