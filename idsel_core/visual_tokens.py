@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -151,6 +152,11 @@ class VisualTokens:
     def lengths(self) -> Tensor:
         """Number of tokens of each row, int64 (B,)."""
         return self.mask.sum(1)
+
+    @cached_property
+    def padded(self) -> bool:
+        """Whether any row is padded; where none is, nothing needs a mask."""
+        return not bool(self.mask.all())
 
     @property
     def full_lengths(self) -> Tensor:

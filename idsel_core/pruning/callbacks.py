@@ -34,7 +34,8 @@ class GivenPrompts:
         sequences : Tensor
             R = B times the beams or samples of a prompt, one behind the other.
         """
-        prompts = self.prompts.to(sequences.device).repeat_interleave(len(sequences) // len(self.prompts), 0)
+        prompts, copies = self.prompts.to(sequences.device), len(sequences) // len(self.prompts)
+        prompts = prompts.repeat_interleave(copies, 0) if copies > 1 else prompts
         return torch.cat([prompts, sequences[:, self.width :]], 1)
 
     def callbacks(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -177,8 +177,9 @@ def answered(
     if answer is None or words is None:
         return dataclasses.replace(prompts, later=read, said=said)
     copies = len(answer) // len(prompts)
-    prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies)) if copies > 1 else prompts
-    read, said = read.repeat_interleave(copies, 0), said.repeat_interleave(copies, 0)
+    if copies > 1:
+        prompts = prompts.take(torch.arange(len(prompts)).repeat_interleave(copies))
+        read, said = read.repeat_interleave(copies, 0), said.repeat_interleave(copies, 0)
     later = torch.cat([read, words.to(read.device)], 1)
     return dataclasses.replace(prompts, later=later, said=torch.cat([said, answer.to(said)], 1))
 

@@ -44,7 +44,7 @@ def received(query: Tensor, key: Tensor, scale: float, chunk: int = 64) -> Tenso
         float32 (B, N); rows sum to 1.
     """
     key = key.float().contiguous()  # once, not for each chunk
-    parts = [_shares(part, key, scale).sum(dim=(1, 2, 3)) for part in torch.split(query, chunk, dim=2)]
+    parts = [_shares(part, key, scale).sum(dim=(1, 2)) for part in torch.split(query, chunk, dim=2)]
     return torch.stack(parts).sum(dim=0) / (query.shape[1] * query.shape[2])
 
 
@@ -68,6 +68,7 @@ def instruction_row(
     columns: Tensor,
     softcap: float | None = None,
     chunk: int = 64,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Return the attention of the query tokens to the visual tokens, mean over heads and query tokens.
 
@@ -82,18 +83,20 @@ def instruction_row(
     scale : float
         Factor of the inner products before the softmax.
     query_tokens : Tensor
-        bool (B, L); True at the query tokens.
+        bool (I, L); True at the query tokens of I images.
     columns : Tensor
-        Long (B, N); columns of the visual tokens in the sequence, -1 at padding.
+        Long (I, N); columns of their visual tokens in the sequence, -1 at padding.
     softcap : float, optional
         Bound c of the products, c tanh(x / c), if the layer has one.
     chunk : int
-        Number of query tokens at a time, which bounds the memory to B x H x chunk x N numbers.
+        Number of query tokens at a time, which bounds the memory to I x H x chunk x N numbers.
+    rows : Tensor, optional
+        Long (I,); the sequence that each image is in. By default there is one image in each, I = B.
 
     Returns
     -------
     Tensor
-        float32 (B, N); rows sum to 1; 0 at padding.
+        float32 (I, N); rows sum to 1; 0 at padding.
 
     Raises
     ------
@@ -101,16 +104,17 @@ def instruction_row(
         If a row has no query token or no visual token.
     """
     visual, counts = columns >= 0, query_tokens.sum(dim=1, keepdim=True)
-    asked = counts[:, 0].tolist()
-    for name, numbers in (("query_tokens", asked), ("columns", visual.sum(dim=1).tolist())):
+    asked, shown = counts[:, 0].tolist(), visual.sum(dim=1).tolist()
+    for name, numbers in (("query_tokens", asked), ("columns", shown)):
         if 0 in numbers:
             raise ValueError(f"{name} must name a token in every row; row {numbers.index(0)} has none")
-    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : max(asked)]  # (B, T)
-    share = query_tokens.gather(1, places) / counts  # (B, T), 0 beyond a row's own query tokens
-    seen = _take(key, columns.clamp_min(0))
-    # (B, T, N), some T at a time: queries of T query tokens, keys of the N visual tokens.
+    places = query_tokens.int().sort(dim=1, descending=True, stable=True).indices[:, : max(asked)]  # (I, T)
+    share = query_tokens.gather(1, places) / counts  # (I, T), 0 beyond an image's own query tokens
+    mask = None if min(shown) == columns.shape[1] else visual[:, None]
+    seen = _take(key, columns.clamp_min(0), rows)
+    # (I, T, N), some T at a time: queries of T query tokens, keys of the N visual tokens.
     parts = [
-        (_attend(_take(query, some), seen, scale, visual[:, None], softcap) * weights[..., None]).sum(dim=1)
+        (_attend(_take(query, some, rows), seen, scale, mask, softcap) * weights[..., None]).sum(dim=1)
         for some, weights in zip(torch.split(places, chunk, dim=1), torch.split(share, chunk, dim=1), strict=True)
     ]
     return functools.reduce(torch.add, parts)
@@ -156,10 +160,13 @@ def causal_row(query: Tensor, key: Tensor, scale: float, query_tokens: Tensor, r
     return mean.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, 0)
 
 
-def _take(states: Tensor, places: Tensor) -> Tensor:
-    """Gather states (B, H, L, d) at places (B, T), giving (B, H, T, d)."""
-    heads, width = states.shape[1], states.shape[3]
-    return states.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
+def _take(states: Tensor, places: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return states (B, H, L, d) at places (I, T) of sequences (I,), by default one each, as (I, H, T, d)."""
+    heads, length, width = states.shape[1:]
+    rows = torch.arange(len(places), device=places.device) if rows is None else rows
+    flat = (rows[:, None] * length + places).flatten()  # (I T,): rows of (B L, H, d), which are whole in memory
+    taken = states.transpose(1, 2).flatten(0, 1).index_select(0, flat)
+    return taken.view(*places.shape, heads, width).transpose(1, 2)
 
 
 def _attend(
@@ -169,22 +176,21 @@ def _attend(
 
     Keys are left out where `mask` (B, T or 1, N) is False; `softcap` bounds the products.
     """
-    rows: Tensor = _shares(query, key, scale, mask, softcap).mean(dim=(1, 2))
-    return rows
+    return _shares(query, key, scale, mask, softcap).mean(dim=1)
 
 
 def _shares(
     query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Return the attention of every head, (B, H', H / H', T, N)."""
+    """Return the attention of every head, (B, H, T, N)."""
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, not {query.shape[1]} to {key.shape[1]}")
     batch, heads, length, width = query.shape
-    grouped = query.float().mul(scale).reshape(batch, key.shape[1], heads // key.shape[1], length, width)
+    grouped = query.float().mul(scale).reshape(batch, key.shape[1], -1, width)  # (B, H', H / H' T, d)
     with torch.autocast(query.device.type, enabled=False):
-        logits = grouped @ key.float()[:, :, None].mT
+        logits = (grouped @ key.float().mT).view(batch, heads, length, -1)
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
     if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
+        logits = logits.masked_fill(~mask[:, None], -torch.inf)
     return logits.softmax(dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -107,7 +108,7 @@ def importance_scores(tokens: VisualTokens, name: str, normalise: Normalise = "m
     if isinstance(score, Combination):
         first, second = (importance_scores(tokens, part, normalise) for part in (score.first, score.second))
         return unify(first, second, score.how)
-    return normalised(score(tokens), normalise, tokens.mask, f"importance {name!r}")
+    return normalised(score(tokens), normalise, tokens.mask, f"importance {name!r}", tokens.padded)
 
 
 def check_importance(name: str) -> None:
@@ -118,7 +119,7 @@ def check_importance(name: str) -> None:
         )
 
 
-def normalised(scores: Tensor, kind: Normalise, mask: Tensor, name: str = "scores") -> Tensor:
+def normalised(scores: Tensor, kind: Normalise, mask: Tensor, name: str = "scores", padded: bool = True) -> Tensor:
     """Return scores as float32, 0 at padding, scaled to 0 to 1 in each row or unchanged.
 
     Parameters
@@ -132,6 +133,8 @@ def normalised(scores: Tensor, kind: Normalise, mask: Tensor, name: str = "score
         bool (B, N); True at tokens.
     name : str
         What an error message calls the scores.
+    padded : bool
+        Whether a row may be padded. If not, the values of `mask` are not read.
 
     Raises
     ------
@@ -142,18 +145,20 @@ def normalised(scores: Tensor, kind: Normalise, mask: Tensor, name: str = "score
         raise ValueError(f"normalise must be one of {', '.join(get_args(Normalise))}, not {kind!r}")
     if scores.shape != mask.shape:
         raise ValueError(f"{name} must have one number for each token, {tuple(mask.shape)}, not {tuple(scores.shape)}")
-    scores, padding = scores.float(), ~mask
-    low = scores.masked_fill(padding, torch.inf).amin(dim=1, keepdim=True)  # (B, 1)
-    high = scores.masked_fill(padding, -torch.inf).amax(dim=1, keepdim=True)  # (B, 1)
-    # amin and amax pass a NaN on, and a NaN fails every comparison.
-    if not bool(((low >= 0) & (high < torch.inf)).all()):
+    scores, padding = scores.float(), ~mask if padded else None
+    if padding is None:
+        low, high = scores.aminmax(dim=1, keepdim=True)  # (B, 1) each
+    else:
+        low = scores.masked_fill(padding, torch.inf).amin(dim=1, keepdim=True)
+        high = scores.masked_fill(padding, -torch.inf).amax(dim=1, keepdim=True)
+    # The extremes pass a NaN on, and a NaN fails every comparison.
+    if not all(least >= 0 and most < math.inf for least, most in torch.cat([low, high], 1).tolist()):
         wrong = mask & ~(scores.isfinite() & (scores >= 0))
         row, token = wrong.nonzero()[0].tolist()
         raise ValueError(f"{name} must be finite and 0 or more; row {row}, token {token} has {scores[row, token]:g}")
     if kind == "minmax":
-        span = high - low
-        scores = torch.where(span > 0, (scores - low) / span, 1.0)
-    return scores.masked_fill(padding, 0.0)
+        scores = (scores - low).div_(high - low).nan_to_num_(1.0)  # 0 / 0 where all are equal
+    return scores if padding is None else scores.masked_fill(padding, 0.0)
 
 
 def unify(a: Tensor, b: Tensor, how: Combine = "mean") -> Tensor:

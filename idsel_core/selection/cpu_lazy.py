@@ -21,13 +21,15 @@ from torch import Tensor
 from idsel_core.selection.suppression import Suppression, floors, products
 
 FEWEST_ROWS, MOST_ROWS = 8, 32
-"""Number of candidates whose rows are computed together."""
+"""Fewest and most candidates whose rows are computed together."""
 SHORT, LONGEST_TABLE = 96, 2048
 """Number of tokens up to which all similarities are computed at once: of a few, and of an image with a large budget."""
 TABLE_ROWS = 128
 """Number of rows of such a table that are multiplied together."""
 IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
+CALLS, WEIGHT = 2**23, 256
+"""Numbers of products that take about as long as the calls for one block of rows, and as one of its weights."""
 COPY = 16
 """Number of products with a token's features that take as long as a copy of them."""
 CHUNK = 2**22
@@ -87,7 +89,7 @@ class _Run:
         self.scores: Floats = scores[0].clone().numpy()  # (N,); -inf once picked
         self.original = self.scores.copy()
         self.known: Longs = np.zeros(len(self.scores), np.int64)  # (N,); number of effective picks accounted for
-        self.tokens: Longs = (~dead[0]).nonzero()[:, 0].numpy()
+        self.tokens: Longs = np.flatnonzero(~dead[0].numpy())
         self.floor = float(floors(scores)) if restart else 0.0
         self.order: list[int] = []
         self.count = count
@@ -103,8 +105,14 @@ class _Run:
 
     def first_threshold(self) -> float:
         """Return the score that a few more tokens reach than are left to pick."""
+        if self._rows_at_once(len(self.tokens)) == MOST_ROWS:
+            return EVERY  # fewer tokens are not faster
         size = min(5 * self.left // 4 + 1, len(self.tokens) - len(self.order))
         return float(np.partition(self.scores, -size)[-size])
+
+    def _rows_at_once(self, tokens: int) -> int:
+        """Return how many rows of so many tokens take about as long as the calls for them."""
+        return min(max(FEWEST_ROWS, CALLS // (tokens * (self.x.shape[1] + WEIGHT))), MOST_ROWS)
 
     def next_threshold(self) -> float:
         """Return a threshold below the best score that is up to date, or else below the highest bound."""
@@ -146,10 +154,12 @@ class _Run:
             else:
                 strengths = self._strengths(picks, *self._features(part))  # (T, P)
             missing, now = steps >= self.known[part], self.scores[part]  # (T, P), (P,)
+            if not missing.all():
+                strengths = np.where(missing, strengths, 0 if self.image.update == "subtract" else 1)
             if self.image.update == "subtract":
-                now -= np.einsum("t,tp->p", values, strengths if missing.all() else strengths * missing)
+                now -= np.einsum("t,tp->p", values, strengths)
             else:
-                np.multiply(now, strengths.prod(axis=0, where=missing), out=now, where=now > 0)
+                np.multiply(now, strengths.prod(axis=0), out=now, where=now > 0)
             self.scores[part] = now
         self.known[tokens] = self.effective
 
@@ -174,7 +184,11 @@ class _Run:
         cosines = products(unit, x).mul_(inverse)
         if places is not None and len(places) < len(x):
             cosines = cosines.index_select(1, places)
-        strengths: Floats = self.image.strengths(cosines[None])[0].numpy()
+        return self._weighed(cosines)
+
+    def _weighed(self, cosines: Tensor) -> Floats:
+        """Return the strengths (T, P) of cosines (T, P)."""
+        strengths: Floats = self.image.strengths(cosines).numpy()[0]  # of the only image
         return strengths
 
     def pick_from(self, threshold: float) -> None:
@@ -185,10 +199,13 @@ class _Run:
             self.refresh(EVERY)
             tokens, threshold, rows = self.tokens, EVERY, self.rows
         scores = self.scores[tokens]  # (P,)
+        gone = np.flatnonzero(scores == -math.inf)
+        scores[gone] = 0  # never picked, because no score at the floor is, and a factor of 0 keeps it
         features: tuple[Tensor, Tensor] | None = None
         picked: list[int] = []
         values: list[float] = []
-        left, width, hits = self.left, FEWEST_ROWS, 0
+        fewest = width = self._rows_at_once(len(tokens))
+        left, hits = self.left, 0
         while len(picked) < left:
             best = int(scores.argmax())
             value = float(scores[best])
@@ -196,7 +213,7 @@ class _Run:
                 break
             if best not in rows:
                 if picked:
-                    width = min(max(FEWEST_ROWS, 2 * hits), MOST_ROWS)
+                    width = min(max(fewest, 2 * hits), MOST_ROWS)
                 features = features or self._features(tokens)
                 rows |= self._rows_of_candidates(tokens, scores, rows, width, left - len(picked), features)
                 hits = 0
@@ -204,6 +221,7 @@ class _Run:
             picked.append(best)
             values.append(value)
             self._suppress(scores, best, rows.pop(best))
+        scores[gone] = scores[picked] = -math.inf
         self._keep(tokens, picked, values, scores)
         if picked:
             lowest = max(float(scores.max()), threshold)
@@ -220,37 +238,35 @@ class _Run:
         features: tuple[Tensor, Tensor],
     ) -> dict[int, Floats]:
         """Return the strengths (P,) of likely next picks, by their places among the tokens (P,)."""
-        alive = int(np.count_nonzero(scores > -math.inf))
-        long = len(tokens) == len(self.tokens) and len(tokens) <= min(9 * left, LONGEST_TABLE)
-        if not known and (long or len(tokens) <= SHORT):
-            return self._table(*features)
+        alive = int(np.count_nonzero(scores > 0))
         width = min(width, 5 * left // 4 + 1)
         ranking = np.argsort(-scores, kind="stable")[:alive]
-        if not self.order and len(ranking) > width and scores[ranking[width]] == scores[ranking[0]]:
-            width = 1  # nothing tells yet which of them comes after the first
+        # Whether nothing tells yet which of them comes after the first.
+        tied = not self.order and alive > width and scores[ranking[width]] == scores[ranking[0]]
+        all_soon = len(tokens) == len(self.tokens) and len(tokens) <= min((9 if tied else 4) * left, LONGEST_TABLE)
+        if not known and (all_soon or len(tokens) <= SHORT):
+            return self._table(*features)
+        width = 1 if tied else width
         block = [place for place in ranking[: width + len(known)].tolist() if place not in known][:width]
         return dict(zip(block, self._strengths(self._unit(tokens[block]), *features), strict=True))
 
     def _table(self, x: Tensor, inverse: Tensor) -> dict[int, Floats]:
         """Return the strengths (P,) at which each of P tokens suppresses all; each pair is multiplied about once."""
-        table = x.new_empty(len(x), len(x))
+        table = np.empty((len(x), len(x)))
         for start in range(0, len(x), TABLE_ROWS):
             rows = slice(start, start + TABLE_ROWS)
-            block = products(x[rows], x[start:])  # (R, P - start)
-            table[rows, start:] = block.mul_(inverse[rows, None]).mul_(inverse[start:])
-            table[start:, rows] = block.T
-        found: dict[int, Floats] = {}
-        for start in range(0, len(x), TABLE_ROWS):
-            found |= enumerate(self.image.strengths(table[None, start : start + TABLE_ROWS])[0].numpy(), start)
-        return found
+            cosines = products(x[rows], x[start:]).mul_(inverse[rows, None]).mul_(inverse[start:])  # (R, P - start)
+            block = self._weighed(cosines)
+            table[rows, start:], table[start:, rows] = block, block.T
+        return dict(enumerate(table))
 
     def _suppress(self, scores: Floats, pick: int, strengths: Floats) -> None:
         # The update rule, as in `Suppression.suppress`.
         if self.image.update == "subtract":
             scores -= scores[pick] * strengths
         else:
-            np.multiply(scores, strengths, out=scores, where=scores > 0)
-        scores[pick] = -math.inf
+            scores *= strengths
+        scores[pick] = 0
 
     def _keep(self, tokens: Longs, picked: list[int], values: list[float], scores: Floats) -> None:
         after = self.effective + len(picked)

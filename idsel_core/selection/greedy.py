@@ -90,19 +90,19 @@ def id_select(
     Source: "ID-Selection", arXiv 2604.05601, Eq. 7-9. Tokens whose scores differ by less than the rounding error may
     be picked in either order; so may duplicates of equal score once a pick has suppressed them.
     """
-    _check_knobs(gamma, update, exhausted)
+    check_knobs(gamma, update, exhausted)
     x, s, valid = _as_batch(features, scores, mask)
     chosen = _choose_backend(backend, x.device, trace)
     wide = torch.promote_types(x.dtype, torch.float32)
     norms = torch.linalg.vector_norm(x, dim=-1, dtype=wide)
     counts = resolve_budget(budget, _checked_lengths(norms, s, valid))
-    inverse = norms.reciprocal().masked_fill_(norms == 0, 0)
+    inverse = norms.reciprocal().nan_to_num_(0.0, posinf=0.0)
     dead = torch.zeros_like(s, dtype=torch.bool) if valid is None else ~valid
     if valid is not None:
         s = s.masked_fill(dead, -math.inf)
     steps: list[Tensor] = []
     restart = exhausted == "restart"
-    sharpness = automatic_gamma(x, inverse, ~dead) if gamma == "auto" else torch.full_like(s[:, 0], float(gamma))
+    sharpness = automatic_gamma(x, inverse, valid) if gamma == "auto" else torch.full_like(s[:, 0], float(gamma))
     with full_precision(x.device):
         if chosen == "triton":
             from idsel_core.selection.gpu_triton import pick_on_gpu
@@ -145,21 +145,22 @@ def _pick_with_torch(
     steps: list[Tensor] | None,
 ) -> Tensor:
     """Return the picks (B, K) in order, -1 after the last pick of a shorter row."""
-    most = int(counts.max())
-    unused = torch.arange(most) >= counts[:, None]  # (B, K)
     if backend == "torch":
+        most = int(counts.max())
         picks = pick_in_rounds(images, scores, dead, most, steps, scores if restart else None)
+        unused = torch.arange(most) >= counts[:, None]  # (B, K)
         return picks.masked_fill_(unused.to(picks.device), -1)
     from idsel_core.selection.cpu_lazy import pick_lazily
 
-    order = torch.full_like(unused, -1, dtype=torch.long)
+    order = []
     for row, count in enumerate(counts.tolist()):
         one = slice(row, row + 1)
-        order[row, :count] = torch.tensor(pick_lazily(images.of(row), scores[one], dead[one], count, restart))
-    return order
+        order.append(torch.tensor(pick_lazily(images.of(row), scores[one], dead[one], count, restart)))
+    return torch.nn.utils.rnn.pad_sequence(order, batch_first=True, padding_value=-1)
 
 
-def _check_knobs(gamma: float | str, update: str, exhausted: str) -> None:
+def check_knobs(gamma: float | str, update: str, exhausted: str) -> None:
+    """Raise ValueError unless `id_select` takes these."""
     if gamma != "auto" and (isinstance(gamma, bool) or not isinstance(gamma, numbers.Real) or not gamma >= 0):
         raise ValueError(f"gamma must be a number from 0 to infinity or 'auto', not {gamma!r}")
     if exhausted not in get_args(Exhausted):
@@ -205,11 +206,10 @@ def _checked_lengths(norms: Tensor, scores: Tensor, valid: Tensor | None) -> Ten
     if valid is not None:
         look = torch.cat([look, valid.sum(dim=1, dtype=scores.dtype)])
     norm, lowest, highest, *counted = look.tolist()
-    lengths = torch.tensor(counted or [n] * rows, dtype=torch.long)
     # aminmax passes a NaN on, and a NaN fails every comparison.
-    if not (norm < math.inf and lowest >= 0 and highest < math.inf and bool(lengths.all())):
+    if not (norm < math.inf and lowest >= 0 and highest < math.inf and all(counted)):
         _name_fault(norms, scores, torch.ones_like(scores, dtype=torch.bool) if valid is None else valid)
-    return lengths
+    return torch.tensor(counted or [n] * rows, dtype=torch.long)
 
 
 def _name_fault(norms: Tensor, scores: Tensor, valid: Tensor) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -17,7 +18,7 @@ TOGETHER = 64
 """Tokens whose unit features are added in their own dtype, before these sums are added in float64."""
 
 
-def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
+def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the mean cosine distance of two different tokens of each image.
 
     It needs no table of all pairs: the squared length of the sum of N unit vectors is N and the cosines of all pairs. A
@@ -29,8 +30,8 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
         (B, N, D), any float dtype; padding may hold any value.
     inverse : Tensor
         float32 or float64 (B, N); 1 / |x|, 0 for zero vectors. The unit vectors are added in its dtype.
-    valid : Tensor
-        bool (B, N); True at tokens, at one of each row at least.
+    valid : Tensor, optional
+        bool (B, N); True at tokens, at one of each row at least. By default all are tokens.
 
     Returns
     -------
@@ -39,24 +40,28 @@ def mean_distance(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
     """
     working = score_dtype(x.device)
     batch, tokens, width = x.shape
-    factors = inverse.masked_fill(~valid, 0)  # (B, N): 0 at tokens that have no direction
-    values = x.to(inverse.dtype)
-    if not bool(valid.all()):
-        values = values.masked_fill(~valid[..., None], 0)
-    total = torch.zeros(batch, width, dtype=working, device=x.device)
-    whole = tokens - tokens % TOGETHER
-    for part, size in ((slice(whole), TOGETHER), (slice(whole, tokens), tokens - whole)):
-        if part.stop > (part.start or 0):
-            # (B, G, 1, n) @ (B, G, n, D): G groups of n tokens.
-            with full_precision(x.device):
-                sums = factors[:, part].view(batch, -1, 1, size) @ values[:, part].view(batch, -1, size, width)
-            total += sums.sum((1, 2), dtype=working)
-    count = valid.sum(1).to(working)  # (B,)
+    factors, values = inverse, x.to(inverse.dtype)  # factors (B, N): 0 at tokens that have no direction
+    if valid is None:
+        count = x.new_full((batch,), tokens, dtype=working)  # (B,)
+    else:
+        count = valid.sum(1, dtype=working)
+        factors = inverse.masked_fill(~valid, 0)
+        if not bool(valid.all()):
+            values = values.masked_fill(~valid[..., None], 0)
+    sums = []
+    with full_precision(x.device):
+        whole = tokens - tokens % TOGETHER
+        for part, size in ((slice(whole), TOGETHER), (slice(whole, tokens), tokens - whole)):
+            if part.stop > (part.start or 0):
+                # (B G, 1, n) @ (B G, n, D): G groups of n tokens an image.
+                grouped = factors[:, part].reshape(-1, 1, size) @ values[:, part].reshape(-1, size, width)
+                sums.append(grouped.view(batch, -1, width).sum(1, dtype=working))
+    total = functools.reduce(torch.add, sums)  # (B, D)
     cosines = total.square().sum(1) - (factors > 0).sum(1)
     return (1 - cosines / (count * (count - 1)).clamp_min(1)).clamp_min(0) * (count > 1)
 
 
-def automatic_gamma(x: Tensor, inverse: Tensor, valid: Tensor) -> Tensor:
+def automatic_gamma(x: Tensor, inverse: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the gamma of each image at which a token at the mean distance is suppressed with the weight `WEIGHT`.
 
     With the mean distance m, gamma = ln(1 / WEIGHT) / m^2. So the weight of a pair of tokens depends on their distance

@@ -365,6 +365,8 @@ SIZES = {
     "SHORT": (0, 3, 96),
     "LONGEST_TABLE": (0, 2048),
     "FEWEST_ROWS": (1, 3),
+    "CALLS": (0, 2**12, 2**23),
+    "TABLE_ROWS": (2, 128),
     "CHUNK": (16, 2**22),
     "COPY": (0, 16, 999),
 }
@@ -575,3 +577,12 @@ def test_parts_of_a_batch_join_in_the_order_of_their_rows():
     ]
     features = Selection.join(both, 0.5).features
     assert features.dtype == torch.float32 and features[:, :, 0].sum(1).tolist() == [12, 2, 2, 12]
+
+
+@pytest.mark.parametrize("backend", ["lazy", "torch"])
+def test_a_norm_too_small_for_a_reciprocal_counts_as_zero(backend):
+    x, s = torch.eye(4, 6).repeat(2, 1), torch.linspace(1, 0.3, 8)
+    tiny, zero = x.clone(), x.clone()
+    tiny[1], zero[1] = 1e-40, 0
+    picks = [id_select(each, s, 5, gamma=20.0, backend=backend).order for each in (tiny, zero)]
+    assert torch.equal(*picks)

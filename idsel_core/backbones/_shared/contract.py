@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from idsel_core.backbones._shared.encoded import Encoded, constant_view
@@ -152,7 +153,7 @@ class Backbone(ShortPrompts, ABC):
         reasons = {name: f"{why}, or the encoding was stored without this view" for name, why in _MISSING_VIEWS.items()}
         reasons |= {"frames": "the images are not frames of a video", "crops": "the images are not cut into crops"}
         reasons |= self.missing_views
-        if bool((encoded.placeholders == encoded.mask.sum(1)).all()):
+        if torch.equal(encoded.placeholders, encoded.mask.sum(1)):
             sources["instruction_attention"] = asked.instruction_attention()
         else:
             reasons["instruction_attention"] = "the image was made smaller, so its tokens have no place in the prompt"

@@ -48,6 +48,11 @@ class Encoded:
     def __len__(self) -> int:
         return self.mask.shape[0]
 
+    @functools.cached_property
+    def padded(self) -> bool:
+        """Whether any row is padded."""
+        return not bool(self.mask.all())
+
     def tensors(self, views: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Return plain tensors to store, with all views or those named; without the projector output."""
         names = self.views if views is None else views

@@ -82,17 +82,16 @@ class Instruction:
     @functools.cached_property
     def _of_image(self) -> Tensor:
         """Columns of images, with what stands between the tiles of one, bool (B, L)."""
-        columns, (prompts, width) = self._slots.columns, self._placeholder.shape
-        place = torch.arange(width, device=columns.device)
-        # (I, L): columns from the first to the last placeholder of an image; padding, -1, counts from the end.
-        within = (place >= (columns % width).amin(1, keepdim=True)) & (place <= columns.amax(1, keepdim=True))
-        return self._placeholder | of_prompts(within, self._slots.rows, prompts)
+        columns, place = self._slots.columns, self._place
+        # (I, L): columns from the first to the last placeholder of an image, which come in order, before padding.
+        within = (place >= columns[:, :1]) & (place <= columns.amax(1, keepdim=True))
+        return self._placeholder | of_prompts(within, self._slots.rows, len(self._placeholder))
 
     @functools.cached_property
     def words(self) -> Tensor:
         """True at the instruction's words, bool (B, L)."""
         if self._marked is not None:
-            beyond = self._marked & ~up_to(self._ends)
+            beyond = self._marked & (self._place > self._last)
             if bool(beyond.any()):
                 row = int(beyond.any(1).int().argmax())
                 raise ValueError(f"question_mask marks tokens of the answer of prompt {row}")
@@ -118,16 +117,26 @@ class Instruction:
     @property
     def behind(self) -> Tensor:
         """True at text behind the end of each prompt, as far as it is known, bool (B, L)."""
-        return self.text & ~up_to(self._ends)
+        return self.text & (self._place > self._last)
+
+    @property
+    def _ends(self) -> Tensor:
+        """True at the last token before the answer, bool (B, L)."""
+        return self._place == self._last
 
     @functools.cached_property
-    def _ends(self) -> Tensor:
-        place = torch.arange(self._real.shape[1], device=self._real.device)
-        last = (place * self._asking).amax(1)
+    def _last(self) -> Tensor:
+        """Column of the last token before the answer, int64 (B, 1)."""
+        last = (self._place * self._asking).amax(1, keepdim=True)
         for row, turn in enumerate(self._turns):
             if turn is not None and turn.end is not None:
                 last[row] = self._columns(row)[turn.end]
-        return place == last[:, None]
+        return last
+
+    @functools.cached_property
+    def _place(self) -> Tensor:
+        """The columns, int64 (L,)."""
+        return torch.arange(self._real.shape[1], device=self._real.device)
 
     @functools.cached_property
     def _turns(self) -> list[Turn | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from idsel_core.backbones._shared.tensors import padded_rows
 from idsel_core.visual_tokens import Slots
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def locate_images(
         If the number of placeholders is not the number that the images fill, an image would extend over two prompts,
         or the attention mask hides a placeholder.
     """
-    is_image = input_ids == image_token_id
-    found, wanted = int(is_image.sum()), int(placeholders.sum())
+    is_image, length = input_ids == image_token_id, input_ids.shape[1]
+    places = is_image.flatten().nonzero()[:, 0]  # (P,): in the flattened batch, in reading order
+    found, wanted = len(places), int(placeholders.sum())
     if found == 0:
         raise ValueError(
             f"{len(placeholders)} image(s) were given, but the prompts hold no image placeholder "
@@ -67,22 +69,19 @@ def locate_images(
             f"the prompts hold {found} image placeholders (token id {image_token_id}), but the {len(placeholders)} "
             f"image(s) fill {wanted}{cut if found < wanted else ''}"
         )
-    if attention_mask is not None and bool((is_image & (attention_mask == 0)).any()):
+    if attention_mask is not None and int(is_image.logical_and(attention_mask).sum()) < found:
         raise ValueError("attention_mask hides image placeholders; it must be 1 at them")
     placeholders = placeholders.to(input_ids.device)
-    offsets = torch.arange(int(placeholders.max()), device=input_ids.device)  # (P,)
-    filled = offsets < placeholders[:, None]
-    starts = placeholders.cumsum(0) - placeholders
-    # (I, P): position of each image's placeholders in the flattened batch; arbitrary at padding.
-    flat = is_image.flatten().nonzero()[:, 0][(starts[:, None] + offsets).clamp(max=found - 1)]
-    rows, columns = flat // input_ids.shape[1], flat % input_ids.shape[1]
-    if bool(((rows != rows[:, :1]) & filled).any()):
-        image = int(((rows != rows[:, :1]) & filled).any(1).nonzero()[0])
+    flat = padded_rows(places, -1, lengths=placeholders)  # (I, P)
+    rows = flat[:, 0] // length
+    columns = (flat - rows[:, None] * length).clamp_min(-1)  # (I, P): -1 at padding
+    if int(columns.max()) >= length:
+        image = int((columns >= length).any(1).int().argmax())
         raise ValueError(
             f"image {image} would extend over two prompts; placeholders per prompt: {is_image.sum(1).tolist()}, "
             f"per image: {placeholders.tolist()}"
         )
-    return Slots(rows[:, 0], columns.masked_fill(~filled, -1))
+    return Slots(rows, columns)
 
 
 def runs(marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,17 +165,13 @@ def kept_columns(slots: Slots, real: Tensor, lengths: Tensor, selection: Selecti
     Tensor
         bool (B, L).
     """
-    keep = real.clone()
     filled = slots.columns >= 0
-    rows = slots.rows[:, None].expand_as(slots.columns)
-    keep[rows[filled], slots.columns[filled]] = False
-    picks = selection.indices.to(slots.columns.device)
-    chosen = picks >= 0
+    flat = slots.rows[:, None] * real.shape[1] + slots.columns  # (I, P): in the flattened batch; arbitrary at padding
+    keep = real.flatten().index_fill(0, flat[filled], False)
+    picks = selection.indices.to(flat.device)
     full, short = filled.sum(1, keepdim=True), lengths.to(picks.device)[:, None]
     places = (2 * picks.clamp(min=0) + 1) * full // (2 * short)  # (I, K): placeholder of each kept token
-    rows = slots.rows[:, None].expand_as(picks)
-    keep[rows[chosen], slots.columns.gather(1, places)[chosen]] = True
-    return keep
+    return keep.index_fill_(0, flat.gather(1, places)[picks >= 0], True).view_as(real)
 
 
 def surviving_columns(keep: Tensor, real: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from idsel_core.backbones._shared.encoded import Encoded
 from idsel_core.backbones._shared.instruction import Instruction
-from idsel_core.backbones._shared.prompts import of_images
 from idsel_core.backbones._shared.qk_capture import CapturedQK, attention_modules, capture_qk
+from idsel_core.backbones._shared.tensors import unpadded_rows
 from idsel_core.backbones.relevance.companion import Relevance
 from idsel_core.scores import attention_rows, cosine_rows
 from idsel_core.visual_tokens import QueryTokens, Slots, Unavailable
@@ -66,14 +66,14 @@ class QuestionViews:
             asking = self._query_tokens(which)
             seen = self._read_layer(layer, asking)
             query, key, scale = seen.tensors()
-            rows = self.slots.rows
-            return asking, of_images(query, rows), of_images(key, rows), scale, seen.softcap
+            return asking, query, key, scale, seen.softcap
 
         def view(layer: int, which: QueryTokens) -> Tensor:
             asking, query, key, scale, softcap = attend(layer, which)
             self._check_reach(layer, asking)
-            asking, columns = asking[self.slots.rows].to(query.device), self.slots.columns.to(query.device)
-            row = attention_rows.instruction_row(query, key, scale, asking, columns, softcap)  # (I, tokens)
+            rows, columns = self.slots.rows.to(query.device), self.slots.columns.to(query.device)
+            asking = asking.to(query.device)[rows]  # (I, L)
+            row = attention_rows.instruction_row(query, key, scale, asking, columns, softcap, rows=rows)  # (I, tokens)
             mask = self.encoded.mask
             return nn.functional.pad(row, (0, mask.shape[1] - row.shape[1])).to(mask.device)  # (I, N)
 
@@ -99,10 +99,12 @@ class QuestionViews:
         if layer >= len(layers):
             raise ValueError(f"instruction layer {layer} does not exist; the language model has {len(layers)}")
         embeddings = backbone.core.get_input_embeddings()(self.input_ids)  # (B, L, D)
-        tokens = slots.columns >= 0  # (I, N)
-        places = (slots.rows[:, None].expand_as(slots.columns)[tokens], slots.columns[tokens])  # prompt, column: (T,)
-        places = (places[0].to(embeddings.device), places[1].to(embeddings.device))
-        embeddings = embeddings.index_put(places, self.features[self.encoded.mask].to(embeddings))
+        padded = self.encoded.padded
+        filled = slots.columns >= 0 if padded else None  # (I, N)
+        at = (slots.rows[:, None].expand_as(slots.columns), slots.columns)
+        row, column = (unpadded_rows(each, filled).to(embeddings.device) for each in at)  # (T,) each
+        tokens = unpadded_rows(self.features, self.encoded.mask if padded else None)  # (T, D)
+        embeddings.index_put_((row, column), tokens.to(embeddings))
         positions = self.position_ids
         if positions is None:
             positions = backbone.encoded_positions(self.encoded, self.input_ids, self.attention_mask)
@@ -116,7 +118,7 @@ class QuestionViews:
                 attention_mask=backbone.decoder_mask(self.input_ids, embeddings, mask, positions),
                 position_ids=positions,
                 use_cache=False,
-                **backbone.beside_embeddings(self.encoded, self.input_ids, places),
+                **backbone.beside_embeddings(self.encoded, self.input_ids, (row, column)),
             )
         return seen
 
@@ -178,7 +180,8 @@ class QuestionViews:
     def _words(self, view: str) -> Tensor:
         """Return a mask of the words that ask in each prompt, bool (B, L)."""
         words = self.instruction.words
-        silent = (~words.any(1))[self.slots.rows].nonzero()[:, 0].tolist()
-        if silent:
-            raise Unavailable(view, f"no words ask about image {silent[0]}: its prompt has no text of a user")
+        asked = words.any(1)[self.slots.rows].tolist()
+        if not all(asked):
+            why = f"no words ask about image {asked.index(False)}: its prompt has no text of a user"
+            raise Unavailable(view, why)
         return words

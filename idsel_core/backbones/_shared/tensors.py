@@ -29,6 +29,11 @@ def padded_rows(rows: Tensor, fill: float = 0, *, lengths: Tensor) -> Tensor:
     return filled.masked_scatter(mask.view(*mask.shape, *[1] * (rows.ndim - 1)), rows)
 
 
+def unpadded_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the rows of all images, (I, N, ...), one behind the other, (R, ...): those of a mask (I, N), or all."""
+    return rows.flatten(0, 1) if mask is None else rows[mask]
+
+
 def as_weights(features: Tensor, module: nn.Module) -> Tensor:
     """Convert features to the dtype and device of a module's weights.
 

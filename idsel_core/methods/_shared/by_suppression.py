@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from idsel_core.methods._shared.base import Method
 from idsel_core.methods._shared.ragged import truncate
-from idsel_core.selection.greedy import id_select
+from idsel_core.selection.greedy import check_knobs, id_select
 from idsel_core.selection.result import Selection
 from idsel_core.selection.suppression import Exhausted, Update
 from idsel_core.visual_tokens import VisualTokens
@@ -44,15 +43,16 @@ class Greedy(Method):
         super().__post_init__()
         if self.features not in FEATURES:
             raise ValueError(f"features must be one of {', '.join(FEATURES)}, not {self.features!r}")
-        # id_select checks gamma, update and exhausted.
-        id_select(torch.ones(1, 1), torch.ones(1), 1, self.gamma, self.update, exhausted=self.exhausted)
+        check_knobs(self.gamma, self.update, self.exhausted)
 
     def pick(self, tokens: VisualTokens, scores: Tensor, counts: Tensor | None = None) -> Selection:
         """Run `id_select` on scores (B, N), for the budget, or for so many tokens of each image, int64 (B,)."""
         features = tokens.features if self.features == "projector" else tokens.encoder_features
-        return self.pick_alike(features, scores, tokens.mask, counts)
+        return self.pick_alike(features, scores, tokens.mask if tokens.padded else None, counts)
 
-    def pick_alike(self, features: Tensor, scores: Tensor, mask: Tensor, counts: Tensor | None = None) -> Selection:
+    def pick_alike(
+        self, features: Tensor, scores: Tensor, mask: Tensor | None, counts: Tensor | None = None
+    ) -> Selection:
         """Do the same where tokens are alike by other features (B, N, D)."""
         most = self.budget if counts is None else int(counts.max())
         picked = id_select(features, scores, most, self.gamma, self.update, mask, exhausted=self.exhausted)

@@ -45,10 +45,17 @@ def about_ideal(table: pd.DataFrame) -> str:
         What `ideal_table` returned.
     """
     worst: Any = table.sort_values("over ideal").iloc[-1]
-    return (
+    said = (
         f"At most {worst['over ideal']:.3f} times the ideal, with {worst['visual tokens']} tokens (median "
         f"over turns of the ratio within a turn)."
     )
+    if table["FLOPs over ideal"].isna().any():
+        return said
+    least = ", ".join(
+        f"{share:.3f} with {tokens} tokens"
+        for tokens, share in zip(table["visual tokens"], table["FLOPs over ideal"], strict=True)
+    )
+    return f"{said} If time went by FLOPs alone, scores and selection would make it {least}."
 
 
 def about_front(table: pd.DataFrame) -> str:

@@ -50,15 +50,22 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
     ----------
     times : DataFrame
         Rows of `idsel_core.study.timing.ideal.time_ideal`.
+
+    Returns
+    -------
+    DataFrame
+        One row a budget. "FLOPs over ideal" is what "over ideal" would be if time went by FLOPs alone; NaN where they
+        are not known.
     """
     whole = times[times["phase"] == END_TO_END]
     if whole.empty:
         return pd.DataFrame()
-    clock = whole.assign(role=whole["method"].where(whole["method"].isin([IDEAL, FULL]), "method")).pivot(
-        index="budget", columns="role", values="median_ms"
-    )
     named = whole[~whole["method"].isin([IDEAL, FULL])].set_index("budget")
-    clock = clock.loc[named.index]
+    by_role = whole.assign(role=whole["method"].where(whole["method"].isin([IDEAL, FULL]), "method"))
+    clock, flops = (
+        by_role.pivot(index="budget", columns="role", values=values).loc[named.index].astype(float)
+        for values in ("median_ms", "flops")
+    )
     return pd.DataFrame(
         {
             "method": named["method"].map(label),
@@ -67,6 +74,7 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
             "ideal, ms": clock[IDEAL],
             "all tokens, ms": clock[FULL],
             "over ideal": named["over_ideal"],
+            "FLOPs over ideal": flops["method"] / flops[IDEAL],
             "over all tokens": named["over_full"],
         }
     ).reset_index(drop=True)

@@ -70,7 +70,14 @@ def test_answers_are_set_against_prompts_cut_by_hand(times):
     assert table["visual tokens"].tolist() == [16, 4]
     assert table["over ideal"].tolist() == [1.02, 1.02]
     assert table["over all tokens"].tolist() == pytest.approx([51 / 90] * 2)
-    assert "At most 1.020 times the ideal" in efficiency_sentences.about_ideal(table)
+    said = efficiency_sentences.about_ideal(table)
+    assert "At most 1.020 times the ideal" in said and "If time went by FLOPs alone" in said
+    flops = times[times["phase"] == "end to end"].set_index(["budget", "method"])["flops"]
+    for budget, over in zip((16, 4), table["FLOPs over ideal"], strict=True):
+        assert over == flops[budget, "idselection"] / flops[budget, "ideal"] > 1
+        assert f"{over:.3f} with {budget} tokens" in said
+    unknown = efficiency_tables.ideal_table(times.assign(flops=np.nan))
+    assert "FLOPs alone" not in efficiency_sentences.about_ideal(unknown)
     assert efficiency_tables.ideal_table(times[times["phase"] != "end to end"]).empty
 
 
