@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -122,8 +123,7 @@ class Sweep:
         for job in self.jobs.values():
             for method in _methods(job):
                 _check_runs(method, job["backbone"], configs[job["backbone"]])
-        for split, data, questions in {(job["split"], job["data"], job["questions"]) for job in self.jobs.values()}:
-            read_data(data, split, questions)
+        _ = self._asked
 
     def estimate(self, cores: int = 1) -> str:
         """Say how many jobs there are, how long those left may take and how much disk they need.
@@ -135,14 +135,10 @@ class Sweep:
         """
         done = [job for job in self.store.jobs() if job in self.jobs]
         left = [parameters for name, parameters in self.jobs.items() if name not in done]
-        splits = {
-            (job["split"], job["data"], job["questions"]): read_data(job["data"], job["split"], job["questions"])
-            for job in left
-        }
         finished = _finished()
         seconds, answers, size, like, guessed = 0.0, 0, 0.0, set(), 0
         for job in left:
-            asked = len(splits[job["split"], job["data"], job["questions"]].questions) * len(job["budgets"] or [0])
+            asked = self._asked[_source(job)] * len(job["budgets"] or [0])
             near = _nearest(finished, job)
             like |= set(near)
             guessed += not near
@@ -167,6 +163,12 @@ class Sweep:
             f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
 
+    @functools.cached_property
+    def _asked(self) -> Mapping[tuple[str, str, int], int]:
+        """How many questions a job asks of each data set and split; large ones take minutes to read, so once."""
+        sources = sorted({_source(job) for job in self.jobs.values()})
+        return {source: len(read_data(*source).questions) for source in sources}
+
     def _above(self) -> list[str]:
         """Say which budgets are above the tokens of an image, as far as the configurations of backbones tell."""
         budgets: dict[str, set[int]] = {}
@@ -188,6 +190,11 @@ class Sweep:
         return [
             (b, d, p) for b, d, p in wanted if not (encodings(b, d) / f"{p}.safetensors").exists() and are_stored(b, d)
         ]
+
+
+def _source(job: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Return what `read_data` is given for a job."""
+    return job["data"], job["split"], job["questions"]
 
 
 @dataclass(frozen=True)
