@@ -138,8 +138,8 @@ def own_int8(**options):
 @FAST
 @torch.no_grad()
 def test_attention_of_the_question_is_read_through_8_bit_layers(family, folder):
-    """Rows are apart where no column is left out of the 8 bits; else the queries of the question choose these alone."""
-    for quantisation, close in ((own_int8(llm_int8_threshold=0.0), 1e-5), ("int8", 0.02)):
+    """By the last bit, in which two kinds of attention differ, an activation may be rounded to another of 255 values."""
+    for quantisation in (own_int8(llm_int8_threshold=0.0), "int8"):
         model, eager = (read(folder, quantisation, attention=kind) for kind in ("sdpa", "eager"))
         inputs, backbone = family.prompts(((1,),)), adapter_for(model)
         encoded = backbone.encode(**backbone.image_arguments(inputs))
@@ -151,7 +151,8 @@ def test_attention_of_the_question_is_read_through_8_bit_layers(family, folder):
             wanted = heads[:, int(columns[-1]) + 1 :][..., columns]
             wanted = (wanted / wanted.sum(-1, keepdim=True)).mean((0, 1))
             got = tokens.with_instruction(layer, "words").instruction_attention[0]
-            torch.testing.assert_close(got, wanted, atol=close, rtol=0)
+            distance = (got - wanted).norm()
+            assert distance < 0.05 * wanted.norm() and distance < 0.5 * (wanted - wanted.mean()).norm()
 
 
 @pytest.mark.parametrize("family", ["llava_next"], indirect=True)
