@@ -138,7 +138,7 @@ def own_int8(**options):
 @FAST
 @torch.no_grad()
 def test_attention_of_the_question_is_read_through_8_bit_layers(family, folder):
-    """By the last bit, in which two kinds of attention differ, an activation may be rounded to another of 255 values."""
+    """Where two kinds of attention differ in the last bit, an activation may be rounded to another of 255 values."""
     for quantisation in (own_int8(llm_int8_threshold=0.0), "int8"):
         model, eager = (read(folder, quantisation, attention=kind) for kind in ("sdpa", "eager"))
         inputs, backbone = family.prompts(((1,),)), adapter_for(model)
