@@ -38,6 +38,7 @@ from idsel_core.study.objects import Objects, shares_on_objects
 from idsel_core.study.open_backbone import weights_hash
 from idsel_core.study.paths import DATA
 from idsel_core.study.question_inputs import QuestionInputs, QuestionReader
+from idsel_core.study.refusals import is_refusal
 from idsel_core.study.store.provenance import installed, sha256
 from idsel_core.study.store.resume import ResumableRows
 
@@ -189,6 +190,8 @@ class Study:
                 list(self._ask([method], asked, asking, whole=whole))
                 usable.append(method)
             except ValueError as error:
+                if not is_refusal(error, type(method).__module__):
+                    raise
                 refused[method] = str(error)
         running = {title(method) for method in usable}
         reasons = {

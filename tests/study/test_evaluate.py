@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor
 
 from idsel_core import prune
-from idsel_core.methods import get_method
+from idsel_core.methods import UniformGrid, get_method
 from idsel_core.study.dataset import BLIND, FULL, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
 from idsel_core.study.full_prompts import PromptWriter
@@ -269,6 +269,15 @@ def test_what_cannot_run_says_why_and_the_rest_runs(study):
     assert set(reasons) == {"hiprune", "fastv at 1"}
     assert "tower_depths=(0.375,)" in reasons["hiprune"]
     assert "the least budget for this model is" in reasons["fastv at 1"]
+
+
+def test_a_fault_of_a_method_is_no_refusal(study, monkeypatch):
+    def faulty(self, tokens):
+        return int("no number")
+
+    monkeypatch.setattr(UniformGrid, "select", faulty)
+    with pytest.raises(ValueError, match="invalid literal"):
+        study.applicable([get_method("uniform", budget=16)])
 
 
 def test_deep_views_are_encoded_on_demand_and_not_stored(tmp_path):

@@ -28,11 +28,11 @@ from idsel_core.pruning import prune
 from idsel_core.study.harness.arguments import check_given, knobs_in, read_template
 from idsel_core.study.harness.guards import WithoutEmptyMedia, content_of, image_id, logged_errors, watched
 from idsel_core.study.harness.journal import Journal, digest
-from idsel_core.study.harness.refusals import is_refusal
 from idsel_core.study.harness.registry import PREFIX, WRAPPED, check_version, class_path, native_name
 from idsel_core.study.harness.setting import Setting, Unpruned, setting_from
 from idsel_core.study.open_backbone import open_companion, weights_hash
 from idsel_core.study.paths import PACKAGE, code_of
+from idsel_core.study.refusals import is_refusal
 from idsel_core.study.store.provenance import installed, sha256
 
 _OWN: Final = ("budget", "positions", "budget_scope", "companion", "journal")

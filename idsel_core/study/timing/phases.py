@@ -26,6 +26,7 @@ from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.study.asked_methods import title
 from idsel_core.study.ends import FULL
+from idsel_core.study.refusals import is_refusal
 from idsel_core.study.timing.clock import begin, device_name, largest, now, peak_memory, quartiles
 from idsel_core.study.timing.example_inputs import check_int
 from idsel_core.study.timing.flops import phase_flops
@@ -137,6 +138,8 @@ def runnable(
             _lap(backbone, inputs, method, 1, passes)
             usable.append(method)
         except ValueError as error:
+            if not is_refusal(error, type(method).__module__):
+                raise
             refused[f"{title(method)} at {method.budget:g}"] = str(error)
     return usable, refused
 

@@ -5,7 +5,7 @@ import torch
 
 from idsel_core import id_select
 from idsel_core.selection import Selection
-from idsel_core.study.harness.refusals import is_refusal
+from idsel_core.study.refusals import is_refusal
 
 
 def error_of(call):
@@ -30,6 +30,13 @@ def raised_here():
 )
 def test_a_refusal_is_raised_by_a_statement_of_this_package(call, refused):
     assert is_refusal(error_of(call)) == refused
+
+
+def test_a_module_of_the_users_own_may_refuse_as_well():
+    error = error_of(raised_here)
+    assert is_refusal(error, __name__)
+    assert not is_refusal(error, "another_module")
+    assert not is_refusal(error_of(lambda: [].index(1)), __name__)
 
 
 def test_what_python_raises_in_this_package_is_a_fault():
