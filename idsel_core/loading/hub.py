@@ -32,7 +32,7 @@ _KEPT_WHOLE = [
     rf".*\b{part}"
     for part in (
         *("lm_head", "proj_out"),
-        *(r"\w+_tower", "vision_model", "visual", "encoder"),
+        *(r"\w+_tower", "vision_model", "visual", r"encoder\."),
         *("multi_modal_projector", "connector"),
     )
 ]
