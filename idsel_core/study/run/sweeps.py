@@ -16,17 +16,20 @@ from typing import Any, Final, get_args
 
 import torch
 
+from idsel_core.backbones import BACKBONES
 from idsel_core.hints import did_you_mean
 from idsel_core.loading.hub import Quantisation, check_packages
-from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
+from idsel_core.methods import EVS, METHODS, InLLM, Method, VidCom2, drops_inside
+from idsel_core.methods._shared.by_frames import FrameByFrame
 from idsel_core.methods._shared.by_importance import Scored
-from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
-from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
+from idsel_core.study.backbone_folders import check_evaluable, check_reads, is_hub_id
+from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.devices import check_device
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
 from idsel_core.study.sources.scenes import has_scenes
+from idsel_core.study.sources.split import PLURAL
 from idsel_core.study.store.results import Results
 
 NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
@@ -111,7 +114,7 @@ class Sweep:
         ------
         FileNotFoundError, ImportError, ValueError
             If weights, a split, the GPU asked for or a package for quantised models are missing, or a method cannot run
-            with a model.
+            with a model, or a model cannot be asked about a data set.
         """
         if here:
             check_device(self.device)
@@ -123,7 +126,8 @@ class Sweep:
         for job in self.jobs.values():
             for method in _methods(job):
                 _check_runs(method, job["backbone"], configs[job["backbone"]])
-        _ = self._asked
+        for backbone, source in sorted({(job["backbone"], _source(job)) for job in self.jobs.values()}):
+            check_reads(backbone, self._splits[source])
 
     def estimate(self, cores: int = 1) -> str:
         """Say how many jobs there are, how long those left may take and how much disk they need.
@@ -138,7 +142,7 @@ class Sweep:
         finished = _finished()
         seconds, answers, size, like, guessed = 0.0, 0, 0.0, set(), 0
         for job in left:
-            asked = self._asked[_source(job)] * len(job["budgets"] or [0])
+            asked = len(self._splits[_source(job)].questions) * len(job["budgets"] or [0])
             near = _nearest(finished, job)
             like |= set(near)
             guessed += not near
@@ -164,10 +168,9 @@ class Sweep:
         )
 
     @functools.cached_property
-    def _asked(self) -> Mapping[tuple[str, str, int], int]:
-        """How many questions a job asks of each data set and split; large ones take minutes to read, so once."""
-        sources = sorted({_source(job) for job in self.jobs.values()})
-        return {source: len(read_data(*source).questions) for source in sources}
+    def _splits(self) -> Mapping[tuple[str, str, int], Split]:
+        """What is asked, by what `read_data` is given; large data sets take minutes to read, so once."""
+        return {source: read_data(*source) for source in sorted({_source(job) for job in self.jobs.values()})}
 
     def _above(self) -> list[str]:
         """Say which budgets are above the tokens of an image, as far as the configurations of backbones tell."""
@@ -359,8 +362,11 @@ def _methods(job: Mapping[str, Any]) -> list[Method]:
 
 def _check_runs(method: Method, backbone: str, config: Mapping[str, Any]) -> None:
     """Refuse a method that cannot run with a model, as far as its configuration tells."""
-    if isinstance(method, EVS):
-        raise ValueError(f"{method.name} compares frames of a video, and the data set holds images")
+    kind = BACKBONES[config["model_type"]].input_kind
+    if isinstance(method, EVS | VidCom2 | FrameByFrame):
+        raise ValueError(f"{method.name} compares frames of a video, and the data set holds {PLURAL[kind]}")
+    if method.acts_on_pixels and kind == "audio":
+        raise ValueError(f"{method.name} makes images smaller, and {backbone} takes {PLURAL[kind]}")
     text = config.get("text_config") or {}
     # LLaVA's configuration leaves out what is as in Llama's.
     layers = text.get("num_hidden_layers", 32)
