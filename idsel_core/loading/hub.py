@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
@@ -26,8 +28,15 @@ from idsel_core.loading.processors import load_processor
 
 Quantisation = Literal["int8", "int4"]
 
-KEPT_WHOLE = ("lm_head", r"\w+_tower", "vision_model", "visual", "multi_modal_projector", "connector")
-"""Regular expressions of modules that are not quantised, so that tokens are selected from the same features."""
+_KEPT_WHOLE = [
+    rf".*\b{part}"
+    for part in (
+        *("lm_head", "proj_out"),
+        *(r"\w+_tower", "vision_model", "visual", r"encoder\."),
+        *("multi_modal_projector", "connector"),
+    )
+]
+"""Regular expressions of modules that are not quantised: LM heads, towers and the encoder of sound, and projectors."""
 
 
 def load(
@@ -62,8 +71,9 @@ def load(
     offload_folder : str or Path, optional
         Folder for the weights of modules on "disk".
     quantisation : {"int8", "int4"} or quantisation configuration, optional
-        Quantisation of the language model by bitsandbytes, LLM.int8() or NF4; the vision tower, the projector and the
-        LM head stay in `dtype`. Or a quantisation configuration of transformers, which is passed on unchanged.
+        Quantisation of the language model by bitsandbytes, LLM.int8() or NF4; the tower, the projector and the LM head
+        stay in `dtype`, so that tokens are selected from the same features. Or a quantisation configuration of
+        transformers, which is passed on unchanged.
     attention : str, optional
         Attention implementation, for example "sdpa" or "flash_attention_2"; transformers' choice by default.
     processor : bool
@@ -132,6 +142,15 @@ def check_packages(quantisation: object = None, device_map: object = None) -> No
         _need(package, f"quantisation={quantisation!r}")
     if device_map is not None:
         _need("accelerate", "device_map")
+
+
+def quantised_layers(model: nn.Module) -> list[nn.Linear]:
+    """Return the layers of a model that "int8" and "int4" would quantise, those of the language model alone."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and should_convert_module(name, _KEPT_WHOLE)
+    ]
 
 
 def read_family_config(name: str | Path, *, revision: str = "main", local_files_only: bool = False) -> PreTrainedConfig:
@@ -234,14 +253,13 @@ def _quantised(quantisation: str | QuantizationConfigMixin, dtype: str | torch.d
     if isinstance(quantisation, QuantizationConfigMixin):
         return quantisation
     settings: Any = BitsAndBytesConfig
-    kept = [rf".*\b{part}" for part in KEPT_WHOLE]
     if quantisation == "int8":
-        return settings(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return settings(load_in_8bit=True, llm_int8_skip_modules=_KEPT_WHOLE)
     return settings(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-        llm_int8_skip_modules=kept,
+        llm_int8_skip_modules=_KEPT_WHOLE,
     )
 
 

@@ -60,6 +60,8 @@ TEXT = {
     "bos_token_id": BOS,
     "eos_token_id": None,
 }
+WIDE = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
+"""For `TEXT` in models that are quantised to 4 bits, which blocks of 64 entries take."""
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 TOKEN_IDS = {
     "image_token_id": IMAGE,
@@ -330,7 +332,12 @@ class PaliGemma(Family):
             "patch_size": 4,
             "vision_use_head": False,
         }
-        given = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32, **knobs}
+        given = {
+            "image_token_index": IMAGE,
+            "projection_dim": TEXT["hidden_size"],
+            "hidden_size": TEXT["hidden_size"],
+            **knobs,
+        }
         return PaliGemmaConfig(vision_config=vision, text_config=self.text(), **given)
 
     def model_class(self):
@@ -502,7 +509,14 @@ class QwenVL(Family):
 
 class Qwen2(QwenVL):
     def config(self, **knobs):
-        vision = {**self.VISION, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, **knobs}
+        vision = {
+            **self.VISION,
+            "embed_dim": 32,
+            "hidden_size": TEXT["hidden_size"],
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            **knobs,
+        }
         return Qwen2VLConfig(vision_config=vision, text_config={**TEXT, "rope_parameters": MROPE}, **TOKEN_IDS)
 
     def model_class(self):
@@ -514,7 +528,7 @@ class Qwen25(QwenVL):
         vision = {
             **self.VISION,
             "hidden_size": 32,
-            "out_hidden_size": 32,
+            "out_hidden_size": TEXT["hidden_size"],
             "intermediate_size": 64,
             "num_heads": 4,
             "window_size": 16,
@@ -533,7 +547,7 @@ class Qwen3(QwenVL):
         vision = {
             **self.VISION,
             "hidden_size": 32,
-            "out_hidden_size": 32,
+            "out_hidden_size": TEXT["hidden_size"],
             "intermediate_size": 64,
             "num_heads": 4,
             "num_position_embeddings": 64,
@@ -555,7 +569,7 @@ class Qwen3(QwenVL):
 
     def beside(self, model, inputs, keep):
         ids = inputs["input_ids"][0]
-        planes = [torch.zeros(len(ids), 32) for _ in range(2)]
+        planes = [torch.zeros(len(ids), TEXT["hidden_size"]) for _ in range(2)]
         for kind, output in self._outputs(model, inputs).items():
             for plane, images in zip(planes, output.deepstack_features, strict=True):
                 plane[ids == (IMAGE if kind == "image" else VIDEO)] = torch.cat(list(images))

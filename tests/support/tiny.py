@@ -25,16 +25,18 @@ TOWERS = {
 }
 
 
-def build(tower: str = "clip", attention: str = "sdpa", layers: int = 3, **knobs) -> LlavaForConditionalGeneration:
+def build(
+    tower: str = "clip", attention: str = "sdpa", layers: int = 3, width: int = 32, **knobs
+) -> LlavaForConditionalGeneration:
     """Return a LLaVA whose weights are large enough for images and words to matter."""
     torch.manual_seed(0)
     text = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=width // 8,
+        num_key_value_heads=width // 16,
         max_position_embeddings=512,
         pad_token_id=PAD,
         bos_token_id=BOS,

@@ -37,7 +37,11 @@ def unpadded_rows(rows: Tensor, mask: Tensor | None) -> Tensor:
 def as_weights(features: Tensor, module: nn.Module) -> Tensor:
     """Convert features to the dtype and device of a module's weights.
 
-    Quantised integer weights are skipped, and so is the device of weights that are loaded only when the module runs.
+    Quantised integer weights are skipped, so that features keep their dtype where there are no others, and so is the
+    device of weights that are loaded only when the module runs.
     """
-    weight = next(weight for weight in module.parameters() if weight.is_floating_point())
+    weights = list(module.parameters())
+    weight = next((weight for weight in weights if weight.is_floating_point()), None)
+    if weight is None:
+        return features.to(weights[0].device)
     return features.to(weight.dtype) if weight.is_meta else features.to(weight)

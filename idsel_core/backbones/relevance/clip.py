@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from idsel_core.backbones._shared.tensors import as_weights
+
 
 class ClipCompanion:
     """CLIP's shared space for patches of its own vision tower and for questions.
@@ -92,7 +94,7 @@ class ClipCompanion:
                 f"this CLIP projects features of width {projection.in_features}, the vision tower gives "
                 f"{encoder_features.shape[-1]}"
             )
-        features = encoder_features.to(projection.weight)
+        features = as_weights(encoder_features, norm)
         projected: Tensor = projection(norm(features))
         return projected * features.any(-1, keepdim=True)
 

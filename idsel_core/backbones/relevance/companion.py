@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from idsel_core.backbones._shared.tensors import as_weights
+
 
 @runtime_checkable
 class Relevance(Protocol):
@@ -48,13 +50,13 @@ class Companion:
         ValueError
             If the companion's tower has another width.
         """
-        weight = self.dual_encoder.visual_projection.weight
-        if encoder_features.shape[-1] != weight.shape[1]:
+        projection = self.dual_encoder.visual_projection
+        if encoder_features.shape[-1] != projection.in_features:
             raise ValueError(
-                f"the companion projects features of width {weight.shape[1]}, the vision tower gives "
+                f"the companion projects features of width {projection.in_features}, the vision tower gives "
                 f"{encoder_features.shape[-1]}"
             )
-        projected: Tensor = self.dual_encoder.visual_projection(encoder_features.to(weight))
+        projected: Tensor = projection(as_weights(encoder_features, projection))
         return projected
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a model costs with fewer visual tokens: FLOPs by three definitions, and the memory of the KV cache.
+"""What a model costs with fewer visual tokens: FLOPs by three definitions, and the memory of weights and KV cache.
 
 flops_paper     the literature's formula: multiply-adds (not FLOPs) of visual tokens in the language model alone
 flops_analytic  by the configuration: tower, projector, selection, text tokens, grouped keys, SwiGLU, LM head
@@ -32,6 +32,7 @@ from idsel_core.study.cost.selecting import COUNTED_METHODS, profile_by
 from idsel_core.study.cost.shapes import Flops
 from idsel_core.study.cost.table import cost_table, read_config
 from idsel_core.study.cost.towers import TOWERS
+from idsel_core.study.cost.weights import weight_bytes
 
 __all__ = [
     "COUNTED_METHODS",
@@ -53,4 +54,5 @@ __all__ = [
     "kv_cache_bytes",
     "profile_by",
     "read_config",
+    "weight_bytes",
 ]

@@ -13,7 +13,14 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from idsel_core.study.cost import flops_analytic, flops_analytic_step, flops_prefill, full_budget, kv_cache_bytes
+from idsel_core.study.cost import (
+    flops_analytic,
+    flops_analytic_step,
+    flops_prefill,
+    full_budget,
+    kv_cache_bytes,
+    weight_bytes,
+)
 from idsel_core.study.cost.models import has_one_size
 from idsel_core.study.cost.shapes import pair
 from idsel_core.study.dataset import FULL
@@ -40,7 +47,7 @@ class Rates:
     tflops : float
         TFLOP a second that prefill and vision tower reach.
     bandwidth : float
-        GB a second at which a decoding step reads the weights.
+        GB a second at which a decoding step reads the weights; quantised ones count as if they were whole.
     batch : int
         Prompts at a time.
     answer : int
@@ -149,11 +156,12 @@ def estimate(
     found = []
     for (backbone, data), jobs in _by_data(sweep).items():
         config, parameters = published(backbone)
+        read = parameters * _dtype_of(jobs[0]).itemsize
         task = task_size(data, tasks, jobs[0]["questions"])
         size = _size(config, image_size)
         counted = [tokens for job in jobs for tokens in _tokens(job, full_budget(config, size))]
         new = min(rates.answer, task["new_tokens"])
-        seconds = sum(_answer_seconds(config, parameters, n, text_tokens, new, rates) for n in counted)
+        seconds = sum(_answer_seconds(config, read, n, text_tokens, new, rates) for n in counted)
         tower = flops_analytic(config, 0, 0, image_size=size).encode
         encode = tower / rates.tflops / 1e12 + rates.overhead
         hours = (seconds * task["questions"] + encode * task["images"]) / 3600
@@ -164,13 +172,16 @@ def estimate(
 def memory_bytes(
     sweep: Sweep, rates: Rates, image_size: tuple[int, int] = (480, 640), text_tokens: int = 64
 ) -> dict[str, int]:
-    """Return for each backbone the least memory of a GPU: its weights, and the KV cache of a batch with all tokens."""
+    """Return for each backbone the least memory of a GPU: its weights, and the KV cache of a batch with all tokens.
+
+    Of what a grid quantises, the weights are counted at their bits and with their scales; the cache stays in the dtype.
+    """
     found = {}
-    for backbone, dtype in _backbones(sweep).items():
-        config, parameters = published(backbone)
+    for backbone, job in _backbones(sweep).items():
+        (config, parameters), dtype = published(backbone), _dtype_of(job)
         whole = full_budget(config, _size(config, image_size))
         cache = kv_cache_bytes(config, whole, text_tokens, dtype) * rates.batch
-        found[backbone] = parameters * dtype.itemsize + cache
+        found[backbone] = weight_bytes(config, parameters, dtype, job.get("quantisation") or None) + cache
     return found
 
 
@@ -187,7 +198,9 @@ def describe(
         lines.append(
             f"| {one.backbone} | {one.data} | {one.jobs} | {one.questions} | {one.answers} | {one.hours:.1f} |"
         )
-    weights = sum(published(backbone)[1] * dtype.itemsize for backbone, dtype in _backbones(sweep).items())
+    backbones = [published(backbone) for backbone in _backbones(sweep)]
+    weights = sum(parameters * _own_dtype(config).itemsize for config, parameters in backbones)
+    kind = next((f" in {job['quantisation']}" for job in sweep.jobs.values() if job.get("quantisation")), "")
     asked = {job["data"]: job["questions"] for job in sweep.jobs.values()}
     images = sum(task_size(data, tasks, questions)["images"] for data, questions in asked.items())
     answers, jobs, hours = (sum(getattr(one, field) for one in shares) for field in ("answers", "jobs", "hours"))
@@ -205,7 +218,8 @@ def describe(
             f"{sweep.name}: {jobs} jobs of one GPU each, {answers:,} answers, about {hours:.1f} GPU hours.",
             f"Taken for granted: {rates.tflops:.3g} TFLOP/s ({basis}), {rates.bandwidth:g} GB/s, batches of "
             f"{rates.batch}, answers of {rates.answer} tokens, {rates.overhead:g} s a question beside these.",
-            f"Memory of the GPU: at least {least / 2**30:.0f} GiB (weights, and the cache of a batch with all tokens).",
+            f"Memory of the GPU: at least {least / 2**30:.0f} GiB (weights{kind}, and the cache of a batch with all "
+            "tokens).",
             f"Downloads: {weights / 2**30:.0f} GiB of weights, about {images * _BYTES_AN_IMAGE / 2**30:.1f} GiB of "
             f"images ({_BYTES_AN_IMAGE // 1000} kB an image assumed); the hub may ask for a login.",
             f"Disk: these, and about {math.ceil(rows / 2**20)} MiB of rows and executed notebooks.",
@@ -242,21 +256,28 @@ def _by_data(sweep: Sweep) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     return found
 
 
-def _backbones(sweep: Sweep) -> dict[str, torch.dtype]:
-    """Return the type of the weights of each backbone; its own where a grid leaves it open."""
-    found = {}
-    for job in sweep.jobs.values():
-        own: Any = published(job["backbone"])[0].dtype or torch.float16
-        found[job["backbone"]] = own if job["dtype"] == "auto" else dtype_named(job["dtype"])
-    return found
+def _backbones(sweep: Sweep) -> dict[str, Mapping[str, Any]]:
+    """Return one job of each backbone; all of them load it alike."""
+    return {job["backbone"]: job for job in sweep.jobs.values()}
+
+
+def _own_dtype(config: PreTrainedConfig) -> torch.dtype:
+    own: Any = config.dtype or torch.float16
+    return own
+
+
+def _dtype_of(job: Mapping[str, Any]) -> torch.dtype:
+    """Return the type of the weights that a job asks for; the checkpoint's own where a grid leaves it open."""
+    return _own_dtype(published(job["backbone"])[0]) if job["dtype"] == "auto" else dtype_named(job["dtype"])
 
 
 def _answer_seconds(
-    config: PreTrainedConfig, parameters: int, tokens: int, text_tokens: int, new_tokens: int, rates: Rates
+    config: PreTrainedConfig, weights: int, tokens: int, text_tokens: int, new_tokens: int, rates: Rates
 ) -> float:
+    """Return the seconds of one answer, of which each token but the first reads the weights, so many bytes."""
     prefill = flops_prefill(config, tokens, text_tokens).total / rates.tflops / 1e12
     step = max(
         flops_analytic_step(config, tokens, text_tokens).total / rates.tflops / 1e12,
-        2 * parameters / rates.bandwidth / 1e9 / rates.batch,
+        weights / rates.bandwidth / 1e9 / rates.batch,
     )
     return prefill + (new_tokens - 1) * step + rates.overhead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ from idsel_core.methods import EVS, METHODS, InLLM, Method, VidCom2, drops_insid
 from idsel_core.methods._shared.by_frames import FrameByFrame
 from idsel_core.methods._shared.by_importance import Scored
 from idsel_core.study.backbone_folders import check_evaluable, check_reads, is_hub_id
-from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
+from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.devices import check_device
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
@@ -125,13 +126,8 @@ class Sweep:
         for job in self.jobs.values():
             for method in _methods(job):
                 _check_runs(method, job["backbone"], configs[job["backbone"]])
-        asked: dict[tuple[str, str, int], set[str]] = {}
-        for job in self.jobs.values():
-            asked.setdefault((job["split"], job["data"], job["questions"]), set()).add(job["backbone"])
-        for (split, data, questions), backbones in asked.items():
-            chosen = read_data(data, split, questions)
-            for backbone in sorted(backbones):
-                check_reads(backbone, chosen)
+        for backbone, source in sorted({(job["backbone"], _source(job)) for job in self.jobs.values()}):
+            check_reads(backbone, self._splits[source])
 
     def estimate(self, cores: int = 1) -> str:
         """Say how many jobs there are, how long those left may take and how much disk they need.
@@ -143,14 +139,10 @@ class Sweep:
         """
         done = [job for job in self.store.jobs() if job in self.jobs]
         left = [parameters for name, parameters in self.jobs.items() if name not in done]
-        splits = {
-            (job["split"], job["data"], job["questions"]): read_data(job["data"], job["split"], job["questions"])
-            for job in left
-        }
         finished = _finished()
         seconds, answers, size, like, guessed = 0.0, 0, 0.0, set(), 0
         for job in left:
-            asked = len(splits[job["split"], job["data"], job["questions"]].questions) * len(job["budgets"] or [0])
+            asked = len(self._splits[_source(job)].questions) * len(job["budgets"] or [0])
             near = _nearest(finished, job)
             like |= set(near)
             guessed += not near
@@ -175,6 +167,11 @@ class Sweep:
             f"({free / 2**20:.0f} MiB free)" + (f"; {', '.join(basis)}" if basis else "")
         )
 
+    @functools.cached_property
+    def _splits(self) -> Mapping[tuple[str, str, int], Split]:
+        """What is asked, by what `read_data` is given; large data sets take minutes to read, so once."""
+        return {source: read_data(*source) for source in sorted({_source(job) for job in self.jobs.values()})}
+
     def _above(self) -> list[str]:
         """Say which budgets are above the tokens of an image, as far as the configurations of backbones tell."""
         budgets: dict[str, set[int]] = {}
@@ -196,6 +193,11 @@ class Sweep:
         return [
             (b, d, p) for b, d, p in wanted if not (encodings(b, d) / f"{p}.safetensors").exists() and are_stored(b, d)
         ]
+
+
+def _source(job: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Return what `read_data` is given for a job."""
+    return job["data"], job["split"], job["questions"]
 
 
 @dataclass(frozen=True)

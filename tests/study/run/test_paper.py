@@ -93,6 +93,7 @@ def test_what_hours_depend_on():
     assert hours(questions=8) < base / 100
     assert hours(Rates(answer=1)) < base < hours(Rates(answer=16)) == hours(Rates(answer=160))  # GQA allows 16
     assert hours(Rates(batch=1)) > base
+    assert hours(dtype="float32") > base == hours(quantisation="int8")
 
 
 def test_memory_follows_the_type_of_the_weights():
@@ -100,6 +101,26 @@ def test_memory_follows_the_type_of_the_weights():
     assert half == own and whole == 2 * half
     with pytest.raises(ValueError, match="'float17' is no torch dtype"):
         memory_bytes(sweep_of(dtype="float17"), Rates())
+
+
+def test_memory_counts_quantised_layers_in_their_bits():
+    entries = 32 * (4 * 4096**2 + 3 * 4096 * 11008)  # queries, keys, values, outputs; gate, up, down
+    outputs = 32 * (4 * 4096 + 2 * 11008 + 4096)
+    whole, eight, four = (memory_bytes(sweep_of(quantisation=q), Rates())[SEVEN] for q in ("", "int8", "int4"))
+    assert whole - eight == entries - 4 * outputs
+    assert whole - four == entries * 3 // 2 - 4 * entries // 64
+
+
+def test_what_is_told_of_a_quantised_grid():
+    def told(**grid):
+        sweep = sweep_of(**grid)
+        lines = describe(sweep, estimate(sweep, Rates(), TASKS), memory_bytes(sweep, Rates()), Rates(), TASKS)
+        return {line.split(":")[0]: line for line in lines.splitlines()}
+
+    plain, small, wide = told(), told(quantisation="int4"), told(dtype="float32")
+    assert "weights, and the cache" in plain["Memory of the GPU"]
+    assert "weights in int4, and the cache" in small["Memory of the GPU"]
+    assert plain["Downloads"] == small["Downloads"] == wide["Downloads"]  # what is downloaded is the checkpoint
 
 
 @pytest.mark.parametrize(

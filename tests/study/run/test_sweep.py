@@ -12,8 +12,10 @@ import pytest
 import torch
 import yaml
 
+from idsel_core.study.dataset import read_data, read_split
 from idsel_core.study.open_backbone import open_backbone
 from idsel_core.study.paths import CACHE, DATA, MODEL
+from idsel_core.study.run import sweeps
 from idsel_core.study.run.notebook_runner import check_parameters
 from idsel_core.study.run.run_sweep import check_slurm
 from idsel_core.study.run.sweeps import NOTEBOOK, encodings, read_sweep
@@ -176,6 +178,19 @@ def test_an_estimate_scales_what_the_nearest_finished_jobs_took(tmp_path, monkey
     found = finish("sweeps/other/_provenance/3", 7, 6000.0, backbone=str(MODEL), method="topk")
     # topk as topk, full as the mean of both.
     assert "about 58 min on 2, " in found and found.endswith("; as measured in 2 finished jobs")
+
+
+def test_a_data_set_is_read_once_however_many_jobs_ask_it(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(sweeps, "read_data", lambda *source: read.append(source) or read_data(*source))
+    monkeypatch.chdir(PROJECT)
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"method": ["topk", "full", "random"], "split": ["hard", "test"], "seed": [0, 1]}))
+    grid = read_sweep(path)
+    grid.check()
+    hard, test = (len(read_split(split).questions) for split in ("hard", "test"))
+    assert f"8 jobs, 0 of them stored, 8 to run: {4 * (hard + test)} answers" in grid.estimate()
+    assert sorted(read) == [(str(DATA), "hard", 0), (str(DATA), "test", 0)]
 
 
 def test_encodings_of_other_models_and_data_are_kept_apart():
