@@ -175,9 +175,12 @@ def test_generated_blocks_are_up_to_date(page):
 def test_the_headline_counts_equal_tokens_alone_and_says_how_many_questions():
     said = load_blocks().headline()
     assert "(final)" not in said
-    assert re.search(r"\b280 questions of the test split, 40 of each of 7 question types", said)
+    assert re.search(r"\b1,050 questions of the test split, 150 of each of 7 question types", said)
     rows = [line for line in said.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 8 and sum("**ID-Selection**" in row for row in rows) == 1
+    assert len(rows) == 10
+    for budget in range(2, 6):  # the best of each column is shown
+        assert sum(row.split("|")[budget].strip().startswith("**") for row in rows) == 1
+    assert sum("**ID-Selection**" in row for row in rows) == 1
 
 
 def test_times_are_told_by_command(monkeypatch, tmp_path):

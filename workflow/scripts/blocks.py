@@ -37,6 +37,7 @@ PICTURE: Final = re.compile(r"!\[(?:\\.|[^\]\\])*\]\((?P<path>[\w./-]*figures/(?
 TAG: Final = re.compile(r'(<img src="[\w./-]*figures/(?P<name>\w+)\.png"[^>]*? alt=")[^"]*(">)')
 
 PEERS_SHOWN: Final = 3
+SETTINGS_SHOWN: Final = 2
 CONTROLS_SHOWN: Final = ("diversity", "topk", "uniform", "random")
 BUDGETS_SHOWN: Final = (192, 64, 32, 16)
 OF_METHODS: Final = {"all tokens", *(method.label for method in METHODS.values())}
@@ -165,17 +166,17 @@ def asked(job: str, split: str | None = None) -> str:
 
 
 def headline() -> str:
-    """Compare ID-Selection with the leading peers and the controls at equal numbers of visual tokens.
+    """Compare ID-Selection with the leading peers, settings and the controls at equal numbers of visual tokens.
 
-    Peers lead by the mean of their shares over the budgets shown; only rows that read the budget in the mean over the
-    layers count. The table falls by the same mean, so what is better than ID-Selection stands above it.
+    Settings are rows of a method under other than its defaults. Peers and settings lead by the mean of their shares
+    over the budgets shown; only rows that read the budget in the mean over the layers count. The table falls by the
+    same mean, so what is better than ID-Selection stands above it.
     """
     table, job = "comparison", "06_comparison"
     if not {row["method"] for row in read_table(table)} - {row["method"] for row in known_rows("comparison_all")}:
         table, job = "comparison_all", "16_comparison_all"
-    rows = [row for row in read_table(table) if shown_name(row["method"]).removesuffix(" ‡") in OF_METHODS]
     shares: dict[str, dict[int, str]] = defaultdict(dict)
-    for row in rows:
+    for row in read_table(table):
         shares[shown_name(row["method"])][int(row["budget"])] = row["share of full"]
 
     def share(label: str, budget: int) -> float:
@@ -185,10 +186,12 @@ def headline() -> str:
         return sum(share(label, budget) for budget in BUDGETS_SHOWN) / len(BUDGETS_SHOWN)
 
     ours, controls = METHODS["idselection"].label, [METHODS[name].label for name in CONTROLS_SHOWN]
-    complete = [label for label, found in shares.items() if set(BUDGETS_SHOWN) <= set(found)]
+    whole = sorted((label for label, found in shares.items() if set(BUDGETS_SHOWN) <= set(found)), key=mean)[::-1]
+    complete = [label for label in whole if label.removesuffix(" ‡") in OF_METHODS]
+    others = [label for label in whole if label not in complete][:SETTINGS_SHOWN]
     no_peers = {ours, *(METHODS[name].label for name in ("diversity", "topk", "random", "uniform", "downsample"))}
-    peers = sorted((label for label in complete if label not in no_peers), key=mean, reverse=True)[:PEERS_SHOWN]
-    shown = sorted([*peers, *controls, ours], key=mean, reverse=True)
+    peers = [label for label in complete if label not in no_peers][:PEERS_SHOWN]
+    shown = sorted([*others, *peers, *controls, ours], key=mean, reverse=True)
     places = [1 + sum(share(label, budget) > share(ours, budget) for label in complete) for budget in BUDGETS_SHOWN]
     verdict = "wins" if max(places) == 1 else "does not win" if shown[0] != ours else "does not win at every budget"
     lines = [
@@ -207,8 +210,10 @@ def headline() -> str:
         "",
         f"Share of full performance in percent (all {read_table(table)[0]['budget']} tokens are 100) with its "
         f"paired 95 % bootstrap interval; {asked(job)}. Best in bold, second best in italics, of all "
-        "methods that read the budget in the mean.",
+        "rows that read the budget in the mean.",
     ]
+    if others:
+        lines += ["", f"Not the defaults of a method: {'; '.join(others)}. [What they cost](docs/results.md)."]
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ def test_a_damaged_picture_or_table_is_no_reason_to_show_nothing(made):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "no executed notebooks in nowhere/; run `make figures` first"),
+        (["nowhere"], "no executed notebooks in nowhere/: `make figures` writes them to logs/"),
         (["logs", "logs/01_things.ipynb"], "notebooks of one name cannot be shown beside each other: 01_things"),
         (["damaged.ipynb"], "damaged.ipynb is no notebook that can be read"),
         (["list.ipynb"], "list.ipynb is no notebook that can be read"),

@@ -46,7 +46,7 @@ def write_gallery(out: Path, notebooks: Sequence[Path], figures: Path, tables: P
     missing = [path for path in found if not path.is_file()]
     if not found or missing:
         where = ", ".join(f"{path}" if path.suffix else f"{path}/" for path in missing or notebooks)
-        raise FileNotFoundError(f"no executed notebooks in {where}; run `make figures` first")
+        raise FileNotFoundError(f"no executed notebooks in {where}: `make figures` writes them to logs/")
     names = [path.stem for path in found]
     taken = {address.removesuffix(".html") for address, _ in _LINKS}
     if twice := sorted({name for name in names if names.count(name) > 1 or name in taken}):
