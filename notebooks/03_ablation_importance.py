@@ -67,7 +67,8 @@ theme.use_theme()
 # %% [markdown]
 # ## Ask
 #
-# Scores without instruction attention are asked once; the others once for each choice of query tokens and layer.
+# Scores without instruction attention are asked once; the others once for each choice of query tokens and layer. What a
+# model cannot give is told: relevance needs a companion, which few have.
 
 # %%
 methods = dict.fromkeys(
@@ -83,6 +84,8 @@ methods = dict.fromkeys(
     for budget, importance, normalise, space in product(budgets, importances, normalisations, features)
     for where in (instructions if importance.startswith(("instruction", "unified")) else instructions[:1])
 )
+
+# %%
 study = open_study(
     split,
     limit=questions,
@@ -94,7 +97,11 @@ study = open_study(
     device_map=device_map,
 )
 results, job = Results(project_path(results_dir)), study.named("03_ablation_importance")
-rows = study.run(methods, batch=batch, resume=results.resume_folder(job))
+usable, missing = study.applicable(methods)
+rows = study.run(usable, batch=batch, resume=results.resume_folder(job))
+lost = sorted({method.importance for method in methods if method not in usable})
+why = "; ".join(sorted(set(missing.values())))
+Markdown(f"Settings with {', '.join(lost)} are left out: {why}." if lost else "All settings run here.")
 
 # %%
 names = (

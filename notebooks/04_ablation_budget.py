@@ -144,8 +144,9 @@ theme.save(figure, project_path(figures_dir), study.named("04_budget"), drawn_fr
 by_type = ablation_figures.question_types_figure(compact, resamples)
 theme.save(by_type, project_path(figures_dir), study.named("04_question_types"), drawn_from)
 # %%
-on_objects = ablation_figures.objects_figure(compact, resamples)
-theme.save(on_objects, project_path(figures_dir), study.named("04_objects"), drawn_from)
+if compact["on_objects"].notna().any():  # where the data set has boxes
+    on_objects = ablation_figures.objects_figure(compact, resamples)
+    theme.save(on_objects, project_path(figures_dir), study.named("04_objects"), drawn_from)
 
 # %% [markdown]
 # ## Across backbones
@@ -164,7 +165,8 @@ theme.save(
 
 # %%
 here = rows[rows["method"].isin(["idselection", "uniform"])]
-Markdown(ablation_sentences.about_positions(here, resamples) or "Positions of this model are kept as they are.")
+unasked = {"keep": "this model's positions stay as they are", "compact": "kept_positions names none of the budgets"}
+Markdown(ablation_sentences.about_positions(here, resamples) or f"Not asked: {unasked[numbered]}.")
 
 # %% [markdown]
 # ## Conclusion

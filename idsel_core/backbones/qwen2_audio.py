@@ -31,6 +31,7 @@ class Qwen2Audio(Backbone):
     steps of 40 ms. Each clip fills as many ``<|AUDIO|>`` placeholders as the processor writes for it.
     """
 
+    input_kind = "audio"
     image_inputs = ("input_features", "feature_attention_mask")
     pixel_inputs = ("input_features",)
     joined_kinds = ("audio",)

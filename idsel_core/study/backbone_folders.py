@@ -1,13 +1,15 @@
-"""Refuse, before anything is loaded, a model that the study cannot evaluate."""
+"""Refuse, before anything is loaded, a model that the study cannot evaluate, or not on this data set."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from idsel_core.study.paths import MODEL, project_path
+from idsel_core.study.sources.clips import misfit, resampled_length
+from idsel_core.study.sources.split import PLURAL, Split
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -67,13 +69,13 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
     FileNotFoundError
         If there is no such folder or checkpoint, or it lacks its configuration or its weights.
     ValueError
-        If its configuration cannot be read, or it is of a family that is not supported.
+        If its configuration cannot be read, or it is of a family that is not supported or takes no questions.
     """
     if is_hub_id(backbone):
         from idsel_core.loading.hub import read_family_config
 
         read: dict[str, Any] = read_family_config(backbone, revision=revision).to_dict()
-        _check_reads_images(backbone, str(read.get("model_type")))
+        _check_prompted(backbone, str(read.get("model_type")))
         return read
     folder = Path(backbone)
     if not (folder / "config.json").is_file():
@@ -97,15 +99,66 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
             f"{folder} holds a model of type {family!r}, which is not supported; supported: "
             f"{', '.join(sorted(BACKBONES))}"
         )
-    _check_reads_images(folder, str(family))
+    _check_prompted(folder, str(family))
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no weights (*.safetensors)")
     return config
 
 
-def _check_reads_images(backbone: str | Path, family: str) -> None:
-    if "audio" in family or family == "whisper":
+def _check_prompted(backbone: str | Path, family: str) -> None:
+    from idsel_core.backbones import BACKBONES
+
+    if BACKBONES[family].encoder_decoder:
         raise ValueError(
-            f"{backbone} is a model of type {family!r}, which reads sound, and the questions of a data set show "
-            "images; prune() runs it"
+            f"{backbone} is a model of type {family!r}, which writes down speech and takes no questions; "
+            "notebooks/18_speech.ipynb measures it"
         )
+
+
+def check_reads(backbone: str | Path, split: Split, revision: str = "main") -> None:
+    """Refuse a data set that a model cannot be asked about, as its configuration and its processor's tell.
+
+    Parameters
+    ----------
+    backbone, revision
+        As for `check_evaluable`.
+    split : Split
+        Of the data set.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As of `check_evaluable`; also if the questions are about images and the model takes audio clips, or the other
+        way round, or a clip is too long or too short for it.
+    """
+    from idsel_core.backbones import BACKBONES
+
+    family = check_evaluable(backbone, revision)["model_type"]
+    kind = BACKBONES[family].input_kind
+    if kind != split.kind:
+        others = [name for name, other in BACKBONES.items() if not other.encoder_decoder]
+        fitting = ", ".join(name for name in others if BACKBONES[name].input_kind == split.kind)
+        raise ValueError(
+            f"{backbone} is a model of type {family!r}, which takes {PLURAL[kind]}, and the questions of "
+            f"{split.dataset} are about {PLURAL[split.kind]}: give a table with a column {kind!r}, or a model of type "
+            f"{fitting}"
+        )
+    if kind == "image":
+        return
+    extractor = _feature_extractor(backbone, revision)
+    for name, samples, rate in split.images[["samples", "rate"]].itertuples():
+        why = misfit(resampled_length(samples, rate, extractor.sampling_rate), extractor)
+        if why:
+            raise ValueError(f"audio clip {name!r} of {split.dataset} {why}")
+
+
+def _feature_extractor(backbone: str | Path, revision: str) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    hub, read = is_hub_id(backbone), cast(Any, AutoFeatureExtractor.from_pretrained)
+    try:
+        return read(
+            backbone, local_files_only=not hub, trust_remote_code=False, **({"revision": revision} if hub else {})
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{backbone} does not tell how it takes audio clips: {error}") from error

@@ -1,4 +1,4 @@
-"""Read the questions and images of one split: the embedded scenes, a user's own, or a task of lmms-eval."""
+"""Read the questions and images, or audio clips, of a split: embedded scenes, a user's own, or a task of lmms-eval."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def read_data(
     ----------
     data : str or Path
         A folder in the form of the embedded scenes; a table of questions (.csv, .tsv, .jsonl, .parquet) or a folder
-        that holds such tables and images (see `idsel_core.study.sources.own`); or ``lmms:TASK``, a task of lmms-eval.
+        that holds such tables and images, or audio clips (see `idsel_core.study.sources.own`); or ``lmms:TASK``, a
+        task of lmms-eval.
     split : str
         Name of the split. In a folder it is the name of a table; of a table with a column `split` it is the rows with
         that value; any other table, and a task, is one split, whatever this says. May be "" where there is one.
@@ -30,12 +31,13 @@ def read_data(
     metric : str
         One of `idsel_core.study.metrics.METRICS`, for a table without a column `metric`.
     check_images : bool
-        Whether to read the header of each image, so that one that cannot be used is refused now.
+        Whether to read the header of each image, so that one that cannot be used is refused now. Audio clips are
+        always read.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such data set, split or image.
+        If there is no such data set, split, image or clip.
     ValueError
         If content is not what it should be; names the row.
     ImportError

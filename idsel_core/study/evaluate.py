@@ -365,7 +365,8 @@ class Study:
     @functools.cached_property
     def writer(self) -> PromptWriter:
         """What writes the prompts."""
-        return PromptWriter(self.processor, self.backbone.model.device, self.backbone.model.dtype)
+        model = self.backbone.model
+        return PromptWriter(self.processor, model.device, model.dtype, self.split.kind)
 
     @functools.cached_property
     def _reader(self) -> QuestionReader:

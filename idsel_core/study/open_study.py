@@ -11,7 +11,7 @@ import torch
 
 from idsel_core.backbones import Backbone
 from idsel_core.loading.hub import Quantisation
-from idsel_core.study.backbone_folders import backbone_name, is_hub_id, weight_files
+from idsel_core.study.backbone_folders import backbone_name, check_reads, is_hub_id, weight_files
 from idsel_core.study.dataset import Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding
 from idsel_core.study.evaluate import Study
@@ -59,11 +59,12 @@ def open_study(
     Raises
     ------
     FileNotFoundError, ImportError, ValueError
-        As for `read_data` and `open_backbone`.
+        As for `read_data`, `check_reads` and `open_backbone`.
     """
     backbone = backbone if is_hub_id(backbone) else _found(backbone)
     data = data if str(data).startswith("lmms:") else _found(data)
     chosen = read_data(data, split, limit)
+    check_reads(backbone, chosen, revision)
     opened, processor = open_backbone(
         backbone,
         device,

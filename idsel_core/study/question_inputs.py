@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from idsel_core.backbones import Backbone, Encoded
@@ -20,6 +19,7 @@ from idsel_core.study.dataset import Split
 from idsel_core.study.encodings import image_pixels
 from idsel_core.study.full_prompts import PromptWriter
 from idsel_core.study.objects import Objects
+from idsel_core.study.sources.split import PLURAL
 from idsel_core.visual_tokens import VisualTokens
 
 
@@ -122,10 +122,12 @@ class QuestionReader:
             prompts = self.writer.write_with_placeholders(asked, encoded.placeholders.tolist())
         else:
             shown = [tuple(ids) for ids in questions["image_ids"]]
-            pictures = {name: self.split.picture(name) for name in dict.fromkeys(itertools.chain(*shown))}
-            given = [[pictures[name] for name in ids] for ids in shown]
+            read = {name: self._image(name) for name in dict.fromkeys(itertools.chain(*shown))}
+            given = [[read[name] for name in ids] for ids in shown]
             if not all(given):
-                raise ValueError(f"question {questions['question_id'].iloc[given.index([])]!r} shows no image")
+                raise ValueError(
+                    f"question {questions['question_id'].iloc[given.index([])]!r} shows no {self.split.kind}"
+                )
             prompts = self.writer.write(asked, given)
             encoded, images = self._encode(asked, shown, given, prompts, depths, grid)
         prompts = {name: value for name, value in prompts.items() if name not in self.backbone.pixel_inputs}
@@ -153,7 +155,7 @@ class QuestionReader:
         self,
         asked: Sequence[str],
         shown: Sequence[tuple[str, ...]],
-        given: Sequence[Sequence[Image.Image]],
+        given: Sequence[Sequence[Any]],
         prompts: Mapping[str, Any],
         depths: Sequence[float],
         grid: tuple[int, int] | None,
@@ -169,7 +171,8 @@ class QuestionReader:
         images = self.backbone.image_arguments(apart)
         if not images:
             raise ValueError(
-                f"the processor gave none of {', '.join(self.backbone.image_inputs)}: the model does not read images"
+                f"the processor gave none of {', '.join(self.backbone.image_inputs)}: the model does not read "
+                f"{PLURAL[self.split.kind]}"
             )
         encoded = self.backbone.encode(grid=grid, tower_depths=depths, **images)
         if apart is prompts:
@@ -179,6 +182,10 @@ class QuestionReader:
         ).rows.tolist()
         of_prompt = {shown[row]: [place for place, own in enumerate(owner) if own == n] for n, row in enumerate(rows)}
         return encoded.take(torch.tensor([place for ids in shown for place in of_prompt[ids]])), images
+
+    def _image(self, name: str) -> Any:
+        """Return an image, or the samples of a clip at the model's rate."""
+        return self.split.picture(name) if self.split.kind == "image" else self.split.clip(name, self.writer.rate)
 
     def _on_objects(self, questions: pd.DataFrame, tokens: VisualTokens, rows: Tensor) -> list[np.ndarray] | None:
         """Return which cells of each whole image's grid lie on an object, if that is known."""

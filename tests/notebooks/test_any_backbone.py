@@ -3,8 +3,11 @@
 import importlib.util
 import warnings
 
+import pandas as pd
 import pytest
 
+from idsel_core.study.dataset import FULL
+from idsel_core.study.open_study import open_study
 from idsel_core.study.run.notebook_runner import load_parameters, run
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
@@ -30,7 +33,7 @@ FAMILIES = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
     folder = hub_folders.save(family, tmp_path / family)
-    photos = hub_folders.photographs(tmp_path / "photos", count=2)
+    photos = hub_folders.own_data(family, tmp_path / "photos", count=2)
     asked = {"backbone": str(folder), "data": str(photos), "split": "photos", "questions": 0, "batch": 3}
     asked |= {"gammas": [1.0, 20.0], "budgets": [5], "updates": ["subtract"], "resamples": 50}
     asked |= {"results_dir": str(tmp_path / "rows"), "figures_dir": str(tmp_path / "figures")}
@@ -45,7 +48,30 @@ def test_the_gamma_ablation_runs_and_goes_on(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "size"), [("llava", []), ("qwen2_5_vl", [48, 48])])
+@pytest.mark.parametrize("family", ["internvl", "qwen2_audio"])
+def test_the_other_ablations_run_without_a_companion_and_boxes(family, tmp_path):
+    folder = hub_folders.save(family, tmp_path / family)
+    photos = hub_folders.own_data(family, tmp_path / "photos", count=2)
+    said = open_study("photos", backbone=folder, data=photos, new_tokens=1).run([FULL])["prediction"]
+    table = pd.read_csv(photos / "photos.csv").assign(answer=[text or "red" for text in said])
+    table.to_csv(photos / "photos.csv", index=False)
+    asked = {"backbone": str(folder), "data": str(photos), "split": "photos", "questions": 0, "resamples": 50}
+    asked |= {"results_dir": str(tmp_path / "rows"), "figures_dir": str(tmp_path / "figures")}
+    several = {"importances": ["saliency", "relevance"], "features": ["projector"], "budgets": [5]}
+    run(PROJECT / "notebooks/03_ablation_importance.ipynb", tmp_path / "3.ipynb", asked | several)
+    run(PROJECT / "notebooks/04_ablation_budget.ipynb", tmp_path / "4.ipynb", asked | {"budgets": [8, 5]})
+    rows = Results(tmp_path / "rows")
+    assert set(rows.frame(f"03_ablation_importance-{family}-photos-photos")["importance"]) == {"saliency"}
+    assert "Settings with relevance are left out: relevance is not available" in (tmp_path / "3.ipynb").read_text()
+    budgets = rows.frame(f"04_ablation_budget-{family}-photos-photos")
+    assert set(budgets.loc[budgets["method"] == "idselection", "tokens_kept"]) == {8, 5}
+    executed = (tmp_path / "4.ipynb").read_text()
+    assert "downsample cannot run" in executed and "Not asked: kept_positions names none of the budgets" in executed
+    assert (tmp_path / f"figures/04_budget-{family}-photos-photos.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "size"), [("llava", []), ("qwen2_5_vl", [48, 48]), ("qwen2_audio", [])])
 def test_the_efficiency_study_times_any_backbone(family, size, tmp_path):
     folder = hub_folders.save(family, tmp_path / family)
     asked = load_parameters(PROJECT / "config/smoke/08_efficiency.yaml") | {"backbone": str(folder), "image_size": size}
@@ -63,18 +89,18 @@ def test_the_efficiency_study_times_any_backbone(family, size, tmp_path):
     assert ("cannot be cut by hand" in executed) == (family != "llava")
 
 
-def test_a_killed_job_asks_only_what_is_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["internvl", "qwen2_audio"])
+def test_a_killed_job_asks_only_what_is_left(family, tmp_path, monkeypatch):
     """The rows of the first questions are kept, and those of the whole are as of a run that nothing stopped."""
     from idsel_core.methods import get_method
-    from idsel_core.study.open_study import open_study
     from idsel_core.study.question_inputs import QuestionReader
     from idsel_core.study.store.resume import ResumableRows
 
     monkeypatch.setattr(ResumableRows.__init__, "__defaults__", (0.0,))
-    photos = hub_folders.photographs(tmp_path / "photos", count=3)
+    photos = hub_folders.own_data(family, tmp_path / "photos", count=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study = open_study("photos", backbone=hub_folders.save("internvl", tmp_path / "internvl"), data=photos)
+        study = open_study("photos", backbone=hub_folders.save(family, tmp_path / family), data=photos)
     methods = [get_method("idselection", budget=4, gamma=gamma) for gamma in (1.0, 20.0)]
     whole = study.run(methods, batch=2)
     plain, asked = QuestionReader.read, []

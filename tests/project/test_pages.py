@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import wavfile
 from sklearn.datasets import load_sample_images
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from data.backbone.language import build_tokenizer
 from idsel_core.methods import METHODS
+from tests.support.hub_folders import save, tone
 from tests.support.project import PROJECT
 
 MODEL = PROJECT / "data/backbone/assembled"
@@ -81,10 +84,14 @@ def test_questions_of_ones_own_are_read_and_scored(folder, capsys):
     assert found["split"].questions["metric"].tolist() == ["choice_letter", "yes_no"]
     assert found["scores"].tolist() == [1]
     assert capsys.readouterr().out.startswith("What is shown?\nA. a flower\nB. a building\n")
+    assert found["tones"].images["samples"].tolist() == [32000, 32000]
 
 
-def test_a_picture_of_ones_own_is_pruned_and_drawn(folder):
-    found = execute("docs/own_data.md")
+def test_a_picture_and_a_clip_of_ones_own_are_pruned(folder):
+    wavfile.write(folder / "talk.wav", 8000, (tone(0.9, 440.0, 8000) * 32767).astype(np.int16))
+    found = execute("docs/own_data.md", {"Qwen/Qwen2-Audio-7B-Instruct": str(save("qwen2_audio", folder / "audio"))})
+    assert (len(found["clip"]), found["run"].report[0].before, len(found["seconds"])) == (14400, 22, 16)
+    assert found["seconds"][-1] <= 0.9
     assert (found["side"], (folder / "kept.png").stat().st_size > 10_000) == (24, True)
     assert found["encoded"].grid[0].tolist() == [[row, column] for row in range(24) for column in range(24)]
     assert (folder / "kept.csv").read_text().count("photos/") == 2

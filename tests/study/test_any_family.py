@@ -44,10 +44,15 @@ def folder(tmp_path_factory):
 
 def by_prune(study, method, question):
     """Return the answer to one question by `prune`, from the processor's own inputs."""
-    shown = [study.split.picture(name) for name in question["image_ids"]]
-    text = study.writer.text(question["question"], len(shown))
+    names, split = question["image_ids"], study.split
+    if split.kind == "audio":
+        rate = hub_folders.RATE
+        shown = {"audio": [split.clip(name, rate) for name in names], "sampling_rate": rate}
+    else:
+        shown = {"images": [[split.picture(name) for name in names]]}
+    text = study.writer.text(question["question"], len(names))
     special = {"add_special_tokens": False} if text.startswith("<s>") else {}
-    inputs = study.processor(text=[text], images=[shown], return_tensors="pt", **special)
+    inputs = study.processor(text=[text], **shown, return_tensors="pt", **special)
     with prune(study.backbone.model, method), torch.no_grad():
         out = study.backbone.model.generate(**inputs, max_new_tokens=study.new_tokens, do_sample=False)
     return study.processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
@@ -55,7 +60,8 @@ def by_prune(study, method, question):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_answers_as_prune_does(family, folder, photos, tmp_path):
-    study = open_study("photos", backbone=folder(family), data=photos, new_tokens=3)
+    data = hub_folders.tones(tmp_path / "photos") if family == "qwen2_audio" else photos
+    study = open_study("photos", backbone=folder(family), data=data, new_tokens=3)
     rows = study.run(METHODS, batch=3)
     assert len(rows) == len(METHODS) * len(study.split.questions)
     assert rows["tokens_kept"].groupby(rows["method"], sort=False).unique().map(list)[
@@ -72,7 +78,7 @@ def test_every_family_answers_as_prune_does(family, folder, photos, tmp_path):
     assert (full["tokens_kept"] == full["tokens_before"]).all() and set(full["budget"]) == {1.0}
     assert (rows.loc[rows["method"] == BLIND, "tokens_before"] == 0).all()
     assert set(rows["backbone"]) == {folder(family).name} and set(rows["metric"]) == {"exact_match"}
-    results = Results(tmp_path)
+    results = Results(tmp_path / "rows")
     results.write("trial", rows, provenance({}))
     assert len(results.frame("trial")) == len(rows)
 
@@ -89,6 +95,21 @@ def test_several_images_a_question(folder, tmp_path):
     topk = rows[rows["method"] == "topk"]
     assert topk["tokens_kept"].tolist() == [10, 5, 10]
     assert topk["tokens_before"].tolist() == [22, 12, 22]
+    for (_, question), answer in zip(study.split.questions.iterrows(), topk["prediction"], strict=True):
+        assert answer == by_prune(study, METHODS[1], question)
+
+
+def test_several_clips_a_question(folder, tmp_path):
+    hub_folders.tones(tmp_path)
+    shown = [["tone0.wav", "tone1.wav"], ["tone2.wav"], ["tone1.wav", "tone0.wav"]]
+    pd.DataFrame({"audio": shown, "question": ["what is in the picture ?"] * 3, "answer": ["red"] * 3}).to_json(
+        tmp_path / "pairs.jsonl", orient="records", lines=True
+    )
+    study = open_study("pairs", backbone=folder("qwen2_audio"), data=tmp_path, new_tokens=3)
+    rows = study.run(METHODS[:3])
+    topk = rows[rows["method"] == "topk"]
+    assert topk["tokens_kept"].tolist() == [10, 5, 10]
+    assert topk["tokens_before"].tolist() == [22 + 19, 16, 19 + 22]
     for (_, question), answer in zip(study.split.questions.iterrows(), topk["prediction"], strict=True):
         assert answer == by_prune(study, METHODS[1], question)
 

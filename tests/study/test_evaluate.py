@@ -237,7 +237,7 @@ def test_bad_weights_are_told(tmp_path, damage, message):
     ("config", "message"),
     [
         ('{"model_type": "bert"}', "holds a model of type 'bert', which is not supported; supported: gemma3"),
-        ('{"model_type": "qwen2_audio"}', "reads sound, and the questions of a data set show images"),
+        ('{"model_type": "whisper"}', "which writes down speech and takes no questions; notebooks/18_speech.ipynb"),
         ("{}", "holds a model of type None"),
         ("[]", "config.json of .* cannot be read"),
         ("{", "config.json of .* cannot be read"),

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
+from scipy.io import wavfile
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -27,6 +29,7 @@ from transformers import (
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
+    Qwen2AudioProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
     Qwen3VLProcessor,
@@ -35,6 +38,7 @@ from transformers import (
     SmolVLMProcessor,
     VideoLlavaImageProcessor,
     VideoLlavaProcessor,
+    WhisperFeatureExtractor,
 )
 
 from idsel_core.loading.processors import NoVideos, assemble
@@ -43,6 +47,8 @@ from tests.support.families import FAMILIES
 
 WORDS = "what is in the picture ? which color how many are there yes no red blue green two user assistant"
 SIDE = {"height": 24, "width": 24}
+RATE = 16000
+"""Samples a second of the clips that the tiny Qwen2-Audio takes; it takes a second of them."""
 PATCHES = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24]]
 
@@ -160,6 +166,14 @@ def _video_llava() -> Any:
     return assemble(VideoLlavaProcessor, parts, {**PATCHES, "chat_template": template("<image>")})
 
 
+def _qwen2_audio() -> Any:
+    names = {"audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
+    names |= {"start_token": "<|im_start|>", "end_token": "<|im_end|>"}
+    words = tokenizer(dict(zip(names.values(), (90, 92, 93, 94, 95), strict=True)), **names)
+    # The chat template is the class's own, which is that of its checkpoints.
+    return Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=8, chunk_length=1, sampling_rate=RATE), words)
+
+
 PROCESSORS: dict[str, Callable[[], Any]] = {
     "llava": _llava,
     "gemma3": _gemma3,
@@ -174,8 +188,9 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "qwen2_5_vl": lambda: _qwen(Qwen2_5_VLProcessor),
     "qwen3_vl": lambda: _qwen(Qwen3VLProcessor),
     "video_llava": _video_llava,
+    "qwen2_audio": _qwen2_audio,
 }
-"""The processors of all families that read images."""
+"""The processors of all families whose prompts hold visual tokens."""
 
 
 def build(family: str) -> Any:
@@ -203,3 +218,27 @@ def photographs(folder: Path, count: int = 4) -> Path:
         rows.append({"image": f"photo{number}.png", "question": "how many are there ?", "answer": "two"})
     pd.DataFrame(rows).to_csv(folder / "photos.csv", index=False)
     return folder
+
+
+def tone(seconds: float, hertz: float, rate: int = RATE) -> np.ndarray:
+    """Return a sine of half of full scale, float64 (T,)."""
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def tones(folder: Path, count: int = 4) -> Path:
+    """Write a folder of clips of different lengths with a table of questions, as a user would."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        rate = (16000, 8000, 44100)[number % 3]
+        samples = tone(0.9 - 0.13 * number, 300.0 * 2**number, rate)
+        wavfile.write(folder / f"tone{number}.wav", rate, (samples * 32767).astype(np.int16))
+        rows.append({"audio": f"tone{number}.wav", "question": "what color is in the picture ?", "answer": "red"})
+        rows.append({"audio": f"tone{number}.wav", "question": "how many are there ?", "answer": "two"})
+    pd.DataFrame(rows).to_csv(folder / f"{folder.name}.csv", index=False)
+    return folder
+
+
+def own_data(family: str, folder: Path, count: int = 4) -> Path:
+    """Write a folder of what a family is asked about, with a table of questions of the folder's name."""
+    return (tones if family == "qwen2_audio" else photographs)(folder, count)

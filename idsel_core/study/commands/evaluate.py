@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     """Ask the questions and print the accuracy."""
     from idsel_core.hints import did_you_mean
     from idsel_core.methods import METHODS, get_method
-    from idsel_core.study.backbone_folders import check_evaluable
+    from idsel_core.study.backbone_folders import check_evaluable, check_reads
     from idsel_core.study.dataset import BLIND, FULL, read_data
     from idsel_core.study.devices import check_device
     from idsel_core.study.knobs import parse_knob
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
         raise ValueError(f"unknown method {given.method!r}{hint}; known: {', '.join(known)}")
     check_device(given.device)
     check_evaluable(given.backbone, given.revision)
-    read_data(given.data, given.split, given.limit)
+    check_reads(given.backbone, read_data(given.data, given.split, given.limit), given.revision)
 
     from idsel_core.study.open_study import open_study
     from idsel_core.study.report.tables import accuracy

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from idsel_core.backbones import Backbone, Encoded
+from idsel_core.backbones import BACKBONES, Backbone, Encoded
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.methods._shared.by_suppression import Greedy
 from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
 from idsel_core.selection import Selection, id_select
-from idsel_core.study.backbone_folders import is_hub_id
+from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.explorer.places import Places, picture_read, places_of
 from idsel_core.study.explorer.samples import open_picture
@@ -122,6 +122,11 @@ def opened(backbone: str, device: str) -> tuple[Backbone, Any]:
         raise ValueError("no model is named: give a folder or a hub id")
     folder = Path(backbone).expanduser()
     found = backbone if is_hub_id(backbone) else folder if folder.exists() else project_path(folder)
+    family = check_evaluable(found)["model_type"]
+    if BACKBONES[family].input_kind != "image":
+        raise ValueError(
+            f"{backbone} is a model of type {family!r}, which takes audio clips, and this page shows a picture"
+        )
     return open_backbone(found, device)
 
 

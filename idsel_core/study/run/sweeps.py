@@ -15,17 +15,20 @@ from typing import Any, Final, get_args
 
 import torch
 
+from idsel_core.backbones import BACKBONES
 from idsel_core.hints import did_you_mean
 from idsel_core.loading.hub import Quantisation, check_packages
-from idsel_core.methods import EVS, METHODS, InLLM, Method, drops_inside
+from idsel_core.methods import EVS, METHODS, InLLM, Method, VidCom2, drops_inside
+from idsel_core.methods._shared.by_frames import FrameByFrame
 from idsel_core.methods._shared.by_importance import Scored
-from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
+from idsel_core.study.backbone_folders import check_evaluable, check_reads, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL, read_data, read_split
 from idsel_core.study.devices import check_device
 from idsel_core.study.knobs import build_method, knob_types
 from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
 from idsel_core.study.sources.scenes import has_scenes
+from idsel_core.study.sources.split import PLURAL
 from idsel_core.study.store.results import Results
 
 NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
@@ -110,7 +113,7 @@ class Sweep:
         ------
         FileNotFoundError, ImportError, ValueError
             If weights, a split, the GPU asked for or a package for quantised models are missing, or a method cannot run
-            with a model.
+            with a model, or a model cannot be asked about a data set.
         """
         if here:
             check_device(self.device)
@@ -122,8 +125,13 @@ class Sweep:
         for job in self.jobs.values():
             for method in _methods(job):
                 _check_runs(method, job["backbone"], configs[job["backbone"]])
-        for split, data, questions in {(job["split"], job["data"], job["questions"]) for job in self.jobs.values()}:
-            read_data(data, split, questions)
+        asked: dict[tuple[str, str, int], set[str]] = {}
+        for job in self.jobs.values():
+            asked.setdefault((job["split"], job["data"], job["questions"]), set()).add(job["backbone"])
+        for (split, data, questions), backbones in asked.items():
+            chosen = read_data(data, split, questions)
+            for backbone in sorted(backbones):
+                check_reads(backbone, chosen)
 
     def estimate(self, cores: int = 1) -> str:
         """Say how many jobs there are, how long those left may take and how much disk they need.
@@ -352,8 +360,11 @@ def _methods(job: Mapping[str, Any]) -> list[Method]:
 
 def _check_runs(method: Method, backbone: str, config: Mapping[str, Any]) -> None:
     """Refuse a method that cannot run with a model, as far as its configuration tells."""
-    if isinstance(method, EVS):
-        raise ValueError(f"{method.name} compares frames of a video, and the data set holds images")
+    kind = BACKBONES[config["model_type"]].input_kind
+    if isinstance(method, EVS | VidCom2 | FrameByFrame):
+        raise ValueError(f"{method.name} compares frames of a video, and the data set holds {PLURAL[kind]}")
+    if method.acts_on_pixels and kind == "audio":
+        raise ValueError(f"{method.name} makes images smaller, and {backbone} takes {PLURAL[kind]}")
     text = config.get("text_config") or {}
     # LLaVA's configuration leaves out what is as in Llama's.
     layers = text.get("num_hidden_layers", 32)

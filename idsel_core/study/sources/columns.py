@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from idsel_core.study.metrics import get_metric
-from idsel_core.study.sources.tables import Table
+from idsel_core.study.sources.split import Kind
+from idsel_core.study.sources.tables import SHOWN, Table
 
 COLUMNS: Final = {
     "image": "path from the table's folder, or in parquet the image itself; a list where a question shows several",
+    "audio": "instead of `image`, for models that take audio clips: a WAV file, named or held likewise",
     "question": "the text that the model is asked",
     "answer": "the right answer",
     "answers": "instead of `answer`, a list: all answers that are right, or what each of several people answered",
@@ -25,6 +27,7 @@ COLUMNS: Final = {
 """The columns that are read, and what stands in them; all others are ignored."""
 
 _OTHER_NAMES: Final = {
+    "audio": ("audios", "sound", "sounds", "clip", "clips", "wav", "speech", "audio_path", "audio_file"),
     "image": ("images", "img", "image_path", "image_file", "file_name", "filename", "path", "picture"),
     "question": ("questions", "query", "prompt", "text", "instruction"),
     "answer": ("label", "target", "ground_truth", "gt", "solution"),
@@ -38,8 +41,8 @@ ASK_FOR_LETTER: Final = "Answer with the option's letter from the given choices 
 """Put below the options, as LLaVA's evaluation does."""
 
 
-def check_columns(table: Table) -> None:
-    """Refuse a table that lacks a column, or in which a column is spelled nearly as one that is read.
+def check_columns(table: Table) -> Kind:
+    """Return what a table asks about; refuse one that lacks a column, or spells one nearly as one that is read.
 
     Raises
     ------
@@ -49,18 +52,26 @@ def check_columns(table: Table) -> None:
     have = set(table.columns)
     if {"answer", "answers"} <= have:
         raise ValueError(f"{table.path} has a column 'answer' and a column 'answers'; keep one of them")
-    for name in ("image", "question", "answer"):
-        if name in have or (name == "answer" and "answers" in have):
-            continue
-        near = _alike(name, have) or [other for other in _OTHER_NAMES[name] if other in have]
-        hint = f"; rename {near[0]!r} if that is it" if near else ""
-        raise ValueError(f"{table.path} has no column {name!r}{hint}. It has {', '.join(map(repr, table.columns))}")
+    if set(SHOWN) <= have:
+        raise ValueError(
+            f"{table.path} has a column 'image' and a column 'audio', and no supported model takes both; keep one of "
+            "them"
+        )
+    for names in (SHOWN, ("question",), ("answer", "answers")):
+        if not have & set(names):
+            tried = names if names == SHOWN else names[:1]
+            near = [one for name in tried for one in _alike(name, have)]
+            near += [other for name in tried for other in _OTHER_NAMES[name] if other in have]
+            hint = f"; rename {near[0]!r} if that is it" if near else ""
+            lacks = " and ".join(f"no column {name!r}" for name in tried)
+            raise ValueError(f"{table.path} has {lacks}{hint}. It has {', '.join(map(repr, table.columns))}")
     for name in ("choices", "question_type", "metric", "split"):
         near = [] if name in have else _alike(name, have - set(COLUMNS))
         if near:
             raise ValueError(
                 f"{table.path}: the column {near[0]!r} is not read; rename it to {name!r}, or else to another"
             )
+    return "audio" if "audio" in have else "image"
 
 
 def _alike(name: str, have: set[str]) -> list[str]:
@@ -70,7 +81,7 @@ def _alike(name: str, have: set[str]) -> list[str]:
 
 
 def read_questions(table: Table, numbers: Sequence[int], name: str, metric: str = "") -> list[dict[str, Any]]:
-    """Check the rows of a table and bring them to the columns of ``Split.questions``, but for images.
+    """Check the rows of a table and bring them to the columns of ``Split.questions``, but for images and clips.
 
     Parameters
     ----------
@@ -128,19 +139,19 @@ def with_options(question: str, choices: Sequence[str]) -> str:
     return "\n".join([question, *options, ASK_FOR_LETTER])
 
 
-def image_cell(table: Table, number: int) -> list[str]:
-    """Return the paths in the column image of a row.
+def paths_in(table: Table, number: int, column: Kind) -> list[str]:
+    """Return the paths in the column image or audio of a row.
 
     Raises
     ------
     ValueError
         If there is none, or something else stands there.
     """
-    where, cell = f"{table.path}, {table.lines[number]}", table.rows[number].get("image")
+    where, cell = f"{table.path}, {table.lines[number]}", table.rows[number].get(column)
     cell = cell.get("path") if isinstance(cell, dict) else cell
     if isinstance(cell, list) or (table.is_text and str(cell).lstrip().startswith("[")):
-        return _texts({"image": cell}, "image", where, table.is_text)
-    return [_text({"image": cell}, "image", where)]
+        return _texts({column: cell}, column, where, table.is_text)
+    return [_text({column: cell}, column, where)]
 
 
 def _given(row: dict[str, Any], name: str) -> bool:

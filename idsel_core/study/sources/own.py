@@ -1,25 +1,25 @@
-"""A user's own questions: a table, or a folder with tables and images.
+"""A user's own questions: a table, or a folder with tables and images, or audio clips.
 
-Only `image`, `question` and `answer` (or `answers`) must be there; `COLUMNS` in `idsel_core.study.sources.columns`
-tells what else is read. Images are looked at once, and read when they are asked for.
+Only `image` (or `audio`), `question` and `answer` (or `answers`) must be there; `COLUMNS` in
+`idsel_core.study.sources.columns` tells what else is read. Images are looked at once, and read when they are asked for;
+clips are read both times, because their length tells whether a model can take them.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
-from idsel_core.study.sources.columns import check_columns, image_cell, read_questions
+from idsel_core.study.sources.clips import check_clip
+from idsel_core.study.sources.columns import check_columns, paths_in, read_questions
 from idsel_core.study.sources.pictures import check_picture
-from idsel_core.study.sources.split import ImageSource, Split, check_limit, first_of_each_type
-from idsel_core.study.sources.tables import KINDS, Table, read_table, stored_images, stores_images
+from idsel_core.study.sources.split import ImageSource, Kind, Split, check_limit, first_of_each_type
+from idsel_core.study.sources.tables import KINDS, Table, read_table, stored_files, stores_files
 
 
 def read_own(data: Path, split: str = "", limit: int = 0, *, metric: str = "", check_images: bool = True) -> Split:
@@ -28,25 +28,26 @@ def read_own(data: Path, split: str = "", limit: int = 0, *, metric: str = "", c
     Raises
     ------
     FileNotFoundError
-        If there is no such table, split or image.
+        If there is no such table, split, image or clip.
     ValueError
-        If a column is missing, or a cell or image is not what it should be; names the row.
+        If a column is missing, or a cell, image or clip is not what it should be; names the row.
     """
     check_limit(limit)
     path = _table_of(data, split)
     table = read_table(path)
-    check_columns(table)
+    kind = check_columns(table)
     name, numbers = _rows_of(table, split if data.is_file() else "")
     dataset = path.stem if data.is_file() else data.resolve().name
     questions = pd.DataFrame(read_questions(table, numbers, dataset, metric)).assign(number=numbers)
     questions = first_of_each_type(questions, limit)
-    inside = stores_images(path)
-    find = _images_inside if inside else _images_beside
-    ids, images = find(table, list(questions.pop("number")), check_images)
+    find = _found_inside if stores_files(path, kind) else _found_beside
+    ids, found = find(table, list(questions.pop("number")), kind, check_images)
     questions.insert(1, "image_id", [" ".join(shown) for shown in ids])
     questions.insert(2, "image_ids", ids)
-    frame = pd.DataFrame({"image": pd.Series(images, dtype=object)}).rename_axis("image_id")
-    return Split(name, questions, frame, (path,), dataset)
+    frame = pd.DataFrame({"image": pd.Series({name: source for name, (source, _) in found.items()}, dtype=object)})
+    for column in ("samples", "rate") if kind == "audio" else ():
+        frame[column] = [sizes[column] for _, sizes in found.values()]
+    return Split(name, questions, frame.rename_axis("image_id"), (path,), dataset, kind=kind)
 
 
 def _table_of(data: Path, split: str) -> Path:
@@ -84,55 +85,66 @@ def _rows_of(table: Table, split: str) -> tuple[str, list[int]]:
     return split, [number for number, name in enumerate(found) if name == split]
 
 
-def _images_beside(table: Table, numbers: Sequence[int], check: bool) -> tuple[list[list[str]], dict[str, ImageSource]]:
-    """Return the images of each row, called by their path in the table, and their files."""
+_Found = dict[str, tuple[ImageSource, dict[str, int]]]
+"""By name, where an image or clip comes from, and of a clip its number of samples and their rate."""
+
+
+def _found_beside(table: Table, numbers: Sequence[int], kind: Kind, check: bool) -> tuple[list[list[str]], _Found]:
+    """Return the images or clips of each row, called by their path in the table, and their files."""
     ids: list[list[str]] = []
-    images: dict[str, ImageSource] = {}
+    found: _Found = {}
     for number in numbers:
-        shown = [os.path.normpath(path) for path in image_cell(table, number)]
+        shown = [os.path.normpath(path) for path in paths_in(table, number, kind)]
         for name in shown:
-            if name not in images:
-                path = images[name] = table.path.parent / name
-                if check:
-                    check_picture(path, f"{table.path}, {table.lines[number]}")
+            if name not in found:
+                path = table.path.parent / name
+                found[name] = path, _looked_at(path, f"{table.path}, {table.lines[number]}", kind, check)
         ids.append(shown)
-    return ids, images
+    return ids, found
 
 
-def _images_inside(table: Table, numbers: Sequence[int], check: bool) -> tuple[list[list[str]], dict[str, ImageSource]]:
-    """Return the images of each row of a parquet file, called by a hash of their bytes, and how to fetch them."""
+def _found_inside(table: Table, numbers: Sequence[int], kind: Kind, check: bool) -> tuple[list[list[str]], _Found]:
+    """Return the images or clips of each row of a parquet file, called by a hash of their bytes, and their sources."""
     wanted = set(numbers)
     ids: dict[int, list[str]] = {}
-    images: dict[str, ImageSource] = {}
-    groups = _RowGroups(table.path)
-    for number, contents in stored_images(table.path):
+    found: _Found = {}
+    groups = _RowGroups(table.path, kind)
+    for number, contents in stored_files(table.path, kind):
         if number not in wanted:
             continue
         where = f"{table.path}, {table.lines[number]}"
         if not contents:
-            raise ValueError(f"{where}: image is an empty list")
+            raise ValueError(f"{where}: {kind} is an empty list")
         ids[number] = []
         for place, content in enumerate(contents):
             if not content:
-                raise ValueError(f"{where}: image is empty")
+                raise ValueError(f"{where}: {kind} is empty")
             name = hashlib.sha256(content).hexdigest()[:16]
-            if name not in images:
-                if check:
-                    check_picture(content, where)
-                images[name] = functools.partial(groups.picture, number, place)
+            if name not in found:
+                fetch = functools.partial(groups.content, number, place)
+                found[name] = fetch, _looked_at(content, where, kind, check)
             ids[number].append(name)
-    return [ids[number] for number in numbers], images
+    return [ids[number] for number in numbers], found
+
+
+def _looked_at(source: Path | bytes, where: str, kind: Kind, check: bool) -> dict[str, int]:
+    """Refuse an image or clip that cannot be used; return the number of samples of a clip and their rate."""
+    if kind == "audio":
+        clip = check_clip(source, where)
+        return {"samples": len(clip.samples), "rate": clip.rate}
+    if check:
+        check_picture(source, where)
+    return {}
 
 
 class _RowGroups:
-    """Images inside a parquet file; the row group that was read last is held."""
+    """Images or clips inside a parquet file; the row group that was read last is held."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, column: str) -> None:
+        self._path, self._column = path, column
         self._held: dict[int, list[bytes | None]] = {}
 
-    def picture(self, row: int, place: int) -> Image.Image:
+    def content(self, row: int, place: int) -> bytes:
         if row not in self._held:
-            self._held = dict(stored_images(self._path, only=row))
-        content = self._held[row][place]
-        return Image.open(io.BytesIO(content or b""))
+            self._held = dict(stored_files(self._path, self._column, only=row))
+        return self._held[row][place] or b""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+
+from idsel_core.study.sources.missing import hint
 
 _CLIPPED = ("I", "F")
 """Modes of more than 8 bits, which a conversion to RGB would clip."""
@@ -39,7 +40,7 @@ def check_picture(source: Path | bytes, where: str) -> None:
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
                 (width, height), mode = image.size, image.mode
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where}: there is no image {name}{_hint(source)}") from error
+        raise FileNotFoundError(f"{where}: there is no image {name}{hint(source)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{where}: {name} is too large ({error}); make it smaller") from error
     except UnidentifiedImageError as error:
@@ -50,12 +51,3 @@ def check_picture(source: Path | bytes, where: str) -> None:
         raise ValueError(f"{where}: {name} has {width} x {height} pixels; at most {most} are allowed: make it smaller")
     if mode.partition(";")[0] in _CLIPPED:
         raise ValueError(f"{where}: {name} has more than 8 bits a channel (mode {mode}); save it with 8")
-
-
-def _hint(source: Path | bytes) -> str:
-    text = str(source)
-    if re.search(r"\b[a-z]+:/", text):
-        return "; images are read from files, so download it first"
-    if "\\" in text and Path(text.replace("\\", "/")).is_file():
-        return "; write / instead of \\ between folders"
-    return "; paths count from the folder of the table"

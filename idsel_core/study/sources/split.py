@@ -1,4 +1,4 @@
-"""The questions and images of one split of a data set, whatever they were read from."""
+"""The questions and images, or audio clips, of one split of a data set, whatever they were read from."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final, Literal, cast
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from idsel_core.study.sources.clips import read_clip
 from idsel_core.study.store.provenance import sha256
 
-ImageSource = bytes | Path | Callable[[], Image.Image]
-"""Where one image comes from: its encoded bytes, a file, or a function that fetches it."""
+Kind = Literal["image", "audio"]
+"""What questions are about."""
+PLURAL: Final = {"image": "images", "audio": "audio clips"}
+"""What messages call them."""
+
+ImageSource = bytes | Path | Callable[[], Image.Image | bytes]
+"""Where one image or audio clip comes from: its encoded bytes, a file, or a function that fetches it or its bytes."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Questions and images of one split of a data set.
+    """Questions and images of one split of a data set; an audio clip takes the place of an image.
 
     Attributes
     ----------
@@ -39,7 +47,7 @@ class Split:
         - metric : str, one of `idsel_core.study.metrics.METRICS`
     images : DataFrame
         One row an image, indexed by image_id: image (an `ImageSource`), and in a data set with boxes objects (boxes in
-        pixels).
+        pixels); of audio clips also samples, their number in each channel, and rate, samples a second.
     files : tuple[Path, ...]
         Where they were read from: tables of questions first, then files that hold images. Images that are files of
         their own are not among them.
@@ -49,6 +57,8 @@ class Split:
         Most tokens of an answer; None: as many as the longest right answer.
     version : str
         What tells the images from those of another version, where their names and files do not.
+    kind : {"image", "audio"}
+        What the questions are about.
     """
 
     name: str
@@ -58,6 +68,7 @@ class Split:
     dataset: str = "scenes"
     new_tokens: int | None = None
     version: str = ""
+    kind: Kind = "image"
 
     @property
     def has_boxes(self) -> bool:
@@ -70,17 +81,35 @@ class Split:
         Raises
         ------
         ValueError
-            If it cannot be read; names the image.
+            If it cannot be read, or is an audio clip; names it.
         """
-        source = cast(ImageSource, self.images.at[image_id, "image"])
         try:
-            if callable(source):
-                image = source()
-            else:
-                image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            source = self._source(image_id, "image")
+            image = source if isinstance(source, Image.Image) else Image.open(_file(source))
             return ImageOps.exif_transpose(image).convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"image {image_id!r} of {self.dataset} cannot be read: {error}") from error
+
+    def clip(self, image_id: str, rate: int) -> NDArray[np.float32]:
+        """Return the samples of one audio clip, float32 (T,), at so many a second.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read, or is an image; names it.
+        """
+        source = self._source(image_id, "audio")
+        assert isinstance(source, bytes | Path)
+        try:
+            return read_clip(source).at(rate)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"audio clip {image_id!r} of {self.dataset} cannot be read: {error}") from error
+
+    def _source(self, image_id: str, wanted: Kind) -> bytes | Path | Image.Image:
+        if self.kind != wanted:
+            raise ValueError(f"the questions of {self.dataset} are about {PLURAL[self.kind]}, not {PLURAL[wanted]}")
+        source = cast(ImageSource, self.images.at[image_id, "image"])
+        return source() if callable(source) else source
 
     @functools.cached_property
     def images_hash(self) -> str:
@@ -92,6 +121,10 @@ class Split:
             whole.update(f"{name} ".encode())
             whole.update(sha256(source).encode() if isinstance(source, Path) else b"")
         return whole.hexdigest()
+
+
+def _file(source: bytes | Path) -> io.BytesIO | Path:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def first_of_each_type(questions: pd.DataFrame, limit: int) -> pd.DataFrame:

@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 """Endings of tables that can be read."""
 
+SHOWN = ("image", "audio")
+"""Columns that name what a question is about, or in parquet hold it."""
+
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -31,7 +34,7 @@ class Table:
     columns : tuple[str, ...]
         Their names.
     rows : list of dict
-        Values by column; of images inside a parquet file None, see `stored_images`.
+        Values by column; of images and clips inside a parquet file None, see `stored_files`.
     lines : list of str
         How messages call each row: "line 3" or "row 3".
     """
@@ -133,16 +136,15 @@ def _read_jsonl(path: Path) -> Table:
 def _read_parquet(path: Path) -> Table:
     with _opened(path) as file:
         schema = file.schema_arrow
-        names = [name for name in schema.names if name != "image" or not holds_bytes(schema.field("image").type)]
-        rows = file.read(columns=names).to_pylist()
-        rows = [{"image": None, **row} if "image" in schema.names else row for row in rows]
-        if not names:
-            rows = [{"image": None} for _ in range(file.metadata.num_rows)]
+        inside = [name for name in SHOWN if name in schema.names and holds_bytes(schema.field(name).type)]
+        names = [name for name in schema.names if name not in inside]
+        rows = file.read(columns=names).to_pylist() if names else [{} for _ in range(file.metadata.num_rows)]
+        rows = [{**dict.fromkeys(inside), **row} for row in rows]
     return Table(path, tuple(schema.names), rows, [f"row {number}" for number in range(1, len(rows) + 1)])
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Tell whether a parquet column holds images themselves: bytes, a struct with bytes, or a list of these."""
+    """Tell whether a parquet column holds files themselves: bytes, a struct with bytes, or a list of these."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
@@ -150,22 +152,24 @@ def holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def stores_images(path: Path) -> bool:
-    """Tell whether a table is a parquet file with images inside."""
+def stores_files(path: Path, column: str) -> bool:
+    """Tell whether a table is a parquet file with images, or clips, themselves in a column."""
     if path.suffix != ".parquet":
         return False
     with _opened(path) as file:
         schema = file.schema_arrow
-        return "image" in schema.names and holds_bytes(schema.field("image").type)
+        return column in schema.names and holds_bytes(schema.field(column).type)
 
 
-def stored_images(path: Path, only: int | None = None) -> Iterator[tuple[int, list[bytes | None]]]:
-    """Yield the number of each row of a parquet file and the images in it, some at a time in memory.
+def stored_files(path: Path, column: str, only: int | None = None) -> Iterator[tuple[int, list[bytes | None]]]:
+    """Yield the number of each row of a parquet file and the images or clips in it, some at a time in memory.
 
     Parameters
     ----------
     path : Path
         The file.
+    column : str
+        That holds them.
     only : int, optional
         Yield the rows of the row group that holds this row alone.
     """
@@ -177,7 +181,7 @@ def stored_images(path: Path, only: int | None = None) -> Iterator[tuple[int, li
                 groups.append((start, group))
             start += count
         for start, group in groups:
-            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=["image"]):
+            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=[column]):
                 for cell in batch.column(0).to_pylist():
                     yield start, [_bytes_of(one) for one in (cell if isinstance(cell, list) else [cell])]
                     start += 1

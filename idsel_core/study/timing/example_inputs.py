@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from idsel_core.backbones import Backbone
 from idsel_core.study.cost.models import has_one_size, tower_of
-from idsel_core.study.cost.shapes import Size
+from idsel_core.study.cost.shapes import Size, size_given
 
 
 def example_inputs(
@@ -73,7 +73,8 @@ def example_inputs_for(
     text_tokens : int
         As for `example_inputs`.
     image_size : sequence of int
-        Height and width of the image in pixels; () takes the processor's size.
+        Height and width of the image in pixels, or mel frames of the clip; () takes the processor's size, or the
+        longest clip.
 
     Raises
     ------
@@ -81,8 +82,8 @@ def example_inputs_for(
         As of `example_inputs`; also if the model has no one size of images, and none is given.
     """
     model = backbone.model
-    size: Any = tuple(image_size)
-    if not size:
+    size: Any = size_given(image_size)
+    if size is None and backbone.input_kind == "image":
         if not has_one_size(model.config):
             raise ValueError(
                 f"images of a model of type {model.config.model_type!r} have many sizes: give image_size, such as "

@@ -91,10 +91,8 @@ def test_images_inside_a_parquet_file(tmp_path, form, monkeypatch):
     assert reds == [[number, 0] if form == "list" else [number] for number in (0, 1, 0, 3, 4)]
     assert not any(isinstance(source, bytes) for source in split.images["image"])
     groups = []
-    inner = tables.stored_images
-    monkeypatch.setattr(
-        "idsel_core.study.sources.own.stored_images", lambda *a, **k: groups.append(k) or inner(*a, **k)
-    )
+    inner = tables.stored_files
+    monkeypatch.setattr("idsel_core.study.sources.own.stored_files", lambda *a, **k: groups.append(k) or inner(*a, **k))
     split = read_data(tmp_path / "mine.parquet", limit=2)
     assert len(split.images) == 2 and len(split.questions) == 2
 
@@ -191,10 +189,10 @@ def renamed(old, new):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (without("image"), r"no column 'image'. It has 'question', 'answer'"),
+        (without("image"), r"no column 'image' and no column 'audio'. It has 'question', 'answer'"),
         (without("answer"), r"no column 'answer'. It has"),
         (renamed("question", "Question"), r"no column 'question'; rename 'Question' if that is it"),
-        (renamed("image", "image_path"), r"no column 'image'; rename 'image_path'"),
+        (renamed("image", "image_path"), r"no column 'image' and no column 'audio'; rename 'image_path'"),
         (renamed("answer", "label"), r"no column 'answer'; rename 'label'"),
         ([{**ROWS[0], "choice": ["a", "b"]}], r"the column 'choice' is not read; rename it to 'choices'"),
         ([{**ROWS[0], "Question Type": "x"}], r"the column 'Question Type' is not read; rename it to 'question_type'"),
@@ -213,7 +211,7 @@ def renamed(old, new):
         (changed(image=None), r"line 2: image must be one text, not nothing"),
         (changed(image="no.png"), r"line 2: there is no image .*no.png; paths count from the folder of the table"),
         (changed(image="img\\c.png"), r"line 2: there is no image .*; write / instead of"),
-        (changed(image="https://host/x.png"), r"line 2: there is no image .*; images are read from files, so download"),
+        (changed(image="https://host/x.png"), r"line 2: there is no image .*; files are read from disk, so download"),
         (changed(image="img"), r"line 2: .*img cannot be read"),
         (changed(choices="red"), r'line 2: choices must be a list such as \["red", "blue"\], not \'red\''),
         (changed(choices=["no", "No"]), r"line 2: metric 'choice_letter' does not fit: choices are alike"),
