@@ -25,6 +25,8 @@ def heads_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     background = kind < 0
     loss = F.cross_entropy(noun.flatten(0, -2), torch.where(background, len(NOUN_NAMES), kind).flatten())
     on = ~background
+    if not on.any():
+        return loss
     loss = loss + F.cross_entropy(noun[on], kind[on]) + F.cross_entropy(color[on], targets[..., 1][on].long())
     loss = loss + 0.5 * F.cross_entropy(size[on], targets[..., 3][on].long())
     loss = loss + 10 * F.smooth_l1_loss(center[on], targets[..., 4:][on], beta=0.1)

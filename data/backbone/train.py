@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -109,10 +110,10 @@ def optimizers(student: Student, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def save_checkpoint(
-    path: Path, student: Student, steppers: list[torch.optim.Optimizer], step: int, seconds: float
+    path: Path, weights: dict[str, Tensor], steppers: list[torch.optim.Optimizer], step: int, seconds: float
 ) -> None:
     """Write weights and optimizer state as safetensors, under a temporary name first."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in student.state_dict().items()}
+    tensors = {f"model.{k}": v.contiguous() for k, v in weights.items()}
     for o, stepper in enumerate(steppers):
         for i, state in stepper.state_dict()["state"].items():
             tensors |= {f"optimizer.{o}.{i}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
@@ -121,12 +122,9 @@ def save_checkpoint(
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, student: Student, steppers: list[torch.optim.Optimizer]) -> tuple[int, float]:
-    """Restore weights and optimizer state; return the step and the seconds already spent."""
-    from safetensors import safe_open
-
+def load_checkpoint(path: Path, steppers: list[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], int, float]:
+    """Restore the optimizers' state; return the weights, the step and the seconds already spent."""
     tensors = load_file(path)
-    student.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for o, stepper in enumerate(steppers):
         whole = stepper.state_dict()
         for name, value in tensors.items():
@@ -136,7 +134,8 @@ def load_checkpoint(path: Path, student: Student, steppers: list[torch.optim.Opt
         stepper.load_state_dict(whole)
     with safe_open(path, "pt") as opened:
         meta = opened.metadata()
-    return int(meta["step"]), float(meta["seconds"])
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    return weights, int(meta["step"]), float(meta["seconds"])
 
 
 def average_gradients(student: Student) -> None:
@@ -226,7 +225,10 @@ def main() -> None:
         ):
             frozen.requires_grad_(False)
     steppers = optimizers(student, args.rate)
-    step, spent = load_checkpoint(args.checkpoint, student, steppers) if args.checkpoint.exists() else (0, 0.0)
+    step, spent = 0, 0.0
+    if args.checkpoint.exists():
+        weights, step, spent = load_checkpoint(args.checkpoint, steppers)
+        student.load_state_dict(weights)
     small_batches = batches(small, 3 * scenes_a_step, args.questions, seed + step, args.more_of)
     full_batches = None
     spans = np.random.default_rng(seed + step)
@@ -290,7 +292,7 @@ def main() -> None:
                 record["held_out"] = {k: round(v, 4) for k, v in validate(student, held_out, words, device).items()}
             print(json.dumps(record), file=log, flush=True)
             progress.write(json.dumps(record))
-            save_checkpoint(args.checkpoint, student, steppers, step, seconds)
+            save_checkpoint(args.checkpoint, student.state_dict(), steppers, step, seconds)
             export(student, args.out / "trained.safetensors")
             recent = []
 

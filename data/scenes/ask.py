@@ -239,11 +239,16 @@ QUESTION_TYPES: dict[str, Callable[[np.random.Generator, Scene], Question | None
 
 
 def ask(
-    rng: np.random.Generator, scene: Scene, count: int, tries: int = 40, more_of: Sequence[str] = ()
+    rng: np.random.Generator,
+    scene: Scene,
+    count: int,
+    tries: int = 40,
+    more_of: Sequence[str] = (),
+    types: Sequence[str] = tuple(QUESTION_TYPES),
 ) -> list[Question]:
-    """Ask about `count` questions of mixed types about one scene, none twice, and more of the types named."""
+    """Ask about `count` questions of the given types about one scene, none twice, and more of the types named."""
     asked: dict[str, Question] = {}
-    question_types = [*QUESTION_TYPES.values(), *(QUESTION_TYPES[name] for name in more_of)]
+    question_types = [QUESTION_TYPES[name] for name in (*types, *more_of)]
     for turn in range(tries * count):
         if len(asked) == count:
             break

@@ -148,11 +148,13 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
     student = Student()
     steppers = optimizers(student, 1e-3)
     _one_step(student, steppers)
-    save_checkpoint(tmp_path / "c.safetensors", student, steppers, 7, 12.5)
+    save_checkpoint(tmp_path / "c.safetensors", student.state_dict(), steppers, 7, 12.5)
     torch.manual_seed(1)
     again = Student()
     others = optimizers(again, 1e-3)
-    assert load_checkpoint(tmp_path / "c.safetensors", again, others) == (7, 12.5)
+    weights, *spent = load_checkpoint(tmp_path / "c.safetensors", others)
+    again.load_state_dict(weights)
+    assert spent == [7, 12.5]
     for one, other in ((student, steppers), (again, others)):
         _one_step(one, other)
     for a, b in zip(student.parameters(), again.parameters(), strict=True):

