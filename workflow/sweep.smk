@@ -1,5 +1,5 @@
 # What `make sweep GRID=...` runs: encode the images once a backbone, then one job = one run of notebooks/07_sweep.ipynb
-# = one parquet file. A job runs again when the notebook, the code or the data it reads have changed.
+# = one parquet file. A job runs again when the notebook, the code, the model, or the data it reads have changed.
 import json
 import re
 import shlex
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from snakemake.exceptions import WorkflowError
 
 from idsel_core.study.backbone_folders import is_hub_id
-from idsel_core.study.run.sweeps import NOTEBOOK, are_stored, encodings, read_sweep
+from idsel_core.study.run.sweeps import NOTEBOOK, are_stored, asked_hash, encodings, read_sweep, settings_hash
 from idsel_core.study.run.workflow import code_files, read_workflow
 from idsel_core.study.sources.scenes import has_scenes
 
@@ -112,6 +112,9 @@ rule job:
         parameters=lambda wildcards: [
             word for name, value in SWEEP.jobs[wildcards.job].items() for word in ("-p", name, json.dumps(value))
         ],
+        # Not for the command: a job runs again when one of these has changed, whatever the times of the files.
+        asked=lambda wildcards: asked_hash(*(SWEEP.jobs[wildcards.job][key] for key in ("data", "split", "questions"))),
+        settings=lambda wildcards: settings_hash(SWEEP.jobs[wildcards.job]["backbone"]),
     threads: 1
     resources:
         gpu=GPUS,

@@ -167,6 +167,9 @@ class Study:
     def applicable(self, methods: Iterable[Method]) -> tuple[list[Method], dict[str, str]]:
         """Try methods on the first question, and tell those that can run here from those that cannot.
 
+        The question with the largest picture, or the longest clip, is tried too, where that is known: the least budget
+        of a method that drops tokens inside the language model grows with their number.
+
         Parameters
         ----------
         methods : iterable of Method
@@ -180,14 +183,14 @@ class Study:
         """
         usable: list[Method] = []
         refused: dict[Method, str] = {}
-        asked = self.split.questions.head(1)
         asking = CommonBatches(self.backbone, 1, self._options)
         methods = list(methods)
         depths = tower_depths(methods)
-        whole = self._reader.read(asked, depths)
+        tried = [(asked, self._reader.read(asked, depths)) for asked in self._telling()]
         for method in methods:
             try:
-                list(self._ask([method], asked, asking, whole=whole))
+                for asked, whole in tried:
+                    list(self._ask([method], asked, asking, whole=whole))
                 usable.append(method)
             except ValueError as error:
                 if not is_refusal(error, type(method).__module__):
@@ -199,6 +202,12 @@ class Study:
             for method, why in refused.items()
         }
         return usable, reasons
+
+    def _telling(self) -> list[pd.DataFrame]:
+        """Return the first question, and the one with the image that is likely to have most tokens."""
+        questions, largest = self.split.questions, self.split.largest()
+        places = {0} | {place for place, ids in enumerate(questions["image_ids"]) if largest in ids}
+        return [questions.iloc[[place]] for place in sorted(places)[:2]]
 
     @torch.no_grad()
     def _ask(

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import wavfile
 
 from idsel_core.methods import get_method
@@ -43,8 +44,8 @@ def write(folder, seconds):
     ("seconds", "message"),
     [
         (1.0, None),
-        (1.000125, r"audio clip 'tone1.wav' of sounds lasts 1.00 s, and this model takes 1 s at most: cut it"),
-        (75.5, r"audio clip 'tone1.wav' of sounds lasts 75.50 s, and this model takes 1 s at most: cut it"),
+        (1.000125, r"audio clip 'tone1.wav' of sounds lasts 1.000125 s, and this model takes 1 s at most: cut it"),
+        (75.5, r"audio clip 'tone1.wav' of sounds lasts 75.5 s, and this model takes 1 s at most: cut it"),
         (0.020125, None),
         (0.02, r"lasts 0.0200 s, which is too short for a token: it must be above 0.02 s"),
     ],
@@ -99,7 +100,7 @@ def test_rows_depend_on_the_clips_and_on_how_the_model_takes_them(folder, sounds
 def test_a_study_that_was_not_opened_refuses_a_clip_that_would_be_cut(folder, sounds):
     study = open_study("sounds", backbone=folder, data=sounds)
     write(sounds, 1.5)
-    with pytest.raises(ValueError, match=r"an audio clip lasts 1.50 s, and this model takes 1 s at most"):
+    with pytest.raises(ValueError, match=r"an audio clip lasts 1.5 s, and this model takes 1 s at most"):
         study.run(METHODS)
 
 
@@ -109,6 +110,29 @@ def test_answers_do_not_depend_on_the_batch(folder, sounds):
     assert frames[0]["prediction"].tolist() == frames[1]["prediction"].tolist()
 
 
+def test_a_method_that_cannot_run_on_the_longest_clip_is_told_before_any_is_asked(folder, sounds):
+    wavfile.write(sounds / "tone0.wav", 16000, np.zeros(4000, np.int16))
+    study = open_study("sounds", backbone=folder, data=sounds)
+    methods = [get_method(name, budget=5) for name in ("fastv", "topk")]
+    usable, reasons = study.applicable(methods)
+    assert usable == methods[1:] and list(reasons) == ["fastv"]
+    assert "fastv cannot bring 19 visual tokens down to 5" in reasons["fastv"]
+
+
+def test_a_method_that_cannot_run_on_the_largest_picture_is_told_before_any_is_asked(tmp_path):
+    model = hub_folders.save("qwen2_5_vl", tmp_path / "model")
+    photos = hub_folders.photographs(tmp_path / "photos", count=2)
+    for number, side in enumerate((8, 64)):
+        Image.new("RGB", (side, side), "red").save(photos / f"photo{number}.png")
+    study = open_study("photos", backbone=model, data=photos)
+    assert study.split.largest() == "photo1.png"
+    few, many = study.run(["full"]).groupby("image_id")["tokens_before"].first().loc[["photo0.png", "photo1.png"]]
+    assert few < many
+    methods = [get_method(name, budget=2) for name in ("fastv", "topk")]
+    usable, reasons = study.applicable(methods)
+    assert usable == methods[1:] and f"fastv cannot bring {many} visual tokens down to 2" in reasons["fastv"]
+
+
 def test_the_command_line_asks_about_clips_and_refuses_what_does_not_fit(folder, sounds, capsys):
     given = ["--backbone", str(folder), "--data", str(sounds), "--split", "sounds", "--budget", "4"]
     assert command("evaluate")(given) == 0
@@ -116,7 +140,7 @@ def test_the_command_line_asks_about_clips_and_refuses_what_does_not_fit(folder,
     write(sounds, 3)
     assert command("evaluate")(given) != 0
     told = capsys.readouterr().err
-    assert told.startswith("error: audio clip 'tone1.wav' of sounds lasts 3.00 s") and told.count("\n") == 1
+    assert told.startswith("error: audio clip 'tone1.wav' of sounds lasts 3 s") and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,6 @@ def test_a_grid_is_checked_before_a_job_runs(unread, sounds, tmp_path, method, m
     if message is None:
         read_sweep(grid).check()
         write(sounds, 3)
-        message = "audio clip 'tone1.wav' of sounds lasts 3.00 s"
+        message = "audio clip 'tone1.wav' of sounds lasts 3 s"
     with pytest.raises(ValueError, match=message):
         read_sweep(grid).check()

@@ -30,6 +30,7 @@ from idsel_core.study.paths import CACHE, DATA, MODEL, ROWS, SWEEPS
 from idsel_core.study.run.notebook_runner import load_parameters
 from idsel_core.study.sources.scenes import has_scenes
 from idsel_core.study.sources.split import PLURAL
+from idsel_core.study.store.provenance import sha256
 from idsel_core.study.store.results import Results
 
 NOTEBOOK: Final = Path("notebooks/07_sweep.ipynb")
@@ -76,6 +77,30 @@ def are_stored(backbone: str, data: str) -> bool:
     if is_hub_id(backbone) or not has_scenes(Path(data)):
         return False
     return check_evaluable(backbone).get("model_type") == "llava"
+
+
+@functools.cache
+def asked_hash(data: str, split: str, questions: int) -> str:
+    """Return a hash of the questions that a job asks and of the images, or clips, that they show; "" of tasks.
+
+    The times of files do not tell: a picture that is a file of its own is not the table that names it, and one that
+    takes the place of another may be older than the rows.
+    """
+    if not Path(data).exists():
+        return ""
+    asked = read_data(data, split, questions, check_images=False)
+    return hashlib.sha256(f"{asked.questions.to_json()} {asked.images_hash}".encode()).hexdigest()
+
+
+@functools.cache
+def settings_hash(backbone: str) -> str:
+    """Return a hash of the settings, words and chat template in a folder of a model; "" of a hub id."""
+    whole = hashlib.sha256()
+    if is_hub_id(backbone):
+        return ""
+    for path in sorted([*Path(backbone).glob("*.json"), *Path(backbone).glob("*.jinja")]):
+        whole.update(f"{path.name} {sha256(path)} ".encode())
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

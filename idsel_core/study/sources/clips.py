@@ -156,7 +156,7 @@ def misfit(samples: int, extractor: Any) -> str:
     """
     rate, window, step = (int(getattr(extractor, name)) for name in ("sampling_rate", "n_samples", "hop_length"))
     if samples > window:
-        return f"lasts {samples / rate:.2f} s, and this model takes {window / rate:g} s at most: cut it into several"
+        return f"lasts {samples / rate:.8g} s, and this model takes {window / rate:g} s at most: cut it into several"
     if samples <= 2 * step:
         return f"lasts {samples / rate:.4f} s, which is too short for a token: it must be above {2 * step / rate:g} s"
     return ""

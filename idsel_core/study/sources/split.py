@@ -111,6 +111,19 @@ class Split:
         source = cast(ImageSource, self.images.at[image_id, "image"])
         return source() if callable(source) else source
 
+    def largest(self) -> str | None:
+        """Return the image, or clip, that is likely to have most tokens; None if that takes reading them."""
+        sources = self.images["image"]
+        if self.kind == "audio":
+            return str((self.images["samples"] / self.images["rate"]).idxmax())
+        if not all(isinstance(source, Path) for source in sources):
+            return None
+        areas = {}
+        for name, path in sources.items():
+            with Image.open(path) as image:
+                areas[str(name)] = image.width * image.height
+        return max(areas, key=lambda name: areas[name])
+
     @functools.cached_property
     def images_hash(self) -> str:
         """A hash of the images, or of what they were read from."""

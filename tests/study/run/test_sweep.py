@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from idsel_core.study.paths import CACHE, DATA, MODEL
 from idsel_core.study.run import sweeps
 from idsel_core.study.run.notebook_runner import check_parameters
 from idsel_core.study.run.run_sweep import check_slurm
-from idsel_core.study.run.sweeps import NOTEBOOK, encodings, read_sweep
+from idsel_core.study.run.sweeps import NOTEBOOK, asked_hash, encodings, read_sweep, settings_hash
 from idsel_core.study.store.files import CorruptResult
 from idsel_core.study.store.results import Results
+from tests.support.hub_folders import photographs, tones
 from tests.support.project import PROJECT
 from tests.support.small import environment, rows_of
 from tests.support.start_slurm import missing
@@ -197,6 +199,48 @@ def test_encodings_of_other_models_and_data_are_kept_apart():
     folders = [encodings(*pair) for pair in [(MODEL, DATA), ("a/model", DATA), ("b/model", DATA), ("a/model", "data")]]
     assert folders[0] == CACHE
     assert len(set(folders)) == 4
+
+
+@pytest.mark.parametrize("own_data", [photographs, tones])
+def test_a_picture_or_clip_that_takes_the_place_of_another_is_asked_about_anew(own_data, tmp_path):
+    table = own_data(tmp_path / "mine", 3) / "mine.csv"
+    next(path for path in table.parent.glob("*.csv")).rename(table)
+    first, second, third = sorted(path for path in table.parent.iterdir() if path != table)
+    asked = str(table), "mine", 0
+    before = asked_hash(*asked)
+    asked_hash.cache_clear()
+    assert asked_hash(*asked) == before
+    times = first.stat()
+    shutil.copyfile(second, first)
+    # What takes the place may be older than the rows; the table and its folder do not change at all.
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    asked_hash.cache_clear()
+    assert asked_hash(*asked) != before
+    shutil.copyfile(third, first)
+    asked_hash.cache_clear()
+    assert len({before, asked_hash(*asked), asked_hash(str(table), "mine", 1)}) == 3
+    assert asked_hash("lmms:gqa", "test", 0) == ""
+
+
+def test_a_chat_template_and_settings_are_of_the_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    hashes = [settings_hash(str(tmp_path))]
+    for name in ("chat_template.jinja", "processor_config.json", "config.json"):
+        (tmp_path / name).write_text("{ }")
+        settings_hash.cache_clear()
+        hashes.append(settings_hash(str(tmp_path)))
+    assert len(set(hashes)) == 4
+    assert settings_hash("llava-hf/llava-1.5-7b-hf") == ""
+
+
+@pytest.mark.slow
+def test_a_job_runs_again_when_what_it_asks_about_or_the_model_has_changed(project):
+    before = stamps(project)
+    (project / "model/chat_template.jinja").write_text("{{ messages }}")
+    dry = sweep(project, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert "params have changed since last execution" in dry.stdout + dry.stderr
+    assert stamps(project) == before
 
 
 @pytest.mark.slow
