@@ -87,7 +87,9 @@ class EncodedScenes:
 def load_shards(crowd: Crowd, folder: Path, limit: int | None = None) -> EncodedScenes:
     """Read all the shards of a kind that are on disk."""
     features, things = [], []
-    for path in sorted(folder.glob(f"{crowd.name}-[0-9]*.safetensors"))[: None if limit is None else -(-limit // SHARD)]:
+    for path in sorted(folder.glob(f"{crowd.name}-[0-9]*.safetensors"))[
+        : None if limit is None else -(-limit // SHARD)
+    ]:
         with safe_open(path, "pt") as shard:
             features.append(shard.get_tensor("features"))
             things += [tuple(Thing(**t) for t in ts) for ts in json.loads(shard.metadata()["things"])]

@@ -1,5 +1,6 @@
 """Paired bootstrap intervals over questions, for means, differences and shares of full performance."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -252,7 +253,8 @@ def resampled_shares(
     """Return paired scores, and the share of full performance of each of their columns, as it is and resampled.
 
     Questions are drawn within each question type, the same ones for every setting and the reference, so an interval
-    covers the reference's own spread. Resamples where the reference scores 0 in a question type are left out; this
+    covers the reference's own spread. Question types in which the reference scores 0 are left out, with a warning.
+    Resamples where the reference scores 0 in a question type are left out; this
     happens with a handful of questions alone.
 
     Parameters
@@ -277,16 +279,20 @@ def resampled_shares(
     whole = paired_scores(reference, ["method"]).reindex(scores.index)[full]
     if whole.isna().any():
         raise ValueError(f"method {full!r} lacks {whole.isna().sum()} of {len(scores)} questions")
-    shares, drawn = [], []
+    shares, drawn, nothing = [], [], []
     for number, (question_type, part) in enumerate(scores.groupby(level="question_type")):
         both = np.column_stack([part.to_numpy(), whole.loc[part.index].to_numpy()])
         if not both[:, -1].any():
-            raise ValueError(
-                f"method {full!r} scores 0 in question type {question_type!r}: a share of it means nothing"
-            )
+            nothing.append(question_type)
+            continue
         shares.append(both[:, :-1].mean(0) / both[:, -1].mean())
         means = resampled_means(both, resamples, (seed, number))
         drawn.append(means[:, :-1] / np.where(means[:, -1:] > 0, means[:, -1:], np.nan))
+    if nothing:
+        said = f"method {full!r} scores 0 in question type {', '.join(map(repr, nothing))}"
+        if not shares:
+            raise ValueError(f"{said}: a share of it means nothing")
+        warnings.warn(f"{said}, which is left out of the shares", stacklevel=2)
     means = np.mean(drawn, axis=0)
     return scores, np.mean(shares, axis=0), means[np.isfinite(means).all(1)]
 

@@ -191,10 +191,11 @@ def about_classes(gaps: pd.DataFrame) -> str:
     """Say of each class at which budgets its ID-Selection is below another method, above or tied with all of them."""
     lines = []
     for (name, own), part in gaps.groupby(["class", "own"], sort=False):
-        lost = list(dict.fromkeys(part.loc[part["outcome"] == "loss", "budget"]))
-        held = [budget for budget in dict.fromkeys(part["budget"]) if budget not in lost]
+        at = {float(budget): met["outcome"] == "loss" for budget, met in part.groupby("budget", sort=False)}
+        lost = [f"{loss.sum()} of {len(loss)} others at {budget:g} tokens" for budget, loss in at.items() if loss.any()]
+        held = [budget for budget, loss in at.items() if not loss.any()]
         said = [
-            f"below at least one of {part['other'].nunique()} others at {_numbers(lost)} tokens" if lost else "",
+            f"below {', '.join(lost)}" if lost else "",
             f"above each of them or not told apart from it at {_numbers(held)}" if held else "",
         ]
         lines.append(f"- **{name}**: {label(str(own))} is {', '.join(filter(None, said))}.")

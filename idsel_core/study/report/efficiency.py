@@ -101,7 +101,14 @@ def model_costs(models: Mapping[str, Sequence[int]], text_tokens: int, method: s
     -------
     DataFrame
         model, whole, kept, share (of tokens), and FLOPs: paper, language_model, encode, select, total.
+
+    Raises
+    ------
+    ValueError
+        If no model is named.
     """
+    if not models:
+        raise ValueError("models names no model: give height and width of the image in pixels for one at least")
     rows = []
     for name, size in models.items():
         config, _ = read_config(Path(name))

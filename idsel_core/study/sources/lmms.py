@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from idsel_core.study.lmms_tasks import Task, open_task
-from idsel_core.study.sources.split import ImageSource, Split, check_limit
+from idsel_core.study.sources.split import ImageSource, Split, check_limit, joined
 
 
 def read_task(name: str, limit: int = 0) -> Split:
@@ -49,7 +49,7 @@ def read_task(name: str, limit: int = 0) -> Split:
             raise ValueError(f"question {number} of task {name!r} has {lacking}")
         record: dict[str, Any] = {
             "question_id": str(number),
-            "image_id": " ".join(names),
+            "image_id": joined(names),
             "image_ids": names,
             "question_type": task.kind(number),
         }

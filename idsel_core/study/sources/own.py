@@ -18,7 +18,7 @@ import pandas as pd
 from idsel_core.study.sources.clips import check_clip
 from idsel_core.study.sources.columns import check_columns, paths_in, read_questions
 from idsel_core.study.sources.pictures import check_picture
-from idsel_core.study.sources.split import ImageSource, Kind, Split, check_limit, first_of_each_type
+from idsel_core.study.sources.split import ImageSource, Kind, Split, check_limit, first_of_each_type, joined
 from idsel_core.study.sources.tables import KINDS, Table, read_table, stored_files, stores_files
 
 
@@ -42,7 +42,7 @@ def read_own(data: Path, split: str = "", limit: int = 0, *, metric: str = "", c
     questions = first_of_each_type(questions, limit)
     find = _found_inside if stores_files(path, kind) else _found_beside
     ids, found = find(table, list(questions.pop("number")), kind, check_images)
-    questions.insert(1, "image_id", [" ".join(shown) for shown in ids])
+    questions.insert(1, "image_id", [joined(shown) for shown in ids])
     questions.insert(2, "image_ids", ids)
     frame = pd.DataFrame({"image": pd.Series({name: source for name, (source, _) in found.items()}, dtype=object)})
     for column in ("samples", "rate") if kind == "audio" else ():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -27,6 +28,11 @@ ImageSource = bytes | Path | Callable[[], Image.Image | bytes]
 """Where one image or audio clip comes from: its encoded bytes, a file, or a function that fetches it or its bytes."""
 
 
+def joined(names: Sequence[str]) -> str:
+    """Return the name of one image or clip as it is, and those of several as a JSON list."""
+    return names[0] if len(names) == 1 else json.dumps(list(names), ensure_ascii=False)
+
+
 @dataclass(frozen=True)
 class Split:
     """Questions and images of one split of a data set; an audio clip takes the place of an image.
@@ -39,7 +45,7 @@ class Split:
         One row a question:
 
         - question_id : str, unique
-        - image_ids : list of str, the images that it shows, in order; image_id : str, these in one text
+        - image_ids : list of str, the images that it shows, in order; image_id : str, these in one text, as of `joined`
         - question_type : str, the groups over which shares of full performance are averaged
         - question : str, the text that the model is asked, options included
         - choices : list of str, the allowed answers; empty where any answer is allowed

@@ -22,7 +22,7 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "dataset": ("string", "the data set"),
         "split": ("string", "its split, such as `validation` or `test`"),
         "question_id": ("string", "the question, unique within a run"),
-        "image_id": ("string", "the image, or audio clip, that it is about"),
+        "image_id": ("string", "the image, or audio clip, that it is about; of several a JSON list"),
         "question_type": ("string", "the kind of question, such as `count`"),
         "method": ("string", "name of the method; `full` keeps all visual tokens, `no-image` shows none"),
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),

@@ -171,6 +171,16 @@ def test_share_of_a_handful_of_questions_has_an_interval():
     assert table.loc["b", ["low", "high"]].tolist() == [0.0, 2.0]
 
 
+def test_a_question_type_that_the_reference_never_answers_is_left_out_with_a_warning():
+    rows = _rows({"full": [1, 1], "a": [1, 0]})
+    never = _rows({"full": [0, 0], "a": [1, 0]}).assign(question_type="hard")
+    never["question_id"] = "hard " + never["question_id"].astype(str)
+    expected = share_of_full(rows, ["method"])
+    with pytest.warns(UserWarning, match="scores 0 in question type 'hard', which is left out of the shares"):
+        table = share_of_full(pd.concat([rows, never]), ["method"])
+    assert table["share"].tolist() == expected["share"].tolist() == [0.5, 1.0]
+
+
 def test_share_needs_a_reference_that_means_something():
     with pytest.raises(ValueError, match=r"no rows of method 'full'.*\['a'\]"):
         share_of_full(_rows({"a": [1, 0]}), ["method"])

@@ -99,7 +99,7 @@ def test_losses_stand_first_and_are_said(rows):
     of_companion = table[table["class"] == classes.COMPANION].set_index("tokens")["below"].to_dict()
     assert of_companion == {"192": "", "64": "CDPruner (-16.7)"}
     said = classes.about_classes(gaps)
-    assert "ID-Selection, relevance is below at least one of 1 others at 64 tokens, above each of them or not" in said
+    assert "ID-Selection, relevance is below 1 of 1 others at 64 tokens, above each of them or not" in said
     assert "ID-Selection is above each of them or not told apart from it at 192 and 64." in said
 
 
