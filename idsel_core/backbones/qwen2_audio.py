@@ -39,6 +39,7 @@ class Qwen2Audio(Backbone):
     no_resize_reason = "audio clips are not images"
     missing_views = {  # noqa: RUF012
         **dict.fromkeys(("cls_attention", "wide_cls_attention", "cls_features"), "audio towers have no [CLS] token"),
+        **dict.fromkeys(("relevance", "relevance_product"), "no image-text companion reads audio clips"),
         "frames": "audio clips are not videos",
         "crops": "audio clips are not cut into crops",
     }

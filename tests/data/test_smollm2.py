@@ -2,12 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from sklearn.linear_model import Ridge
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -137,11 +137,20 @@ def test_a_short_training_logs_keeps_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "prepare", lambda args, device: (encoded, scenes(3)[0]))
     monkeypatch.setattr(train, "load_language_model", lambda wheel, dtype: (tiny_language_model(), build_tokenizer()))
     wheels = ["--tower-wheel", "none", "--wheel", "none", "--device", "cpu", "--threads", "1"]
-    for minutes in ("0.01", "0.03"):
-        options = ["--minutes", minutes, "--batch", "2", "--every", "1000", "--out", str(tmp_path)]
+
+    def run(out, minutes, *more):
+        options = ["--minutes", minutes, "--batch", "2", "--every", "1000", "--out", str(out), *more]
         monkeypatch.setattr(sys, "argv", ["train", *wheels, *options])
         train.main()
+
+    for minutes in ("0.01", "0.03"):
+        run(tmp_path, minutes)
     first, second = (json.loads(line) for line in (tmp_path / "train.log.jsonl").read_text().splitlines())
     assert second["step"] > first["step"] and second["seconds"] >= 1.8
     assert set(second["held_out"]) == {"all", *TYPES, "blind"}
-    assert Path(tmp_path / "trained.safetensors").stat().st_size > 0
+    trained = load_file(tmp_path / "trained.safetensors")
+    run(tmp_path / "on", "0.001", "--weights", str(tmp_path / "trained.safetensors"))
+    further = load_file(tmp_path / "on/trained.safetensors")
+    assert torch.equal(trained["std"], further["std"])
+    nearby = (further["projector.2.weight"] - trained["projector.2.weight"]).abs().max()
+    assert 0 < nearby < 0.01  # a step or two further, not begun anew

@@ -616,6 +616,7 @@ INSIDE = ("fastv", "sparsevlm", "pyramiddrop", "dart", "idselection-inside")
 """Methods that drop tokens in the first layers of the language model."""
 NO_FRAMES = dict.fromkeys(OF_VIDEOS, "frames is not available: the images are not frames of a video")
 NO_COMPANION = "relevance is not available: no image-text companion was given"
+NO_AUDIO_COMPANION = "relevance is not available: no image-text companion reads audio clips"
 NO_CLS = "wide_cls_attention@1 is not available: this vision tower has no [CLS] token"
 QWEN_COUNTS = {0: 16, 1: 15, 2: 24, -1: 24, -2: 18}
 QWEN_REFUSED = {
@@ -678,15 +679,14 @@ INTERNVL_REFUSED = {
 AUDIO_REFUSED = {
     "downsample": "a smaller image is not available: audio clips are not images",
     **dict.fromkeys(OF_VIDEOS, "frames is not available: audio clips are not videos"),
-    "cdpruner": NO_COMPANION,
-    "trim": NO_COMPANION,
+    "cdpruner": NO_AUDIO_COMPANION,
+    "trim": NO_AUDIO_COMPANION,
     "prumergeplus": "wide_cls_attention@1 is not available: audio towers have no [CLS] token",
 }
 
 NO_PROMPT = "drops tokens between layers that read them in a prompt, but the decoder of Whisper"
 WHISPER_REFUSED = {
     **AUDIO_REFUSED,
-    **dict.fromkeys(("cdpruner", "trim"), "relevance is not available: no image-text companion reads audio clips"),
     **dict.fromkeys((*INSIDE, "vscan"), NO_PROMPT),
     "mmtok": "word_similarity is not available: the decoder reads a clip by cross-attention",
 }

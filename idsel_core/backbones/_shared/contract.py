@@ -161,7 +161,7 @@ class Backbone(ShortPrompts, ABC):
             sources |= asked.relevance(self.relevance)
         else:
             why = "no image-text companion was given; pass relevance=Companion(dual_encoder)"
-            reasons |= {"relevance": why, "relevance_product": why}
+            reasons = {"relevance": why, "relevance_product": why} | reasons
         return VisualTokens(
             features,
             encoded.mask,
