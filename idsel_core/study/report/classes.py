@@ -191,7 +191,7 @@ def about_classes(gaps: pd.DataFrame) -> str:
     """Say of each class at which budgets its ID-Selection is below another method, above or tied with all of them."""
     lines = []
     for (name, own), part in gaps.groupby(["class", "own"], sort=False):
-        at = {float(budget): met["outcome"] == "loss" for budget, met in part.groupby("budget", sort=False)}
+        at = {budget: part.loc[part["budget"] == budget, "outcome"] == "loss" for budget in part["budget"].unique()}
         lost = [f"{loss.sum()} of {len(loss)} others at {budget:g} tokens" for budget, loss in at.items() if loss.any()]
         held = [budget for budget, loss in at.items() if not loss.any()]
         said = [
