@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,17 @@ class EncodedScenes:
     features: torch.Tensor
     things: list[tuple[Thing, ...]]
     side: int
+
+
+def shuffled(
+    scenes: EncodedScenes, size: int, rng: np.random.Generator
+) -> Iterator[tuple[torch.Tensor, list[tuple[Thing, ...]]]]:
+    """Yield endless batches of features and objects of scenes, in a new order in each pass over them."""
+    while True:
+        order = rng.permutation(len(scenes.things))
+        for at in range(0, len(order) - size + 1, size):
+            chosen = order[at : at + size]
+            yield scenes.features[chosen], [scenes.things[i] for i in chosen]
 
 
 def load_shards(crowd: Crowd, folder: Path, limit: int | None = None) -> EncodedScenes:

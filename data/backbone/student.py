@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,18 @@ from data.backbone.hints import COUNT_WEIGHTS, HEADS
 from data.backbone.language import PREFIX, SUFFIX, build_config, build_tokenizer
 from data.scenes.ask import RELATIONS, Question
 from idsel_core.backbones._shared.qk_capture import capture_qk
+
+
+@contextmanager
+def outputs_of(*layers: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what layers give, in the order in which they run."""
+    seen: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Student(nn.Module):
@@ -54,20 +68,15 @@ class Student(nn.Module):
         visual = self.projector((features.float() - self.mean) / self.std)
         embed = self.language_model.get_input_embeddings()
         prefix = embed(packed.prefix).expand(len(features), -1, -1)
-        seen: list[Tensor] = []
         layers = self.language_model.layers
-        hooks = [layer.register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in (layers[1], layers[-2])]
-        try:
-            with capture_qk(layers[2].self_attn) as third, capture_qk(layers[-1].self_attn) as last:
-                hidden = self.language_model(
-                    inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
-                    attention_mask=packed.mask,
-                    position_ids=packed.positions,
-                    use_cache=False,
-                ).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
+        captured = capture_qk(layers[2].self_attn), capture_qk(layers[-1].self_attn)
+        with outputs_of(layers[1], layers[-2]) as seen, captured[0] as third, captured[1] as last:
+            hidden = self.language_model(
+                inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
+                attention_mask=packed.mask,
+                position_ids=packed.positions,
+                use_cache=False,
+            ).last_hidden_state
         start = prefix.shape[1]
         under = seen[0][:, start : start + visual.shape[1]]
         found = seen[1][packed.answer_row, packed.answer_column].float()

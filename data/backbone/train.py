@@ -34,6 +34,7 @@ from data.backbone.features import (
     encode_shards,
     load_shards,
     patch_targets,
+    shuffled,
 )
 from data.backbone.hints import (
     GLYPHS,
@@ -58,17 +59,13 @@ def batches(
 ) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Yield endless shuffled batches: features, questions, targets of patches, middles, asked objects, gaze, votes."""
     rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(len(scenes.things))
-        for at in range(0, len(order) - size + 1, size):
-            chosen = order[at : at + size]
-            things = [scenes.things[i] for i in chosen]
-            asked = [ask(rng, Scene(None, t, scenes.side), questions, more_of=more_of) for t in things]
-            targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
-            middles = np.stack([middle_targets(t, scenes.side) for t in things])
-            pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-            tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
-            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, middles, *tables))
+    for features, things in shuffled(scenes, size, rng):
+        asked = [ask(rng, Scene(None, t, scenes.side), questions, more_of=more_of) for t in things]
+        targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+        middles = np.stack([middle_targets(t, scenes.side) for t in things])
+        pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
+        tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
+        yield features, asked, *(torch.from_numpy(table) for table in (targets, middles, *tables))
 
 
 def draw_span(rng: np.random.Generator, visual: int) -> int:

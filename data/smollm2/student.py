@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.backbone.features import EncodedScenes, patch_targets
 from data.backbone.hints import GLYPHS, HEADS, NOUN_NAMES
+from data.backbone.student import outputs_of
 from data.scenes.ask import Question
 from data.scenes.draw import COLORS, SIZES
 from data.smollm2.language import END, PREFIX, SUFFIX
@@ -50,22 +51,14 @@ class Student(nn.Module):
         layers, embed = inner.model.layers, inner.get_input_embeddings()
         visual = self.projector((features.float() - self.mean) / self.std).to(embed.weight.dtype)
         prefix = embed(packed.prefix).expand(len(features), -1, -1)
-        seen: list[Tensor] = []
-        hooks = [
-            layers[number - 1].register_forward_hook(lambda _m, _i, out: seen.append(out))
-            for number in (PATCH_LAYER, ASKED_LAYER)
-        ]
-        try:
-            with capture_qk(layers[GAZE_LAYER - 1].self_attn) as looking:
-                hidden = inner.model(
-                    inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
-                    attention_mask=packed.mask,
-                    position_ids=packed.positions,
-                    use_cache=False,
-                ).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
+        gazing = capture_qk(layers[GAZE_LAYER - 1].self_attn)
+        with outputs_of(layers[PATCH_LAYER - 1], layers[ASKED_LAYER - 1]) as seen, gazing as looking:
+            hidden = inner.model(
+                inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
+                attention_mask=packed.mask,
+                position_ids=packed.positions,
+                use_cache=False,
+            ).last_hidden_state
         tokens = slice(prefix.shape[1], prefix.shape[1] + visual.shape[1])
         under, found = (F.rms_norm(states.float(), states.shape[-1:]) for states in seen)
         query, key, scale = looking.tensors()

@@ -23,7 +23,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.backbone.features import FULL, SMALL, Crowd, EncodedScenes, encode_shards, load_shards, patch_targets
+from data.backbone.features import (
+    FULL,
+    SMALL,
+    Crowd,
+    EncodedScenes,
+    encode_shards,
+    load_shards,
+    patch_targets,
+    shuffled,
+)
 from data.backbone.hints import GLYPHS, NOUN_NAMES, asked_targets, gaze_loss, gaze_targets, heads_loss
 from data.backbone.language import build_processor
 from data.backbone.tower import load_tower
@@ -46,16 +55,12 @@ def batches(
 ) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor]]:
     """Yield endless shuffled batches: features, questions, targets of patches, asked objects and gaze."""
     rng = np.random.default_rng(seed)
-    while True:
-        order = rng.permutation(len(scenes.things))
-        for at in range(0, len(order) - size + 1, size):
-            chosen = order[at : at + size]
-            things = [scenes.things[i] for i in chosen]
-            asked = [ask(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
-            targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
-            pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-            tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets)]
-            yield scenes.features[chosen], asked, *(torch.from_numpy(table) for table in (targets, *tables))
+    for features, things in shuffled(scenes, size, rng):
+        asked = [ask(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
+        targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+        pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
+        tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets)]
+        yield features, asked, *(torch.from_numpy(table) for table in (targets, *tables))
 
 
 @torch.inference_mode()
@@ -145,6 +150,7 @@ def main() -> None:
     student = Student(model, scenes.features.shape[-1])
     steppers = optimizers(student)
     args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "parameters.json").write_text(json.dumps(vars(args), default=str, indent=1))
     checkpoint, log = args.out / "checkpoint.safetensors", args.out / "train.log.jsonl"
     step, spent = 0, 0.0
     if checkpoint.exists():

@@ -26,8 +26,9 @@ from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.pruning.pipeline import shorten_call
 from idsel_core.selection.result import Selection
 from idsel_core.study.asked_methods import checked_methods, title, tower_depths
+from idsel_core.study.asked_prompts import AskedPrompts, picks_of
 from idsel_core.study.backbone_folders import job_name
-from idsel_core.study.common_batches import CommonBatches, ShortPrompt, out_of_memory, split_prompts
+from idsel_core.study.common_batches import CommonBatches, out_of_memory, split_prompts
 from idsel_core.study.cost.gflops import Gflops
 from idsel_core.study.dataset import BLIND, FULL, Split
 from idsel_core.study.full_prompts import PromptWriter, short_hash
@@ -250,7 +251,7 @@ class Study:
     ) -> Iterator[pd.DataFrame]:
         """As `_ask`: the prompts of as many methods as `_WAITING` batches hold are answered together."""
         select = NestedSelections(methods)
-        waiting: list[_Asked] = []
+        waiting: list[AskedPrompts] = []
         for place, method in enumerate(methods[done:], done + 1):
             waiting.append(self._shorten(method, questions, whole, select))
             columns = sum(len(prompt) for asked in waiting for prompt in asked.prompts)
@@ -262,7 +263,7 @@ class Study:
 
     def _shorten(
         self, method: Method | str, questions: pd.DataFrame, whole: QuestionInputs, select: NestedSelections
-    ) -> _Asked:
+    ) -> AskedPrompts:
         """Return the shortened prompts of a method; those of one that drops tokens inside are answered at once."""
         if method == BLIND:
             return self._without_images(questions)
@@ -276,8 +277,8 @@ class Study:
                 output = self.backbone.model.generate(**call.inputs, **self._options)
             new = list(output[:, call.inputs["input_ids"].shape[1] :])
             layers = inputs.by_question(passage.layers)
-            return _Asked(method, [], [], layers, words, inputs.before, _shares(inputs, passage.left), new)
-        picks = _picks(selection)
+            return AskedPrompts(method, [], [], layers, words, inputs.before, _shares(inputs, passage.left), new)
+        picks = picks_of(selection)
         grouped: list[list[Hashable]] = [[] for _ in range(len(questions))]
         for row, pick in zip(inputs.rows.tolist(), picks, strict=True):
             grouped[row].append(pick)
@@ -286,9 +287,11 @@ class Study:
         begins_like = list(zip(shown, kept, strict=True))
         short = split_prompts(self.backbone, call.inputs, inputs.rows, begins_like)
         layers = inputs.by_question(selection.counts[:, None].expand(-1, self.backbone.decoder_layers))
-        return _Asked(method, list(enumerate(kept)), short, layers, words, inputs.before, _shares(inputs, selection))
+        return AskedPrompts(
+            method, list(enumerate(kept)), short, layers, words, inputs.before, _shares(inputs, selection)
+        )
 
-    def _without_images(self, questions: pd.DataFrame) -> _Asked:
+    def _without_images(self, questions: pd.DataFrame) -> AskedPrompts:
         prompts = self.writer.write(questions["question"].tolist(), [[]] * len(questions))
         if hasattr(self.backbone.core, "rope_deltas"):
             self.backbone.core.rope_deltas = None
@@ -296,7 +299,7 @@ class Study:
         short = split_prompts(self.backbone, prompts, torch.arange(0), keys)
         nothing = np.zeros(len(questions), int)
         layers = np.zeros((len(questions), self.backbone.decoder_layers), int)
-        return _Asked(BLIND, keys, short, layers, self._words(prompts), nothing)
+        return AskedPrompts(BLIND, keys, short, layers, self._words(prompts), nothing)
 
     def _resized(self, method: Method, questions: pd.DataFrame, whole: QuestionInputs) -> QuestionInputs:
         """Return the inputs with images of the size that a method wants."""
@@ -312,12 +315,12 @@ class Study:
         words: list[int] = (prompts["attention_mask"].bool() & ~marks).sum(1).tolist()
         return words
 
-    def _answers(self, waiting: Sequence[_Asked], asking: CommonBatches, width: int) -> dict[Hashable, Tensor]:
+    def _answers(self, waiting: Sequence[AskedPrompts], asking: CommonBatches, width: int) -> dict[Hashable, Tensor]:
         """Return the answer of each prompt by its key; prompts of one key are answered once."""
         prompts = {key: prompt for asked in waiting for key, prompt in zip(asked.keys, asked.prompts, strict=True)}
         return dict(zip(prompts, asking.answer(list(prompts.values()), width), strict=True))
 
-    def _rows(self, asked: _Asked, questions: pd.DataFrame, answers: Mapping[Hashable, Tensor]) -> pd.DataFrame:
+    def _rows(self, asked: AskedPrompts, questions: pd.DataFrame, answers: Mapping[Hashable, Tensor]) -> pd.DataFrame:
         method, layers = asked.method, asked.layers
         output = [answers[key] for key in asked.keys] if asked.answers is None else asked.answers
         texts = self.processor.batch_decode([new.tolist() for new in output], skip_special_tokens=True)
@@ -407,51 +410,7 @@ class Study:
         return self._reader.objects.inside(image_id, *self.grid).reshape(-1)
 
 
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """The shortened prompts of one method and some questions, and what the rows say of them.
-
-    Attributes
-    ----------
-    method : Method or str
-        Of the rows.
-    keys : sequence of Hashable
-        What the answer to each prompt depends on, beside the model.
-    prompts : sequence of ShortPrompt
-        To be answered.
-    layers : ndarray
-        Visual tokens that each layer reads, int (B, layers).
-    words : list[int]
-        Columns of each prompt that hold no visual token.
-    before : ndarray
-        Visual tokens of the images, int (B,).
-    on_objects : list[float], optional
-        Share of the kept tokens that lie on an object, where that is known.
-    answers : list[Tensor], optional
-        New tokens of each prompt, where it was answered already.
-    """
-
-    method: Method | str
-    keys: Sequence[Hashable]
-    prompts: Sequence[ShortPrompt]
-    layers: np.ndarray
-    words: list[int]
-    before: np.ndarray
-    on_objects: list[float] | None = None
-    answers: list[Tensor] | None = None
-
-
 def _shares(inputs: QuestionInputs, kept: Selection) -> list[float] | None:
     if inputs.on_objects is None:
         return None
     return shares_on_objects(kept, inputs.tokens.grid, inputs.on_objects)
-
-
-def _picks(selection: Selection) -> Sequence[Hashable]:
-    """Return what tells the kept tokens of each row apart: their indices, and their features where they are new."""
-    indices = [row.cpu().numpy().tobytes() for row in selection.rows()]
-    if selection.features is None:
-        return indices
-    kept = (row[:count] for row, count in zip(selection.features, selection.counts.tolist(), strict=True))
-    features = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in kept]
-    return list(zip(indices, features, strict=True))

