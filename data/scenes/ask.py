@@ -70,11 +70,13 @@ class Question:
     subject: str = ""
 
 
-def _pick(rng: np.random.Generator, items: Sequence):
+def pick(rng: np.random.Generator, items: Sequence):
+    """Return one of the items, each as often."""
     return items[rng.integers(len(items))]
 
 
-def _unique(values: Sequence[str]) -> list[int]:
+def singles(values: Sequence[str]) -> list[int]:
+    """Return the positions of values that occur once."""
     counts = Counter(values)
     return [i for i, v in enumerate(values) if counts[v] == 1]
 
@@ -88,19 +90,19 @@ def existence(rng: np.random.Generator, scene: Scene) -> Question | None:
         pool = [n for n in NOUNS if (n in nouns) == present]
         if not pool:
             return None
-        target = _pick(rng, pool)
+        target = pick(rng, pool)
         about = [i for i, n in enumerate(nouns) if n == target]
         text, template = target, "noun"
     else:
         if present:
-            target = _pick(rng, [p for t, p in zip(things, phrases, strict=True) if t.noun in NOUNS])
+            target = pick(rng, [p for t, p in zip(things, phrases, strict=True) if t.noun in NOUNS])
         else:
             recombined = [f"{t.color} {u.noun}" for t in things for u in things if u.noun in NOUNS]
             anything = [f"{c} {n}" for c in COLORS for n in NOUNS]
             pool = [p for p in (recombined if rng.random() < 0.5 else anything) if p not in phrases]
             if not pool:
                 return None
-            target = _pick(rng, pool)
+            target = pick(rng, pool)
         about = [i for i, p in enumerate(phrases) if p == target]
         text, template = target, "phrase"
     article = "an" if text[0] in "aeiou" else "a"
@@ -112,13 +114,13 @@ def existence(rng: np.random.Generator, scene: Scene) -> Question | None:
 def counting(rng: np.random.Generator, scene: Scene) -> Question | None:
     """Ask how many objects share a colour or a noun; the answer 1 to 4 is drawn first."""
     things = scene.things
-    answer = _pick(rng, COUNTS)
+    answer = pick(rng, COUNTS)
     by_color = rng.random() < 0.5
     values = [t.color if by_color else t.noun for t in things]
     pool = [v for v, n in Counter(values).items() if str(n) == answer and v in (*COLORS, *NOUNS)]
     if not pool:
         return None
-    value = _pick(rng, pool)
+    value = pick(rng, pool)
     text = f"How many {value} objects are there?" if by_color else f"How many {PLURALS[value]} are there?"
     about = tuple(i for i, v in enumerate(values) if v == value)
     return Question("counting", "color" if by_color else "noun", text, COUNTS, answer, about)
@@ -128,13 +130,13 @@ def _attribute(
     rng: np.random.Generator, things: Sequence[Thing], kind: str
 ) -> tuple[str, tuple[str, ...], str, int] | None:
     pools = {
-        "color": [i for i in _unique([t.noun for t in things]) if things[i].noun in NOUNS],
-        "shape": [i for i in _unique([t.color for t in things]) if things[i].noun in SHAPES],
-        "size": [i for i in _unique([t.phrase for t in things]) if things[i].noun in NOUNS],
+        "color": [i for i in singles([t.noun for t in things]) if things[i].noun in NOUNS],
+        "shape": [i for i in singles([t.color for t in things]) if things[i].noun in SHAPES],
+        "size": [i for i in singles([t.phrase for t in things]) if things[i].noun in NOUNS],
     }
     if not pools[kind]:
         return None
-    i = _pick(rng, pools[kind])
+    i = pick(rng, pools[kind])
     thing = things[i]
     if kind == "color":
         return f"What color is the {thing.noun}?", tuple(COLORS), thing.color, i
@@ -147,7 +149,7 @@ def attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for the colour, shape or size of an object that the question names without doubt."""
     things = scene.things
     kinds = ("color", "shape", "size") if len({t.size for t in things if t.noun in NOUNS}) > 1 else ("color", "shape")
-    kind = _pick(rng, kinds)
+    kind = pick(rng, kinds)
     asked = _attribute(rng, things, kind)
     if asked is None:
         return None
@@ -158,7 +160,7 @@ def attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
 def choice(rng: np.random.Generator, scene: Scene) -> Question | None:
     """Ask for a colour or a shape with four lettered options."""
     things = scene.things
-    kind = _pick(rng, ("color", "shape"))
+    kind = pick(rng, ("color", "shape"))
     asked = _attribute(rng, things, kind)
     if asked is None:
         return None
@@ -171,7 +173,7 @@ def choice(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _named(things: Sequence[Thing]) -> list[int]:
-    return [i for i in _unique([t.phrase for t in things]) if things[i].noun in NOUNS]
+    return [i for i in singles([t.phrase for t in things]) if things[i].noun in NOUNS]
 
 
 def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -181,7 +183,7 @@ def relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     if len(pool) < 2:
         return None
     i, j = rng.permutation(pool)[:2]
-    word = _pick(rng, list(RELATIONS))
+    word = pick(rng, list(RELATIONS))
     axis, sign = RELATIONS[word]
     apart = things[i].center[axis] - things[j].center[axis]
     if abs(apart) < 40:
@@ -198,7 +200,7 @@ def position(rng: np.random.Generator, scene: Scene) -> Question | None:
     pool = [i for i in _named(things) if all(abs(c - middle) >= 22 for c in things[i].center)]
     if not pool:
         return None
-    i = int(_pick(rng, pool))
+    i = int(pick(rng, pool))
     x, y = things[i].center
     answer = CORNERS[2 * (y > middle) + (x > middle)]
     return Question("position", "position", f"Where is the {things[i].phrase}?", CORNERS, answer, (i,))
@@ -214,7 +216,7 @@ def reading(rng: np.random.Generator, scene: Scene) -> Question | None:
         return Question(
             "reading", "word", f"What is the {ORDINALS[k]} letter of the word?", LETTERS, things[i].text[k], (i,)
         )
-    noun, alphabet = _pick(rng, (("letter", LETTERS), ("digit", DIGITS)))
+    noun, alphabet = pick(rng, (("letter", LETTERS), ("digit", DIGITS)))
     glyphs = [i for i, t in enumerate(things) if t.noun == noun]
     if len(glyphs) == 1 and rng.random() < 0.5:
         i, text = glyphs[0], f"What {noun} is shown?"
@@ -222,7 +224,7 @@ def reading(rng: np.random.Generator, scene: Scene) -> Question | None:
         pool = [i for i in _named(things) if things[i].noun == noun]
         if not pool:
             return None
-        i = _pick(rng, pool)
+        i = pick(rng, pool)
         text = f"What is the {things[i].phrase}?"
     return Question("reading", noun, text, alphabet, things[i].text, (i,))
 

@@ -35,7 +35,7 @@ _MASK_SIDE = 192
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object: what it is, how it looks and its box in pixels."""
+    """One drawn object: what it is, how it looks and its box in pixels; a picture of a noun has no `color`, ""."""
 
     noun: str
     text: str
@@ -52,7 +52,7 @@ class Thing:
 
     @property
     def phrase(self) -> str:
-        return f"{self.color} {self.noun}"
+        return f"{self.color} {self.noun}".strip()
 
     def as_dict(self) -> dict[str, str | int]:
         return asdict(self)
@@ -142,13 +142,18 @@ def photographs(split: str) -> tuple[Image.Image, ...]:
     )
 
 
-def draw_background(rng: np.random.Generator, split: str, side: int) -> Image.Image:
-    """Draw a photograph's crop (one scene in three) or a smooth two-colour texture, some of them striped."""
+def draw_background(rng: np.random.Generator, split: str, side: int, blur: float = 0.0) -> Image.Image:
+    """Draw a photograph's crop (one scene in three) or a smooth two-colour texture, some of them striped.
+
+    Photographs are blurred by a Gaussian of `blur` pixels.
+    """
     if rng.random() < 1 / 3:
         photo = photographs(split)[rng.integers(len(photographs(split)))]
         edge = int(rng.integers(120, min(photo.size) + 1))
         x, y = (int(rng.integers(0, extent - edge + 1)) for extent in photo.size)
         crop = photo.resize((side, side), Image.Resampling.BICUBIC, box=(x, y, x + edge, y + edge))
+        if blur:
+            crop = crop.filter(ImageFilter.GaussianBlur(blur))
         muted = Image.new("RGB", crop.size, tuple(np.asarray(crop).reshape(-1, 3).mean(0).astype(int)))
         return Image.blend(crop, muted, 0.35)
     cells = int(rng.integers(3, 9))
@@ -201,7 +206,7 @@ def draw_thing(canvas: Image.Image, thing: Thing, rng: np.random.Generator, spli
     canvas.paste((16, 16, 16) if dark else (250, 250, 250), corner, ink)
 
 
-def _place(rng: np.random.Generator, extents: list[tuple[int, int]], side: int) -> list[tuple[int, int]] | None:
+def place(rng: np.random.Generator, extents: list[tuple[int, int]], side: int) -> list[tuple[int, int]] | None:
     """Place boxes of the given (width, height) at random without overlap, largest first; None where they do not fit."""
     gap = 6
     placed: dict[int, tuple[int, int, int, int]] = {}
@@ -220,7 +225,8 @@ def _place(rng: np.random.Generator, extents: list[tuple[int, int]], side: int) 
     return [placed[i][:2] for i in range(len(extents))]
 
 
-def _draw_noun(rng: np.random.Generator) -> str:
+def draw_noun(rng: np.random.Generator) -> str:
+    """Draw a shape (three in five), a letter or a digit."""
     kind = rng.random()
     if kind < 0.6:
         return SHAPES[rng.integers(len(SHAPES))]
@@ -240,10 +246,10 @@ def plan_looks(rng: np.random.Generator, low: int, high: int) -> list[tuple[str,
     copies = int(rng.integers(1, min(4, high) + 1))
     total = int(rng.integers(max(low, copies), high + 1))
     by_color = rng.random() < 0.5
-    planned = (_draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))])
+    planned = (draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))])
     looks = []
     while len(looks) < total:
-        noun, color = _draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))]
+        noun, color = draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))]
         if len(looks) < copies:
             looks.append((noun, planned[1]) if by_color else (planned[0], color))
         elif (color != planned[1]) if by_color else (noun != planned[0]):
@@ -286,7 +292,7 @@ def draw_scene(
             sizes.append("large")
             texts.append(word)
             extents.append((36 * len(word), 52))
-        corners = _place(rng, extents, side)
+        corners = place(rng, extents, side)
         if corners is not None:
             break
     things = tuple(

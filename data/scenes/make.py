@@ -18,10 +18,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.scenes.ask import Question, ask
-from data.scenes.draw import SPLITS, Scene, draw_scene, scene_rng
+from data.scenes.ask_rich import WORDINGS, RichQuestion, ask_rich
+from data.scenes.draw import Scene, draw_scene, scene_rng
+from data.scenes.rich import draw_rich_scene, rich_rng
 
-IMAGES = {"validation": 200, "test": 640, "hard": 120}
+IMAGES = {"validation": 200, "test": 640, "hard": 120, "rich-validation": 70, "rich": 200}
+RICH = {"rich-validation": "validation", "rich": "test"}
+"""Splits of rich scenes, and the split whose nouns, wordings, digits and photographs they use."""
 PER_IMAGE = 5
+RICH_PER_IMAGE = 3
 JPEG_QUALITY = 85
 
 
@@ -65,6 +70,66 @@ def choose(pools: list[tuple[Scene, list[Question]]], per_image: int) -> list[li
     return chosen
 
 
+def draw_rich_split(name: str, count: int) -> list[tuple[Scene, list[RichQuestion]]]:
+    """Draw the scenes of a split of rich scenes with a large pool of candidate questions each."""
+    pools = []
+    for k in tqdm(range(count), desc=f"draw {name}", unit="scene"):
+        rng = rich_rng(RICH[name], k)
+        scene = draw_rich_scene(rng, RICH[name])
+        pools.append((scene, ask_rich(rng, scene, 60, tries=6, split=RICH[name])))
+    return pools
+
+
+def choose_rich(pools: list[tuple[Scene, list[RichQuestion]]], per_image: int) -> list[list[RichQuestion]]:
+    """Choose `per_image` questions a scene, of different types.
+
+    Question types are evened out first. Then answers within a template, templates within a type, and new nouns and new
+    wordings within a template are, each by how much more of the questions so far have them than their fair share.
+    """
+    counts: Counter[tuple[str | bool, ...]] = Counter()
+
+    def keys(q: RichQuestion) -> list[tuple[tuple[str | bool, ...], tuple[str | bool, ...], float, float]]:
+        template = ("template", q.question_type, q.template)
+        share = 1 / len(q.choices)
+        subject = ("subject", *template, q.subject)
+        return [
+            # what is counted, within what, its fair share, its weight
+            (("answer", *template, q.answer), template, share, 4.0),
+            (("subject's answer", *subject, q.answer), subject, share, 2.0),
+            (template, ("type", q.question_type), 1 / templates[q.question_type], 3.0),
+            (("noun", *template, q.new_noun), template, 0.5, 1.0),
+            (("wording", *template, q.new_wording), template, 0.5, 1.0),
+            (("both", *template, q.new_noun, q.new_wording), template, 0.25, 0.5),
+            (("noun's answer", *template, q.new_noun, q.answer), ("noun", *template, q.new_noun), share, 2.0),
+        ]
+
+    def count(q: RichQuestion, step: int) -> None:
+        subject = ("subject", "template", q.question_type, q.template, q.subject)
+        for what in (("type", q.question_type), subject, *(what for what, *_ in keys(q))):
+            counts[what] += step
+
+    def fairest(questions: list[RichQuestion]) -> RichQuestion:
+        return min(
+            questions, key=lambda q: sum(w * (counts[what] - share * counts[of]) for what, of, share, w in keys(q))
+        )
+
+    templates = Counter(question_type for question_type, _ in WORDINGS)
+    chosen = []
+    for _, pool in pools:
+        types = sorted(dict.fromkeys(q.question_type for q in pool), key=lambda name: counts["type", name])[:per_image]
+        chosen.append([])
+        for name in types:
+            chosen[-1].append(fairest([q for q in pool if q.question_type == name]))
+            count(chosen[-1][-1], 1)
+    # The last scenes cannot even out all that the first ones left, so that each is chosen again.
+    for picks, (_, pool) in zip(chosen * 2, pools * 2, strict=True):
+        for k, old in enumerate(picks):
+            count(old, -1)
+            picks[k] = fairest([q for q in pool if q.question_type == old.question_type])
+            count(picks[k], 1)
+    return chosen
+
+
 def encode_jpeg(image: Image.Image) -> bytes:
     """Return the image as JPEG bytes."""
     buffer = io.BytesIO()
@@ -74,7 +139,14 @@ def encode_jpeg(image: Image.Image) -> bytes:
 
 def write_split(split: str, count: int, folder: Path) -> None:
     """Write `PART-images.parquet` (image bytes, objects with boxes) and `PART-questions.parquet`."""
-    pools = draw_split(split, count)
+    pools: list[tuple[Scene, list[Question]]]
+    chosen: list[list[Question]]
+    if split in RICH:
+        rich = draw_rich_split(split, count)
+        pools, chosen = [*rich], [*choose_rich(rich, RICH_PER_IMAGE)]
+    else:
+        pools = draw_split(split, count)
+        chosen = choose(pools, PER_IMAGE)
     images = pd.DataFrame(
         {
             "image_id": [f"{split}-{k:04d}" for k in range(count)],
@@ -93,7 +165,8 @@ def write_split(split: str, count: int, folder: Path) -> None:
             "answer": q.answer,
             "about": list(q.about),
         }
-        for k, questions in enumerate(choose(pools, PER_IMAGE))
+        | ({"new_noun": q.new_noun, "new_wording": q.new_wording} if isinstance(q, RichQuestion) else {})
+        for k, questions in enumerate(chosen)
         for j, q in enumerate(questions)
     ]
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +179,7 @@ def write_split(split: str, count: int, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/scenes"), help="folder of the parquet files")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS[1:], default=list(IMAGES), help="splits to write")
+    parser.add_argument("--splits", nargs="+", choices=list(IMAGES), default=list(IMAGES), help="splits to write")
     args = parser.parse_args()
     for split in args.splits:
         write_split(split, IMAGES[split], args.out)

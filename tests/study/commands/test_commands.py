@@ -103,7 +103,7 @@ def test_a_missing_embedded_backbone_names_its_remedy(tmp_path, monkeypatch, cap
         (["evaluate", "--method", "idselecton"], "unknown method 'idselecton', did you mean 'idselection'?; known: "),
         (["evaluate", "--budget", "0"], "budget must be"),
         (["evaluate", "--budget", "many"], "visual tokens such as 64, or a share such as 0.1, not 'many'"),
-        (["evaluate", "--split", "tset"], "no split 'tset' in data/scenes; there are: hard, test, validation"),
+        (["evaluate", "--split", "tset"], "no split 'tset' in data/scenes; there are: hard, rich, rich-"),
         (["evaluate", "--data", "nowhere"], "no data nowhere; beside it are: benchmarks, config, data,"),
         (["evaluate", "--limit", "-3"], "argument --limit: must be an int of 0 or more, not '-3'"),
         (["evaluate", "--knob", "gama", "3"], "no knob 'gama', did you mean 'gamma'"),
