@@ -113,11 +113,12 @@ def load_shards(crowd: Crowd, folder: Path, limit: int | None = None) -> Encoded
 
 
 def describe(thing: Thing, side: int, nouns: list[str], colors: list[str], glyphs: list[str]) -> list[float]:
-    """Describe an object: noun, colour, glyph (-1 for none), large, column and row of its centre (-1 to 1)."""
+    """Describe an object: noun, colour, glyph (-1 each for none), large, column and row of its centre (-1 to 1)."""
     x, y = thing.center
     glyph = glyphs.index(thing.text) if len(thing.text) == 1 else -1
+    color = colors.index(thing.color) if thing.color else -1
     large = float(thing.size == "large")
-    return [nouns.index(thing.noun), colors.index(thing.color), glyph, large, 2 * x / side - 1, 2 * y / side - 1]
+    return [nouns.index(thing.noun), color, glyph, large, 2 * x / side - 1, 2 * y / side - 1]
 
 
 def covers(thing: Thing, side: int) -> np.ndarray:

@@ -13,21 +13,31 @@ from data.scenes.draw import COLORS, DIGITS, LETTERS, NOUNS, Thing
 
 NOUN_NAMES = [*NOUNS, "word"]
 GLYPHS = [*DIGITS, *LETTERS]
-HEADS = {"noun": len(NOUN_NAMES) + 1, "color": len(COLORS), "glyph": len(GLYPHS), "size": 2, "center": 2}
 COUNT_WEIGHTS = dict(zip(COUNTS, (0.5, 1.0, 2.0, 4.0), strict=True))
 """What a counting question weighs in the loss, by its answer: scenes hold many single objects and few fours."""
 
 
-def heads_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Sum the losses of training heads, (..., heads) against (..., 6); attributes count on objects only."""
-    noun, color, glyph, size, center = outputs.float().split(list(HEADS.values()), -1)
+def head_sizes(nouns: int = len(NOUN_NAMES)) -> dict[str, int]:
+    """Return how many outputs each training head has, where objects are of so many nouns."""
+    return {"noun": nouns + 1, "color": len(COLORS), "glyph": len(GLYPHS), "size": 2, "center": 2}
+
+
+HEADS = head_sizes()
+
+
+def heads_loss(outputs: Tensor, targets: Tensor, nouns: int = len(NOUN_NAMES)) -> Tensor:
+    """Sum the losses of training heads, (..., heads) against (..., 6); attributes count on objects that have them."""
+    noun, color, glyph, size, center = outputs.float().split(list(head_sizes(nouns).values()), -1)
     kind = targets[..., 0].long()
     background = kind < 0
-    loss = F.cross_entropy(noun.flatten(0, -2), torch.where(background, len(NOUN_NAMES), kind).flatten())
+    loss = F.cross_entropy(noun.flatten(0, -2), torch.where(background, nouns, kind).flatten())
     on = ~background
     if not on.any():
         return loss
-    loss = loss + F.cross_entropy(noun[on], kind[on]) + F.cross_entropy(color[on], targets[..., 1][on].long())
+    loss = loss + F.cross_entropy(noun[on], kind[on])
+    colored = targets[..., 1] >= 0
+    if colored.any():
+        loss = loss + F.cross_entropy(color[colored], targets[..., 1][colored].long())
     loss = loss + 0.5 * F.cross_entropy(size[on], targets[..., 3][on].long())
     loss = loss + 10 * F.smooth_l1_loss(center[on], targets[..., 4:][on], beta=0.1)
     glyphs = targets[..., 2] >= 0
@@ -36,12 +46,14 @@ def heads_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return loss
 
 
-def asked_targets(things: tuple[Thing, ...], question: Question, side: int) -> np.ndarray:
+def asked_targets(
+    things: tuple[Thing, ...], question: Question, side: int, nouns: list[str] = NOUN_NAMES
+) -> np.ndarray:
     """Describe the one object, or the two of a relation, that a question is about, (2, 6); -1 where there is none."""
     table = np.full((2, 6), -1, np.float32)
     if len(question.about) == 1 or question.question_type == "relation":
         for row, i in zip(table, question.about, strict=False):
-            row[:] = describe(things[i], side, NOUN_NAMES, list(COLORS), GLYPHS)
+            row[:] = describe(things[i], side, nouns, list(COLORS), GLYPHS)
     return table
 
 

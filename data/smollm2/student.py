@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.backbone.features import EncodedScenes, patch_targets
-from data.backbone.hints import COUNT_WEIGHTS, GLYPHS, HEADS, NOUN_NAMES
+from data.backbone.hints import COUNT_WEIGHTS, GLYPHS, NOUN_NAMES, head_sizes
 from data.backbone.student import outputs_of
 from data.scenes.ask import RELATIONS, Question
 from data.scenes.draw import COLORS, SIZES
@@ -29,12 +29,15 @@ GAZING = 2
 
 
 class Student(nn.Module):
-    """A projector and low-rank additions to every matrix of the language model, with heads for the hints."""
+    """A projector and low-rank additions to every matrix of the language model, with heads for the hints.
+
+    The heads tell as many nouns apart as `nouns` says.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, language_model: LlamaForCausalLM, width: int) -> None:
+    def __init__(self, language_model: LlamaForCausalLM, width: int, nouns: int = len(NOUN_NAMES)) -> None:
         super().__init__()
         language_model.set_attn_implementation(NAME)
         config = language_model.config
@@ -46,8 +49,9 @@ class Student(nn.Module):
         self.language_model = get_peft_model(
             language_model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=matrices)
         )
-        self.patch_heads = nn.Linear(hidden, sum(HEADS.values()) + 1)
-        self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()) + len(RELATIONS) + 2)
+        self.nouns, self.told = nouns, sum(head_sizes(nouns).values())
+        self.patch_heads = nn.Linear(hidden, self.told + 1)
+        self.asked_heads = nn.Linear(hidden, 2 * self.told + len(RELATIONS) + 2)
 
     def opening(self, features: Tensor, prefix: Tensor) -> Tensor:
         """Return the input embeddings of the prefix and of the visual tokens, (scenes, start, hidden)."""
@@ -84,7 +88,7 @@ class Student(nn.Module):
         patches, middles = self.told_of_patches(seen[0][:, packed.visual])
         found = F.rms_norm(seen[1][packed.due_row, packed.due_column].float(), seen[1].shape[-1:])
         asked = self.asked_heads(found)
-        asked, relation, apart = asked.split([2 * sum(HEADS.values()), len(RELATIONS), 2], -1)
+        asked, relation, apart = asked.split([2 * self.told, len(RELATIONS), 2], -1)
         image, text = packed.compared(looking, packed.due_row, packed.due_column, GAZING + 1)
         votes = torch.cat([image, text], -1).log_softmax(-1)[:, GAZING]
         return Outputs(
@@ -105,12 +109,16 @@ class Student(nn.Module):
         return changed | {"mean": self.mean, "std": self.std}
 
     def adopt(self, trained: dict[str, Tensor]) -> None:
-        """Take over what `trained` gave; raises ValueError where a name is missing or unknown."""
+        """Take over what `trained` gave; raises ValueError where a name is missing or unknown.
+
+        Heads for another number of nouns stay as they are here: they exist only while training.
+        """
         if set(trained) != set(self.trained()):
             raise ValueError(f"not the parameters of this model: {sorted(set(trained) ^ set(self.trained()))[:3]}")
         with torch.no_grad():
             for name, value in self.trained().items():
-                value.copy_(trained[name])
+                if value.shape == trained[name].shape or "_heads." not in name:
+                    value.copy_(trained[name])
 
 
 @dataclass(frozen=True)
@@ -278,7 +286,7 @@ class Words:
         return slice(len(self.ids(before)), len(self.ids(said)))
 
 
-def word_targets(scenes: EncodedScenes, embedding: Tensor, words: Words) -> Tensor:
+def word_targets(scenes: EncodedScenes, embedding: Tensor, words: Words, nouns: list[str] = NOUN_NAMES) -> Tensor:
     """Return, for each patch, the mean embedding of the words that name what lies under it.
 
     Parameters
@@ -289,20 +297,23 @@ def word_targets(scenes: EncodedScenes, embedding: Tensor, words: Words) -> Tens
         The language model's embeddings, float32 (vocabulary, hidden).
     words : Words
         The tokenizer's ids.
+    nouns : list[str]
+        The nouns of objects.
 
     Returns
     -------
     Tensor
         float32 (scenes, tokens, hidden).
     """
-    nouns, colors, sizes = NOUN_NAMES, list(COLORS), list(SIZES)
+    colors, sizes = list(COLORS), list(SIZES)
     names: dict[tuple[int, ...], Tensor] = {}
     result = []
     for things in scenes.things:
         looks = patch_targets(things, scenes.side, nouns, colors, GLYPHS)[:, :4].astype(int)
         for noun, color, glyph, large in map(tuple, np.unique(looks, axis=0)):
             if (noun, color, glyph, large) not in names:
-                said = [sizes[large], colors[color], nouns[noun], *([GLYPHS[glyph]] if glyph >= 0 else [])]
+                look = [colors[color]] if color >= 0 else []
+                said = [sizes[large], *look, nouns[noun], *([GLYPHS[glyph]] if glyph >= 0 else [])]
                 text = "".join(f" {word}" for word in said) if noun >= 0 else " background"
                 names[noun, color, glyph, large] = embedding[words.ids(text)].mean(0)
         result.append(torch.stack([names[tuple(look)] for look in looks.tolist()]))

