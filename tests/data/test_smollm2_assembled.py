@@ -228,4 +228,4 @@ def test_the_real_one_is_asked_five_questions(real):
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     said = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     stored = rows[(rows["method"] == "idselection") & (rows["question_id"] == asked["question_id"])]
-    assert said.startswith(stored["prediction"].item()) and len(run.report[0].kept) == 64
+    assert said.startswith(stored["prediction"].item()) and run.report[0].after == 64
