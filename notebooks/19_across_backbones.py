@@ -30,11 +30,7 @@ device = "cpu"  # as torch names it
 dtype = "auto"  # type of the weights, such as "float32"; "auto" takes each model's own
 batch = 25  # questions at a time; the questions of an image follow each other
 budgets = [192, 128, 64, 32, 16]  # visual tokens kept
-final_budgets = [
-    64,
-    32,
-    16,
-]  # budgets that are left at last, by methods that cannot read them in the mean over the layers
+final_budgets = [16]  # budgets to leave at last where a method cannot read them in the mean over the layers
 methods = ["idselection", "idselection-inside", "topk", "divprune", "uniform", "vscan", "fastv", "pyramiddrop"]  # names
 own = "idselection"  # the method that the conclusion speaks of
 shown_budgets = [64, 16]  # budgets of the table of question types
@@ -91,7 +87,7 @@ for backbone in backbones:
     missing |= {f"{study.name}: {name}": why for name, why in (refused | further).items()}
 
 # %%
-given = "backbones data split questions device dtype batch budgets final_budgets methods missing"
+given = "backbones data split questions device dtype batch budgets final_budgets methods shown_budgets missing"
 parameters = {name: globals()[name] for name in given.split()}
 noted = provenance(parameters, dict.fromkeys(files), device=device, started=started)
 results.write(job, pd.concat(asked, ignore_index=True), noted)
