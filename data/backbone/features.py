@@ -89,6 +89,8 @@ def shuffled(
     scenes: EncodedScenes, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[torch.Tensor, list[tuple[Thing, ...]]]]:
     """Yield endless batches of features and objects of scenes, in a new order in each pass over them."""
+    if size > len(scenes.things):
+        raise ValueError(f"a batch of {size} scenes from {len(scenes.things)}: draw more, or ask for smaller batches")
     while True:
         order = rng.permutation(len(scenes.things))
         for at in range(0, len(order) - size + 1, size):

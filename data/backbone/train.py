@@ -135,7 +135,7 @@ def load_checkpoint(path: Path, steppers: list[torch.optim.Optimizer]) -> tuple[
     return weights, int(meta["step"]), float(meta["seconds"])
 
 
-def average_gradients(student: Student) -> None:
+def average_gradients(student: nn.Module) -> None:
     """Give all processes the mean of their gradients."""
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     flat = nn.utils.parameters_to_vector(gradients)

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from data.backbone.features import EncodedScenes, patch_targets
-from data.backbone.hints import GLYPHS, HEADS, NOUN_NAMES
+from data.backbone.hints import COUNT_WEIGHTS, GLYPHS, HEADS, NOUN_NAMES
 from data.backbone.student import outputs_of
-from data.scenes.ask import Question
+from data.scenes.ask import RELATIONS, Question
 from data.scenes.draw import COLORS, SIZES
+from data.smollm2.attention import NAME, Layout
 from data.smollm2.language import END, PREFIX, SUFFIX
-from idsel_core.backbones._shared.qk_capture import capture_qk
+from idsel_core.backbones._shared.qk_capture import CapturedQK, capture_qk
 
 RANK = 16
-PATCH_LAYER, GAZE_LAYER, ASKED_LAYER = 4, 10, 20
-"""Layers, counted from 1, whose output tells what lies under each patch, whose first two heads look, and whose output
-tells what is asked about. All three are hints, which exist only while training."""
+PATCH_LAYER, GAZE_LAYER, ASKED_LAYER, POINTER_LAYER = 4, 10, 20, 24
+"""Layers, counted from 1, whose output tells what lies under each patch; whose first two heads look, while the third
+counts; whose output tells what is asked about; and whose first head points to the right option. All are hints, which
+exist only while training."""
 GAZING = 2
 
 
@@ -34,6 +36,7 @@ class Student(nn.Module):
 
     def __init__(self, language_model: LlamaForCausalLM, width: int) -> None:
         super().__init__()
+        language_model.set_attn_implementation(NAME)
         config = language_model.config
         hidden = config.hidden_size
         self.projector = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
@@ -43,33 +46,57 @@ class Student(nn.Module):
         self.language_model = get_peft_model(
             language_model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=matrices)
         )
-        self.patch_heads = nn.Linear(hidden, sum(HEADS.values()))
-        self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()))
+        self.patch_heads = nn.Linear(hidden, sum(HEADS.values()) + 1)
+        self.asked_heads = nn.Linear(hidden, 2 * sum(HEADS.values()) + len(RELATIONS) + 2)
+
+    def opening(self, features: Tensor, prefix: Tensor) -> Tensor:
+        """Return the input embeddings of the prefix and of the visual tokens, (scenes, start, hidden)."""
+        embed = self.language_model.get_input_embeddings()
+        visual = self.projector((features.float() - self.mean) / self.std).to(embed.weight.dtype)
+        return torch.cat([embed(prefix).expand(len(features), -1, -1), visual], 1)
+
+    def under_patches(self, features: Tensor, prefix: Tensor, span: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return what the first layers alone tell of each patch, without questions: little work beside `forward`."""
+        states = self.opening(features, prefix)
+        inner = self.language_model.base_model.model.model
+        positions = opening_positions(prefix.shape[1], features.shape[1], span)[None].to(states.device)
+        rotary = inner.rotary_emb(states, positions)
+        for layer in inner.layers[:PATCH_LAYER]:
+            states = layer(states, position_embeddings=rotary, position_ids=positions)
+        return self.told_of_patches(states[:, prefix.shape[1] :])
+
+    def told_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what states tell of patches, (scenes, tokens, heads), and of middles of objects, (scenes, tokens)."""
+        told = self.patch_heads(F.rms_norm(states.float(), states.shape[-1:]))
+        return told[..., :-1], told[..., -1]
 
     def forward(self, features: Tensor, packed: Packed) -> Outputs:
         inner = self.language_model.base_model.model
         layers, embed = inner.model.layers, inner.get_input_embeddings()
-        visual = self.projector((features.float() - self.mean) / self.std).to(embed.weight.dtype)
-        prefix = embed(packed.prefix).expand(len(features), -1, -1)
-        gazing = capture_qk(layers[GAZE_LAYER - 1].self_attn)
-        with outputs_of(layers[PATCH_LAYER - 1], layers[ASKED_LAYER - 1]) as seen, gazing as looking:
+        gazing, pointing = (capture_qk(layers[layer - 1].self_attn) for layer in (GAZE_LAYER, POINTER_LAYER))
+        with outputs_of(layers[PATCH_LAYER - 1], layers[ASKED_LAYER - 1]) as seen, gazing as looking, pointing as at:
             hidden = inner.model(
-                inputs_embeds=torch.cat([prefix, visual, embed(packed.ids)], 1),
-                attention_mask=packed.mask,
+                inputs_embeds=torch.cat([self.opening(features, packed.prefix), embed(packed.ids)], 1),
                 position_ids=packed.positions,
                 use_cache=False,
+                layout=packed.layout,
             ).last_hidden_state
-        tokens = slice(prefix.shape[1], prefix.shape[1] + visual.shape[1])
-        under, found = (F.rms_norm(states.float(), states.shape[-1:]) for states in seen)
-        query, key, scale = looking.tensors()
-        # (questions, gazing heads, width): the first heads of the queries share the first head of the keys
-        asking = query[packed.due_row, :GAZING, packed.due_column].float()
-        gaze = torch.einsum("qhd,qtd->qht", asking, key[:, 0, tokens].float()[packed.due_row]) * scale
+        patches, middles = self.told_of_patches(seen[0][:, packed.visual])
+        found = F.rms_norm(seen[1][packed.due_row, packed.due_column].float(), seen[1].shape[-1:])
+        asked = self.asked_heads(found)
+        asked, relation, apart = asked.split([2 * sum(HEADS.values()), len(RELATIONS), 2], -1)
+        image, text = packed.compared(looking, packed.due_row, packed.due_column, GAZING + 1)
+        votes = torch.cat([image, text], -1).log_softmax(-1)[:, GAZING]
         return Outputs(
             logits=inner.lm_head(hidden[packed.row, packed.column]).float(),
-            patches=self.patch_heads(under[:, tokens]),
-            asked=self.asked_heads(found[packed.due_row, packed.due_column]).unflatten(1, (2, -1)),
-            gaze=gaze,
+            patches=patches,
+            middles=middles,
+            asked=asked.unflatten(1, (2, -1)),
+            relation=relation,
+            apart=apart,
+            gaze=image[:, :GAZING, packed.visual],
+            votes=votes,
+            pointer=packed.compared(at, packed.due_row, packed.letter_column, 1)[1][:, 0],
         )
 
     def trained(self) -> dict[str, Tensor]:
@@ -88,22 +115,32 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the student says.
+    """What the student says: the answers, and what the hints are about.
 
-    `logits` (answer tokens, vocabulary), `patches` (scenes, tokens, heads), `asked` (questions, 2, heads) and `gaze`
-    (questions, 2, tokens), which holds attention logits.
+    `logits` (answer tokens, vocabulary); `patches` (scenes, tokens, heads) and `middles` (scenes, tokens); of each
+    question `asked` (questions, 2, heads), `relation` (questions, 4) and `apart` (questions, 2), whether the first
+    object lies right of and below the second; `gaze` (questions, 2, tokens) and `pointer` (questions, places), which
+    hold attention logits; `votes` (questions, start + places), log attention to all tokens before the questions and to
+    the question's own.
     """
 
     logits: Tensor
     patches: Tensor
+    middles: Tensor
     asked: Tensor
+    relation: Tensor
+    apart: Tensor
     gaze: Tensor
+    votes: Tensor
+    pointer: Tensor
 
 
 class Packed:
     """Several questions an image in one sequence: prefix, visual tokens, then each question with its answer.
 
-    Each question attends to the image and to itself alone, and stands at the positions it would have alone.
+    Each question attends to the image and to itself alone, and stands at the positions it would have alone. The
+    positions of the visual tokens are spread over `span`, which is their number by default: after pruning, the same
+    question stands at other positions, and it should read the same there.
 
     Parameters
     ----------
@@ -115,36 +152,89 @@ class Packed:
         The tokenizer's ids.
     device : torch.device
         Where the tensors are needed.
+    span : int, optional
+        Over how many positions the visual tokens are spread.
     """
 
-    def __init__(self, questions: list[list[Question]], visual: int, words: Words, device: torch.device) -> None:
+    def __init__(
+        self,
+        questions: list[list[Question]],
+        visual: int,
+        words: Words,
+        device: torch.device,
+        span: int | None = None,
+    ) -> None:
         rows = [[(words.ids(q.text + SUFFIX), words.ids(q.answer + END)) for q in qs] for qs in questions]
         length = max(sum(len(asked) + len(said) - 1 for asked, said in row) for row in rows)
-        start = len(words.prefix) + visual
+        start, behind = len(words.prefix) + visual, len(words.prefix) + (span or visual)
         ids = np.full((len(rows), length), words.pad)
-        segment = np.full((len(rows), length), -1)
+        question, place = np.zeros((2, len(rows), length), np.int64)
+        longest = max(len(asked) + len(said) - 1 for row in rows for asked, said in row)
+        token = np.zeros((len(rows), max(map(len, rows)), longest), np.int64)
         positions = np.zeros((len(rows), length), np.int64)
-        places, due = [], []
+        places, due, letters = [], [], []
         for b, row in enumerate(rows):
             at = 0
             for k, (asked, said) in enumerate(row):
                 read = [*asked, *said[:-1]]
-                ids[b, at : at + len(read)], segment[b, at : at + len(read)] = read, k + 1
-                positions[b, at : at + len(read)] = np.arange(start, start + len(read))
+                here = slice(at, at + len(read))
+                ids[b, here], question[b, here], place[b, here] = read, k, np.arange(len(read))
+                token[b, k, : len(read)] = np.arange(at, at + len(read))
+                positions[b, here] = np.arange(behind, behind + len(read))
                 first = start + at + len(asked) - 1
                 due.append((b, first))
+                letters.append(first + max(0, len(said) - 3))
                 places += [(b, first + i, token, len(due) - 1) for i, token in enumerate(said)]
                 at += len(read)
-        segments = torch.from_numpy(np.pad(segment, ((0, 0), (start, 0)))).to(device)
-        causal = torch.ones(start + length, start + length, dtype=torch.bool, device=device).tril()
-        shared = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-        self.mask = (shared & causal)[:, None]
+        self.layout = Layout(start, *(torch.from_numpy(table).to(device) for table in (question, place, token)))
         self.ids = torch.from_numpy(ids).to(device)
-        self.prefix = torch.tensor([words.prefix], device=device)
-        opening = np.broadcast_to(np.arange(start), (len(rows), start))
-        self.positions = torch.from_numpy(np.concatenate([opening, positions], 1)).to(device)
+        self.prefix = words.prefix_tensor(device)
+        self.visual = slice(len(words.prefix), start)
+        opening = opening_positions(len(words.prefix), visual, span).expand(len(rows), -1)
+        self.positions = torch.cat([opening, torch.from_numpy(positions)], 1).to(device)
         self.row, self.column, self.target, self.question = torch.tensor(places, device=device).T
         self.due_row, self.due_column = torch.tensor(due, device=device).T
+        self.letter_column = torch.tensor(letters, device=device)
+        flat = [(q, ids) for qs, row in zip(questions, rows, strict=True) for q, (ids, _) in zip(qs, row, strict=True)]
+        weights = [COUNT_WEIGHTS[q.answer] if q.question_type == "counting" else 1.0 for q, _ in flat]
+        self.weights = torch.tensor(weights, device=device)
+        self.counting = torch.tensor([q.question_type == "counting" for q, _ in flat], device=device)
+        relations = [[q.question_type == "relation" and f" {word} " in q.text for word in RELATIONS] for q, _ in flat]
+        self.relation = torch.tensor(relations, device=device)
+        options = np.zeros((len(flat), longest), bool)
+        for chosen, (q, _) in zip(options, flat, strict=True):
+            if q.question_type == "choice":
+                chosen[words.option(q)] = True
+        self.option = torch.from_numpy(options).to(device)
+
+    def compared(self, seen: CapturedQK, row: Tensor, column: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Return attention logits of the first heads, which share one head of keys, of a token of each question.
+
+        Parameters
+        ----------
+        seen : CapturedQK
+            Queries and keys of a layer.
+        row, column : Tensor
+            The scene and the place of the token, int64 (questions,).
+        heads : int
+            How many heads.
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            Over the tokens before the questions, float32 (questions, heads, start), and over the question's own,
+            (questions, heads, places), -inf where it does not see them.
+        """
+        query, key, scale = seen.tensors()
+        asking, key = query[row, :heads, column].float() * scale, key[:, 0].float()
+        start = self.layout.start
+        image = torch.einsum("qhd,qtd->qht", asking, key[row, :start])
+        number = self.layout.question[row, column - start]
+        own = self.layout.by_question(key[:, start:])[row, number]
+        text = torch.einsum("qhd,qpd->qhp", asking, own)
+        place = self.layout.place[row, column - start]
+        later = torch.arange(text.shape[-1], device=text.device) > place[:, None, None]
+        return image, text.masked_fill(later, -torch.inf)
 
     def right(self, logits: Tensor) -> Tensor:
         """Return of which questions greedy decoding would write the whole answer, bool (questions,)."""
@@ -152,8 +242,14 @@ class Packed:
         return torch.zeros(len(self.due_row), device=logits.device).index_add(0, self.question, wrong) == 0
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Return the mean over questions of the cross-entropy of the whole answer."""
-        return F.cross_entropy(logits, self.target, reduction="sum") / len(self.due_row)
+        """Return the weighted mean over questions of the cross-entropy of the whole answer."""
+        losses = F.cross_entropy(logits, self.target, reduction="none") * self.weights[self.question]
+        return losses.sum() / self.weights.sum()
+
+
+def opening_positions(prefix: int, visual: int, span: int | None) -> Tensor:
+    """Return the positions of the prefix and of the visual tokens, spread over `span`, int64 (prefix + visual,)."""
+    return torch.cat([torch.arange(prefix), prefix + torch.linspace(0, (span or visual) - 1, visual).round().long()])
 
 
 class Words:
@@ -170,6 +266,16 @@ class Words:
         if text not in self._known:
             self._known[text] = self._encode(text)
         return self._known[text]
+
+    def prefix_tensor(self, device: torch.device) -> Tensor:
+        """Return the ids of what stands before the image, int64 (1, tokens)."""
+        return torch.tensor([self.prefix], device=device)
+
+    def option(self, question: Question) -> slice:
+        """Return which tokens of a multiple choice are the right option: its letter and what it says."""
+        before, _, after = question.text.partition(f" {question.answer}")
+        said = f"{before} {question.answer}{after.partition(' (')[0]}"
+        return slice(len(self.ids(before)), len(self.ids(said)))
 
 
 def word_targets(scenes: EncodedScenes, embedding: Tensor, words: Words) -> Tensor:

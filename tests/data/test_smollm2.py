@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,15 +16,17 @@ pytest.importorskip("peft")
 
 from data.backbone.features import EncodedScenes, covers
 from data.backbone.language import build_tokenizer
-from data.scenes.ask import ask
+from data.scenes.ask import OPTIONS, QUESTION_TYPES, RELATIONS, ask
 from data.scenes.draw import SIZES, draw_scene, scene_rng
 from data.smollm2 import train
+from data.smollm2.attention import Layout, attend
 from data.smollm2.language import check_wheel, load_language_model
-from data.smollm2.student import Packed, Student, Words, start_projector, word_targets
+from data.smollm2.student import PATCH_LAYER, Packed, Student, Words, start_projector, word_targets
 
 WIDTH, HIDDEN, SIDE = 12, 24, 196
 TOKENS = (SIDE // 14) ** 2
 TYPES = ["existence", "attribute"]
+EVERY_TYPE = list(QUESTION_TYPES)
 
 
 def tiny_language_model():
@@ -33,7 +36,7 @@ def tiny_language_model():
             vocab_size=len(build_tokenizer()),
             hidden_size=HIDDEN,
             intermediate_size=32,
-            num_hidden_layers=20,
+            num_hidden_layers=24,
             num_attention_heads=3,
             num_key_value_heads=1,
             tie_word_embeddings=True,
@@ -57,21 +60,109 @@ def scenes(count=6):
     return EncodedScenes(features.half(), [scene.things for scene in drawn], SIDE), drawn
 
 
-def test_a_question_is_answered_as_if_it_were_asked_alone(student, words):
+@pytest.mark.parametrize("span", [None, 7])
+def test_a_question_is_answered_as_if_it_were_asked_alone(student, words, span):
     encoded, drawn = scenes(2)
-    asked = [ask(np.random.default_rng(k), scene, 4, types=TYPES) for k, scene in enumerate(drawn)]
+    asked = [ask(np.random.default_rng(k), scene, 3 + k, types=EVERY_TYPE) for k, scene in enumerate(drawn)]
     device = torch.device("cpu")
-    packed = Packed(asked, TOKENS, words, device)
     with torch.no_grad():
-        together = student(encoded.features, packed)
+        together = student(encoded.features, Packed(asked, TOKENS, words, device, span))
         apart = [
-            student(encoded.features[b : b + 1], Packed([[question]], TOKENS, words, device))
+            student(encoded.features[b : b + 1], Packed([[question]], TOKENS, words, device, span))
             for b, questions in enumerate(asked)
             for question in questions
         ]
-    torch.testing.assert_close(together.logits, torch.cat([one.logits for one in apart]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(together.gaze, torch.cat([one.gaze for one in apart]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(together.asked, torch.cat([one.asked for one in apart]), rtol=1e-4, atol=1e-5)
+    for name in ("logits", "gaze", "asked", "relation", "apart"):
+        alone = torch.cat([getattr(one, name) for one in apart])
+        torch.testing.assert_close(getattr(together, name), alone, rtol=1e-4, atol=1e-5)
+    for name in ("votes", "pointer"):
+        for row, one in zip(getattr(together, name), apart, strict=True):
+            alone = getattr(one, name)[0]
+            torch.testing.assert_close(row[: len(alone)], alone, rtol=1e-4, atol=1e-5)
+            assert row[len(alone) :].eq(-torch.inf).all()
+
+
+def test_attention_is_that_of_a_mask_in_which_questions_do_not_see_each_other():
+    start, lengths, heads, shared, width = 5, ((3, 4, 1), (2, 3)), 4, 2, 8
+    text, longest = max(map(sum, lengths)), max(map(max, lengths))
+    question, place = torch.zeros(2, 2, text, dtype=torch.int64)
+    token = torch.zeros(2, 3, longest, dtype=torch.int64)
+    owner = torch.full((2, text), -1)
+    for b, row in enumerate(lengths):
+        at = 0
+        for k, length in enumerate(row):
+            owner[b, at : at + length] = question[b, at : at + length] = k
+            place[b, at : at + length] = torch.arange(length)
+            token[b, k, :length] = torch.arange(at, at + length)
+            at += length
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, n, start + text, width, dtype=torch.float64, generator=generator, requires_grad=True)
+        for n in (heads, shared, shared)
+    )
+    given, _ = attend(None, query, key, value, None, layout=Layout(start, question, place, token), scaling=0.3)
+    same = owner[:, :, None] == owner[:, None, :]
+    mask = torch.zeros(2, start + text, start + text, dtype=torch.bool)
+    mask[:, :, :start] = True
+    mask[:, start:, start:] = same
+    mask &= torch.ones(start + text, start + text, dtype=torch.bool).tril()
+    wide = (states.repeat_interleave(heads // shared, 1) for states in (key, value))
+    wanted = F.scaled_dot_product_attention(query, *wide, mask[:, None], scale=0.3).transpose(1, 2)
+    real = torch.cat([torch.ones(2, start, dtype=torch.bool), owner >= 0], 1)
+    torch.testing.assert_close(given[real], wanted[real])
+    weights = torch.randn(wanted.shape, dtype=torch.float64, generator=generator) * real[..., None, None]
+    ours = torch.autograd.grad((given * weights).sum(), (query, key, value), retain_graph=True)
+    theirs = torch.autograd.grad((wanted * weights).sum(), (query, key, value))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their)
+
+
+def test_hints_name_the_option_the_relation_and_the_counted(words):
+    drawn = scenes(6)[1]
+    asked = [ask(np.random.default_rng(k), scene, 12, types=EVERY_TYPE) for k, scene in enumerate(drawn)]
+    packed = Packed(asked, TOKENS, words, torch.device("cpu"))
+    flat = [question for questions in asked for question in questions]
+    assert {"choice", "relation", "counting"} <= {question.question_type for question in flat}
+    tokenizer = build_tokenizer()
+    for k, question in enumerate(flat):
+        chosen = packed.option[k].nonzero()[:, 0].tolist()
+        read = tokenizer.convert_ids_to_tokens([words.ids(question.text)[place] for place in chosen])
+        if question.question_type == "choice":
+            follows = dict(zip(OPTIONS, question.text.split("? ")[1].split()[1::2], strict=True))
+            assert read == [question.answer, follows[question.answer]]
+        else:
+            assert read == []
+        named = [word for word, on in zip(RELATIONS, packed.relation[k].tolist(), strict=True) if on]
+        assert named == [word for word in RELATIONS if f" {word} " in question.text and len(question.about) == 2]
+        assert packed.counting[k].item() == (question.question_type == "counting")
+
+
+def test_each_hint_has_a_loss_that_its_own_answer_lowers(student, words):
+    encoded = scenes(6)[0]
+    features, asked, targets = next(train.batches(encoded, 6, 12, 0, EVERY_TYPE))
+    packed = Packed(asked, TOKENS, words, torch.device("cpu"))
+    with torch.no_grad():
+        out = student(features, packed)
+    before = train.hint_losses(out, packed, targets)
+    relating = packed.relation.any(1)
+    side = (targets[2][:, 0, 4:] > targets[2][:, 1, 4:]).float()
+    better = {
+        "middles": (18 * targets[1] - 9, "patch_loss"),
+        "relation": (torch.where(packed.relation, 9.0, -9.0), "asked_loss"),
+        "apart": (18 * side - 9, "asked_loss"),
+        "gaze": (torch.where(targets[3], 9.0, -9.0), "gaze_loss"),
+        "pointer": (torch.where(packed.option, 9.0, -9.0), "gaze_loss"),
+    }
+    assert relating.any() and packed.option.any() and packed.counting.any()
+    for name, (value, which) in better.items():
+        after = train.hint_losses(replace(out, **{name: value}), packed, targets)
+        assert [a < b if k == which else a == b for k, (a, b) in enumerate(zip(after, before, strict=True))] == [
+            True
+        ] * 3
+    votes = torch.full_like(out.votes, -30)
+    votes[:, packed.visual] = torch.where(targets[4], np.log(0.2), -30.0)
+    votes[:, -1] = torch.log(1 - 0.2 * targets[4].sum(1))
+    assert train.hint_losses(replace(out, votes=votes), packed, targets)["gaze_loss"] < before["gaze_loss"]
 
 
 def test_an_answer_is_right_where_each_of_its_tokens_and_its_end_are(words):
@@ -161,13 +252,25 @@ def test_a_short_training_logs_keeps_and_goes_on(tmp_path, run):
     assert 0 < nearby < 0.01  # a step or two further, not begun anew
 
 
-def test_the_projector_is_trained_alone_first_and_heads_by_hints_alone(tmp_path, run):
-    without = [run(tmp_path / size, "0.001", "--hints", "0", "--batch", size) for size in ("1", "2")]
-    hinted = [run(tmp_path / f"hinted {size}", "0.001", "--batch", size) for size in ("1", "2")]
-    alone = run(tmp_path / "alone", "0.001", "--projector-share", "1")
+def test_the_first_layers_learn_alone_first_and_heads_by_hints_alone(tmp_path, run):
+    without = [run(tmp_path / size, "0.001", "--patch-share", "0", "--hints", "0", "--batch", size) for size in "12"]
+    hinted = [run(tmp_path / f"hinted {size}", "0.001", "--patch-share", "0", "--batch", size) for size in "12"]
     heads = "patch_heads.weight"
     assert torch.equal(without[0][heads], without[1][heads]) and not torch.equal(hinted[0][heads], hinted[1][heads])
-    additions = [name for name in alone if ".lora_B." in name]
-    assert additions and not any(alone[name].any() for name in additions)
-    together = run(tmp_path / "together", "0.001", "--projector-share", "0")
-    assert any(together[name].any() for name in additions)
+    alone = run(tmp_path / "alone", "0.001", "--patch-share", "1", "--batch", "1")
+    moved = {name for name in alone if ".lora_B." in name and alone[name].any()}
+    assert moved and all(any(f"layers.{layer}." in name for layer in range(PATCH_LAYER)) for name in moved)
+    log = json.loads((tmp_path / "alone" / "train.log.jsonl").read_text())
+    assert set(log["held_out"]) == {"patch_loss"} and log["held_out"]["patch_loss"] > 0
+    assert any(hinted[0][name].any() for name in alone if "layers.20." in name and ".lora_B." in name)
+
+
+def test_the_first_layers_alone_tell_what_they_tell_before_questions(student, words):
+    encoded, drawn = scenes(2)
+    asked = [ask(np.random.default_rng(k), scene, 3, types=TYPES) for k, scene in enumerate(drawn)]
+    packed = Packed(asked, TOKENS, words, torch.device("cpu"), 9)
+    with torch.no_grad():
+        patches, middles = student.under_patches(encoded.features, packed.prefix, 9)
+        out = student(encoded.features, packed)
+    torch.testing.assert_close(patches, out.patches, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(middles, out.middles, rtol=1e-4, atol=1e-5)
