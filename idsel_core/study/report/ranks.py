@@ -276,8 +276,8 @@ def types_table(rows: pd.DataFrame, budgets: Sequence[float], resamples: int = 2
         table["text"] = [_percent(*values) for values in table[["mean", "low", "high"]].to_numpy()]
         columns = ["all", *part["question_type"].unique()]
         wide = table.pivot(index=_BY, columns="question_type", values="text")[columns]
-        mean = whole.set_index(_BY)["mean"]
-        for method, budget in sorted(wide.index, key=lambda one: _place(*one, float(mean[one]))):
+        listing = whole[["method", "budget", "mean"]].itertuples(index=False, name=None)
+        for method, budget, _ in sorted(listing, key=lambda one: _place(*one)):
             tokens = "" if method in ENDS else f"{budget:g}"
             start = {"backbone": backbone, "tokens": tokens, "method": marked_label(method)}
             lines.append(start | wide.loc[(method, budget)].to_dict())
@@ -307,16 +307,16 @@ def about_ranks(rows: pd.DataFrame, own: str = "idselection", resamples: int = 2
     lines = [_about_losses(str(name), part, own, resamples) for name, part in parts]
     lines += [_about_sight(str(name), part, resamples) for name, part in parts]
     order = ranks(rows, resamples)
-    for found in agreement(rows, resamples).itertuples():
-        here = order[order["budget"] == found.budget]
-        best = [_highest(here[here["backbone"] == name]) for name in (found.first, found.second)]
-        first = (
-            f"{best[0]} on both" if best[0] == best[1] else f"{best[0]} on {found.first}, {best[1]} on {found.second}"
-        )
+    for found in agreement(rows, resamples).to_dict("records"):
+        here, pair = order[order["budget"] == found["budget"]], (found["first"], found["second"])
+        best = [_highest(here[here["backbone"] == name]) for name in pair]
+        highest = f"{best[0]} on {pair[0]}, {best[1]} on {pair[1]}"
+        if best[0] == best[1]:
+            highest = f"{best[0]} on both"
         said = "their agreement cannot be told"
-        if np.isfinite(found.tau):
-            said = f"Kendall's tau is {found.tau:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-        lines.append(f"- **{found.budget:g} tokens**, {found.methods} methods: highest is {first}; {said}.")
+        if np.isfinite(found["tau"]):
+            said = f"Kendall's tau is {found['tau']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+        lines.append(f"- **{found['budget']:g} tokens**, {found['methods']} methods: highest is {highest}; {said}.")
     return "\n\n".join(["\n".join(lines), *notes(rows)])
 
 
@@ -349,7 +349,8 @@ def _about_sight(backbone: str, rows: pd.DataFrame, resamples: int) -> str:
     if not {FULL, OTHER} <= set(means.index):
         return text
     scores = paired_scores(rows[rows["method"].isin([FULL, OTHER])], ["method"])
-    seen, unseen = [], []
+    seen: list[str] = []
+    unseen: list[str] = []
     for kind, part in scores.groupby(level="question_type", sort=False):
         gap = paired_difference(part[FULL], part[OTHER], resamples=resamples)
         (seen if gap.low > 0 else unseen).append(f"{kind} ({points(gap)})" if gap.low <= 0 else str(kind))
