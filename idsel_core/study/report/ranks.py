@@ -190,7 +190,7 @@ def accuracy_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
         for end, line in ((FULL, "--"), (OTHER, "-."), (BLIND, ":")):
             for level in part.loc[part["method"] == end, "mean"]:
                 axis.axhline(level, color=palette.LINE, linestyle=line, label=label(end))
-        theme.budget_axis(axis, budgets_of(rows))
+        theme.budget_axis(axis, budgets_of(rows), room=1.45)
         axis.set_title(backbone)
     theme.percent_axis(axes[0, 0].yaxis)
     axes[0, 0].set_ylabel("accuracy")
@@ -359,7 +359,8 @@ def _about_sight(backbone: str, rows: pd.DataFrame, resamples: int) -> str:
 
 
 def _highest(order: pd.DataFrame) -> str:
-    return " and ".join(label(method) for method in order.loc[order["rank"] == order["rank"].min(), "method"])
+    *others, last = [label(method) for method in order.loc[order["rank"] == order["rank"].min(), "method"]]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _percent(mean: float, low: float, high: float) -> str:
