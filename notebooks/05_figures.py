@@ -17,6 +17,7 @@ resamples = 2000  # bootstrap resamples of the intervals
 table_budgets = [192, 128, 64, 32, 16]  # budgets of the tables
 shown_budgets = [64, 32, 16]  # budgets of the detailed figures of the comparison
 results_dir = "results/rows"  # folder of the stored rows
+committed_dir = "docs/rows"  # folder of committed rows, for jobs that the store does not hold
 times_dir = "results/times"  # folder of the stored times
 figures_dir = "results/figures"  # folder for the figures
 tables_dir = "results/tables"  # folder for the tables
@@ -34,10 +35,14 @@ from idsel_core.study.report import (
     comparison_tables,
     drawings,
     efficiency_tables,
+    ranks,
     tables,
     theme,
     two_turns,
 )
+
+# %% [markdown]
+# ## The embedded backbone while it was trained
 
 # %%
 theme.use_theme()
@@ -52,10 +57,6 @@ def draw(*names: str) -> None:
         drawings.save(name, stored, figures)
 
 
-# %% [markdown]
-# ## The embedded backbone while it was trained
-
-# %%
 draw("training")
 
 # %% [markdown]
@@ -172,3 +173,18 @@ asked = times.provenance("09_sizing")["parameters"]
 claims = efficiency_tables.claims_table(asked["claims"], asked["text_tokens"], "idselection")
 claims = efficiency_tables.printed_claims(claims.assign(claimed=asked["claimed"]))
 Markdown(tables.save_table(claims, texts, "claims", origin=times.origin("09_sizing")))
+
+# %% [markdown]
+# ## Across backbones
+#
+# From the rows of `make smollm2`, or else from those that are committed.
+
+# %%
+committed = drawings.Stored(project_path(committed_dir), project_path(times_dir), resamples, shown_budgets)
+across = next((one for one in (stored, committed) if not drawings.missing("across_ranks", one)), None)
+said = "Left out: the figures across backbones, whose rows `make smollm2` makes."
+if across is not None:
+    for name in ("across_accuracy", "across_ranks"):
+        drawings.save(name, across, figures)
+    said = ranks.about_ranks(across.ranked, resamples=resamples)
+Markdown(said)

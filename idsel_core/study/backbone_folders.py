@@ -22,11 +22,16 @@ def is_hub_id(backbone: str | Path) -> bool:
 
 
 def backbone_name(backbone: str | Path) -> str:
-    """Return what results call a backbone: ``embedded``, its hub id, or the name of its folder."""
+    """Return what results call a backbone: ``embedded``, its hub id, or the name of its folder.
+
+    A folder ``assembled`` has the name of the folder that it lies in, as ``smollm2`` has.
+    """
     if is_hub_id(backbone):
         return str(backbone)
     folder = Path(backbone).resolve()
-    return "embedded" if folder == MODEL.resolve() else folder.name
+    if folder == MODEL.resolve():
+        return "embedded"
+    return folder.parent.name if folder.name == "assembled" else folder.name
 
 
 def job_name(name: str, model: str, *asked: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from idsel_core.study.ends import BLIND, FULL
+from idsel_core.study.ends import BLIND, FULL, OTHER
 from idsel_core.study.paths import DATA
 from idsel_core.study.sources.scenes import has_scenes, read_split
 from idsel_core.study.sources.split import Split
 
-__all__ = ["BLIND", "FULL", "Split", "read_data", "read_split"]
+__all__ = ["BLIND", "FULL", "OTHER", "Split", "read_data", "read_split"]
 
 
 def read_data(

@@ -1,3 +1,3 @@
-"""Names, beside those of methods, of the two ends of the scale: all visual tokens, and no image at all."""
+"""Names, beside those of methods, of the ends of the scale: all visual tokens, no image, the image of another scene."""
 
-FULL, BLIND = "full", "no-image"
+FULL, BLIND, OTHER = "full", "no-image", "other-image"

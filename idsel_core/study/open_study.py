@@ -91,7 +91,8 @@ def open_study(
     if tower_depths is not None:
         return replace(study, encoded=encode_split(opened, processor, chosen, tower_depths=tower_depths))
     whole = read_split(split, Path(data))
-    made_from, path = fingerprint(whole, backbone), Path(cache) / f"{split}.safetensors"
+    stored_as = split if study.name == "embedded" else f"{study.name}-{split}"
+    made_from, path = fingerprint(whole, backbone), Path(cache) / f"{stored_as}.safetensors"
     encoded = read_encoding(path, made_from)
     if encoded is not None:
         rows = whole.images.index.get_indexer(chosen.images.index)

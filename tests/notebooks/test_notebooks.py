@@ -15,7 +15,7 @@ from idsel_core.study.run.notebook_runner import check_parameters, load_paramete
 from idsel_core.study.store.provenance import read_origin
 from idsel_core.study.store.results import Results
 from idsel_core.study.store.times import Times
-from tests.support import tiny_whisper
+from tests.support import tiny_smollm2, tiny_whisper
 from tests.support.project import PROJECT
 from tests.support.rows import make_rows
 
@@ -102,11 +102,14 @@ def smoke(tmp_path_factory):
         # Whatever a notebook writes goes to the test's folder.
         folders = [known for known in papermill.inspect_notebook(notebook) if known in FOLDERS]
         parameters |= {known: str(folder / known.removesuffix("_dir")) for known in folders}
-        if name in WORKFLOW["fetched"]:
+        if name == "18_speech":
             parameters |= {"folder": str(folder / "speech"), "models": ["model"]}
             (folder / "speech").mkdir()
             sentences = [("espeak-ng", "One or two."), ("espeak-ng", "Not so."), ("reading", "All of it.")]
             tiny_whisper.write_folder(folder / "speech", sentences)
+        if name == "19_across_backbones":
+            tiny_smollm2.write_folder(folder / "tiny/assembled")
+            parameters |= {"backbones": ["data/backbone/assembled", str(folder / "tiny/assembled")]}
         run(notebook, folder / f"{name}.ipynb", parameters)
         return folder
 

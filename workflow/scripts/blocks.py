@@ -43,6 +43,7 @@ BUDGETS_SHOWN: Final = (192, 64, 32, 16)
 OF_METHODS: Final = {"all tokens", *(method.label for method in METHODS.values())}
 """What tables call methods with their defaults; a method with other knobs or a final budget has more in its name."""
 BY_HAND: Final = {
+    "across-backbones": "make smollm2",
     "comparison-all": "make comparison",
     "adaptive": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
     "bars": "idsel run notebooks/17_more_measures.ipynb logs/17_more_measures.ipynb",
@@ -492,8 +493,16 @@ def architectures() -> str:
     return markdown(rows)
 
 
+def across_figures() -> str:
+    """Show the figures across backbones, where they are published."""
+    names = [name for name in ("19_accuracy", "19_ranks") if (DOCS / f"figures/{name}.png").exists()]
+    shown = [f"![{_bracketed(alt(name))}](figures/{name}.png)" for name in names]
+    return "\n\n".join(shown) or not_yet("across-figures", BY_HAND["across-backbones"])
+
+
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "accuracy": accuracy,
+    "across-figures": across_figures,
     "architectures": architectures,
     "asked-gamma": lambda: f"Gamma and the update rule: {asked('02_ablation_gamma')}.",
     "asked-importance": lambda: f"Importance: {asked('03_ablation_importance')}.",

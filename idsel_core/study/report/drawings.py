@@ -22,6 +22,7 @@ from idsel_core.study.report import (
     default_rule,
     efficiency,
     efficiency_figures,
+    ranks,
     theme,
 )
 from idsel_core.study.report.default_figure import default_figure
@@ -95,6 +96,11 @@ class Stored:
     def timed(self) -> pd.DataFrame:
         """Times of the efficiency study."""
         return self.clock.frame(_EFFICIENCY)
+
+    @cached_property
+    def ranked(self) -> pd.DataFrame:
+        """Rows of the study across backbones."""
+        return ranks.read_ranked(self.results)
 
     def jobs(self) -> set[str]:
         """Return the stored jobs, those of times behind "times/"."""
@@ -203,6 +209,16 @@ FIGURES: Final = {
         lambda one: one.origin_of(
             *across_backbones.read_backbones(one.results)["job"].unique(), resamples=one.resamples
         ),
+    ),
+    "across_accuracy": Drawing(
+        "accuracy of methods on two backbones, the same questions",
+        (ranks.JOB,),
+        lambda one: ranks.accuracy_figure(one.ranked, one.resamples),
+    ),
+    "across_ranks": Drawing(
+        "ranks of methods on two backbones",
+        (ranks.JOB,),
+        lambda one: ranks.ranks_figure(one.ranked, one.resamples),
     ),
     "comparison": Drawing(
         "share of full performance, methods by budgets",

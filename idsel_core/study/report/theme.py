@@ -61,8 +61,8 @@ _FONT: Final = 8.0
 """Size of text in papers, points; that of ticks, legends and notes is smaller."""
 _now = USES["paper"]
 
-ENDS: Final = {"full": "all tokens", "no-image": "no image"}
-"""Labels of the two ends of the scale, which are no methods."""
+ENDS: Final = {"full": "all tokens", "no-image": "no image", "other-image": "another image"}
+"""Labels of the ends of the scale, which are no methods."""
 FINAL: Final = " (final)"
 """What `comparison.by_title` adds to the name of a method whose budget is the tokens left after the last drop."""
 

@@ -65,5 +65,8 @@ def make_figures(cores: int, dry_run: bool = False, more: Sequence[str] = ()) ->
         TIMING.write_text(json.dumps(timing) + "\n")
     for folder in sorted({path.parent for path in outputs if path.parent.is_dir()}):
         print(f"{folder}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    left_out = [job for job in workflow.get("fetched", []) if job not in Results(ROWS).jobs()]
+    if left_out:
+        print(f"Left out, as they fetch models: {', '.join(left_out)}; `make help` names their targets.")
     print(f"Took {seconds:.0f} s on {cores} cores; rows in {ROWS}/, executed notebooks in logs/.")
     return 0

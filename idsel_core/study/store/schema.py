@@ -24,7 +24,11 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "question_id": ("string", "the question, unique within a run"),
         "image_id": ("string", "the image, or audio clip, that it is about; of several a JSON list"),
         "question_type": ("string", "the kind of question, such as `count`"),
-        "method": ("string", "name of the method; `full` keeps all visual tokens, `no-image` shows none"),
+        "method": (
+            "string",
+            "name of the method; `full` keeps all visual tokens, `no-image` shows none, `other-image` keeps all of the "
+            "image of another question",
+        ),
         "importance": ("string?", "the score by which the method ranks tokens; null if it has no such knob"),
         "normalise": ("string?", "how that score is brought to a range; null if the method has no such knob"),
         "features": ("string?", "which features are compared, `projector` or `encoder`; null if there is no such knob"),
