@@ -241,6 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to draw and encode")
     parser.add_argument("--rich", type=float, default=0.0, help="share of steps on rich scenes, as many more to encode")
     parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
+    parser.add_argument("--more-of", nargs="*", default=[], choices=QUESTION_TYPES, help="question types to ask more of")
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
     parser.add_argument(
@@ -316,7 +317,8 @@ def main() -> None:
             state.update({k: v.to(device) for k, v in state.items() if v.ndim})
     seed = args.seed + step + 1_000_000 * rank
     spans = np.random.default_rng(seed)
-    asking = [batches(kind, args.batch, args.questions, seed, args.types, nouns, asker) for kind, _, asker in kinds]
+    types = [*args.types, *args.more_of]
+    asking = [batches(kind, args.batch, args.questions, seed, types, nouns, asker) for kind, _, asker in kinds]
     telling = [patch_batches(kind, min(PATCH_BATCH * args.batch, len(kind.things)), seed, nouns) for kind, *_ in kinds]
     source, patch_source = mixed(asking, args.rich, seed), mixed(telling, args.rich, seed)
     started, total, recent = clock(), 60 * args.minutes, []

@@ -33,6 +33,7 @@ METHODS: Final = {
     "downsample": (TAN, "P"),
     "full": (INK, "X"),
     "no-image": (FAINT, "d"),
+    "other-image": (LINE, "d"),
     "cdpruner": (WINE, "<"),
     "trim": (OLIVE, ">"),
     "vscan": (SKY, "X"),
