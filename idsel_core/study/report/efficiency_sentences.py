@@ -45,9 +45,10 @@ def about_ideal(table: pd.DataFrame) -> str:
         What `ideal_table` returned.
     """
     worst: Any = table.sort_values("over ideal").iloc[-1]
+    interval = f", 95 % interval {worst['low']:.3f} to {worst['high']:.3f}" if worst["low"] > 0 else ""
     said = (
         f"At most {worst['over ideal']:.3f} times the ideal, with {worst['visual tokens']} tokens (median "
-        f"over turns of the ratio within a turn)."
+        f"over turns of the ratio within a turn{interval})."
     )
     if table["FLOPs over ideal"].isna().any():
         return said

@@ -54,8 +54,8 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a budget. "FLOPs over ideal" is what "over ideal" would be if time went by FLOPs alone; NaN where they
-        are not known.
+        One row a budget. "low" and "high" are the 95 % interval of "over ideal", NaN for fewer than six turns.
+        "FLOPs over ideal" is what "over ideal" would be if time went by FLOPs alone; NaN where they are not known.
     """
     whole = times[times["phase"] == END_TO_END]
     if whole.empty:
@@ -74,6 +74,8 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
             "ideal, ms": clock[IDEAL],
             "all tokens, ms": clock[FULL],
             "over ideal": named["over_ideal"],
+            "low": named["over_ideal_low"],
+            "high": named["over_ideal_high"],
             "FLOPs over ideal": flops["method"] / flops[IDEAL],
             "over all tokens": named["over_full"],
         }

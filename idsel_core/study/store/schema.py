@@ -102,6 +102,8 @@ _COLUMNS: Final[Mapping[str, Mapping[str, tuple[str, str]]]] = {
         "cache_bytes": ("int64?", "keys and values after the prefill"),
         "peak_bytes": ("int64?", "most memory of tensors during the phase, the model's included; null on a CPU"),
         "over_ideal": ("double?", "time as a multiple of the ideal's in the same turn, median; of `end to end` alone"),
+        "over_ideal_low": ("double?", "lower end of the 95 % interval of `over_ideal`; null for fewer than 6 turns"),
+        "over_ideal_high": ("double?", "its upper end"),
         "over_full": ("double?", "time as a multiple of the full prompt's in the same turn, likewise"),
         "attention": ("string", "attention implementation: of the vision tower for `encode`, else the language model"),
         "device": ("string", "what the model ran on"),

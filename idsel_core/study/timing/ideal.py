@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.stats import quantile_test
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from idsel_core.backbones import Backbone
@@ -33,8 +35,8 @@ def time_ideal(
 ) -> list[Timing]:
     """Time ``generate`` whole, under `prune`, against a prompt that was cut by hand and against the full one.
 
-    The three take turns. By hand means: the same tower pass, then the rows of the tokens that `method` had chosen
-    beforehand, in a prompt that was shortened beforehand; nothing selects, and no hook runs.
+    The three take turns, each first in every third one. By hand means: the same tower pass, then the rows of the tokens
+    that `method` had chosen beforehand, in a prompt that was shortened beforehand; nothing selects, and no hook runs.
 
     Parameters
     ----------
@@ -91,10 +93,12 @@ def time_ideal(
         FULL: lambda: model.generate(**inputs, **options),
     }
     taken: dict[str, list[tuple[float, int | None]]] = {name: [] for name in contestants}
-    for _ in range(warmup + runs):
-        for name, run in contestants.items():
+    order = list(contestants)
+    for turn in range(warmup + runs):
+        for k in range(len(order)):
+            name = order[(turn + k) % len(order)]
             start = begin(model.device)
-            run()
+            contestants[name]()
             taken[name].append((1e3 * (now(model.device) - start), peak_memory(model.device)))
     timings = []
     clock = {name: np.array([ms for ms, _ in measured[warmup:]]) for name, measured in taken.items()}
@@ -113,8 +117,15 @@ def time_ideal(
                 **quartiles(clock[name].tolist()),
                 flops=flops.get(END_TO_END),
                 peak_bytes=largest(peak for _, peak in measured[warmup:]),
-                over_ideal=float(np.median(clock[name] / clock[IDEAL])),
+                **_over_ideal(clock[name] / clock[IDEAL]),
                 over_full=float(np.median(clock[name] / clock[FULL])),
             )
         )
     return timings
+
+
+def _over_ideal(ratios: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return the median of ratios and its interval of 95 % by order statistics, which few turns do not have."""
+    low, high = quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    bounds = {"over_ideal_low": float(low), "over_ideal_high": float(high)}
+    return {"over_ideal": float(np.median(ratios))} | {k: v if np.isfinite(v) else None for k, v in bounds.items()}

@@ -187,6 +187,8 @@ def timing_of(
         cache_bytes=lap.cache_bytes,
         peak_bytes=None,
         over_ideal=None,
+        over_ideal_low=None,
+        over_ideal_high=None,
         over_full=None,
         attention=_attention(backbone, vision=False),
         device=device_name(model.device),

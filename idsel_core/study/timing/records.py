@@ -38,6 +38,8 @@ class Timing:
     cache_bytes: int | None
     peak_bytes: int | None
     over_ideal: float | None
+    over_ideal_low: float | None
+    over_ideal_high: float | None
     over_full: float | None
     attention: str
     device: str

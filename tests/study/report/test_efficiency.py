@@ -33,7 +33,12 @@ def times():
     ms = rows["phase"].map(known).fillna(rows["kept_tokens"] * 2.0)
     ms = ms.where(rows["phase"] != "end to end", rows["method"].map({"full": 90.0, "ideal": 50.0, "idselection": 51.0}))
     whole = rows["phase"] == "end to end"
-    rows = rows.assign(over_ideal=(ms / 50).where(whole), over_full=(ms / 90).where(whole))
+    rows = rows.assign(
+        over_ideal=(ms / 50).where(whole),
+        over_ideal_low=np.nan,
+        over_ideal_high=np.nan,
+        over_full=(ms / 90).where(whole),
+    )
     return rows.assign(median_ms=ms, low_ms=ms, high_ms=ms)
 
 
@@ -71,7 +76,10 @@ def test_answers_are_set_against_prompts_cut_by_hand(times):
     assert table["over ideal"].tolist() == [1.02, 1.02]
     assert table["over all tokens"].tolist() == pytest.approx([51 / 90] * 2)
     said = efficiency_sentences.about_ideal(table)
-    assert "At most 1.020 times the ideal" in said and "If time went by FLOPs alone" in said
+    assert "At most 1.020 times the ideal" in said and "within a turn). If time went by FLOPs alone" in said
+    known = times.assign(over_ideal_low=1.01, over_ideal_high=1.04)
+    said_of_many = efficiency_sentences.about_ideal(efficiency_tables.ideal_table(known))
+    assert "within a turn, 95 % interval 1.010 to 1.040)" in said_of_many
     flops = times[times["phase"] == "end to end"].set_index(["budget", "method"])["flops"]
     for budget, over in zip((16, 4), table["FLOPs over ideal"], strict=True):
         assert over == flops[budget, "idselection"] / flops[budget, "ideal"] > 1

@@ -121,7 +121,28 @@ def test_a_prompt_cut_by_hand_gives_the_same_answer_and_takes_no_selection(backb
     assert timings[0].over_ideal == pytest.approx(timings[0].median_ms / timings[1].median_ms)
     assert timings[0].over_full == pytest.approx(timings[0].median_ms / timings[2].median_ms)
     assert (timings[1].over_ideal, timings[2].over_full) == (1, 1)
+    assert timings[0].over_ideal_low is timings[0].over_ideal_high is None
     assert full.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_whoever_takes_part_comes_first_in_every_third_turn(backbone):
+    model, inputs, order = backbone.model, tiny.prompts((1,)), []
+    own = model.generate
+
+    def noted(**given):
+        by_hand = "ideal" if "mm_encoder_outputs" in given else "full"
+        order.append(by_hand if model.generate is noted else "pruned")
+        return own(**given)
+
+    model.generate = noted
+    try:
+        timings = time_ideal(backbone, inputs, IDSelection(7), runs=6, warmup=0, new_tokens=1)
+    finally:
+        del model.generate
+    turns = [order[at : at + 3] for at in range(0, len(order), 3)]
+    assert turns == [["pruned", "ideal", "full"], ["ideal", "full", "pruned"], ["full", "pruned", "ideal"]] * 2
+    assert all(timing.over_ideal_low <= timing.over_ideal <= timing.over_ideal_high for timing in timings)
+    assert timings[1].over_ideal_low == timings[1].over_ideal_high == 1
 
 
 def test_the_flops_of_whole_answers_differ_by_the_selection(backbone):
