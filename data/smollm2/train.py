@@ -241,7 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to draw and encode")
     parser.add_argument("--rich", type=float, default=0.0, help="share of steps on rich scenes, as many more to encode")
     parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
-    parser.add_argument("--more-of", nargs="*", default=[], choices=QUESTION_TYPES, help="question types to ask more of")
+    parser.add_argument("--more-of", nargs="*", default=[], choices=QUESTION_TYPES, help="types to ask more of")
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
     parser.add_argument(

@@ -326,6 +326,22 @@ def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
         run(tmp_path / "other", "0.001", "--rich", "2")
 
 
+def test_more_is_asked_of_the_types_named(tmp_path, run, monkeypatch):
+    asked = []
+
+    def noted(*args, **given):
+        asked.append(given["types"])
+        return train.ask(*args, **given)
+
+    own = train.batches
+    monkeypatch.setattr(train, "batches", lambda *given: own(*given[:-1], noted))
+    more = ("--patch-share", "0", "--types", *EVERY_TYPE, "--more-of", "reading", "reading")
+    run(tmp_path, "0.001", "--batch", "2", *more)
+    assert asked and {tuple(types) for types in asked} == {(*EVERY_TYPE, "reading", "reading")}
+    record = json.loads((tmp_path / "train.log.jsonl").read_text().splitlines()[-1])
+    assert set(record["held_out"]) == {"all", *EVERY_TYPE, "blind"}
+
+
 def test_batches_come_from_each_kind_of_scenes_as_often_as_asked():
     turns = train.mixed([iter("a" * 1000), iter("b" * 1000)], 0.3, 0)
     drawn = [next(turns) for _ in range(1000)]

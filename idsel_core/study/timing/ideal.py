@@ -109,6 +109,7 @@ def time_ideal(
         layers = [count] * backbone.decoder_layers
         lap = Lap([], [], prompt.shape[1], len(tokens), max(lengths), layers)
         flops = phase_flops(backbone, inputs, None if name == IDEAL else acting, layers, new_tokens)
+        low, high = _interval_of_median(clock[name] / clock[IDEAL])
         timings.append(
             replace(
                 timing_of(backbone, inputs, method, runs, warmup, new_tokens, lap),
@@ -117,15 +118,16 @@ def time_ideal(
                 **quartiles(clock[name].tolist()),
                 flops=flops.get(END_TO_END),
                 peak_bytes=largest(peak for _, peak in measured[warmup:]),
-                **_over_ideal(clock[name] / clock[IDEAL]),
+                over_ideal=float(np.median(clock[name] / clock[IDEAL])),
+                over_ideal_low=low,
+                over_ideal_high=high,
                 over_full=float(np.median(clock[name] / clock[FULL])),
             )
         )
     return timings
 
 
-def _over_ideal(ratios: NDArray[np.float64]) -> dict[str, float | None]:
-    """Return the median of ratios and its interval of 95 % by order statistics, which few turns do not have."""
-    low, high = quantile_test(ratios, p=0.5).confidence_interval(0.95)
-    bounds = {"over_ideal_low": float(low), "over_ideal_high": float(high)}
-    return {"over_ideal": float(np.median(ratios))} | {k: v if np.isfinite(v) else None for k, v in bounds.items()}
+def _interval_of_median(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of the median by order statistics, None for bounds that few values do not have."""
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low) if np.isfinite(low) else None, float(high) if np.isfinite(high) else None
