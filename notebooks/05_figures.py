@@ -42,7 +42,7 @@ from idsel_core.study.report import (
 )
 
 # %% [markdown]
-# ## The embedded backbone while it was trained
+# ## The backbones while they were trained
 
 # %%
 theme.use_theme()
@@ -57,7 +57,7 @@ def draw(*names: str) -> None:
         drawings.save(name, stored, figures)
 
 
-draw("training")
+draw("training", "training_smollm2")
 
 # %% [markdown]
 # ## Sharpness of the suppression and update rule (validation split)

@@ -167,7 +167,8 @@ def validate(
 ) -> dict[str, float]:
     """Return the share of fresh questions answered right, by question type, and without the image.
 
-    `blind` is the share with the features of another scene, which only what questions give away can raise.
+    `blind` is the share with the features of another scene, which only what questions give away can raise. A type that
+    no scene allows to ask is left out.
     """
     student.eval()
     rng = np.random.default_rng(7)
@@ -182,7 +183,7 @@ def validate(
             for question, hit in zip((q for qs in asked for q in qs), packed.right(logits).tolist(), strict=True):
                 hits["blind" if blind else question.question_type].append(hit)
     student.train()
-    result = {name: round(float(np.mean(hit)), 4) for name, hit in hits.items()}
+    result = {name: round(float(np.mean(hit)), 4) for name, hit in hits.items() if hit}
     return {"all": round(float(np.mean([h for name in types for h in hits[name]])), 4), **result}
 
 

@@ -155,6 +155,15 @@ def test_a_dry_run_tells_what_would_run_and_writes_nothing(project, tmp_path):
     assert everything(project) == before
 
 
+@pytest.mark.parametrize("path", ["docs/rows/speech.parquet", "data/backbone/train.log.jsonl"])
+def test_figures_are_drawn_again_where_committed_rows_or_logs_change(project, path):
+    (project / path).parent.mkdir(parents=True)
+    (project / path).write_text("new")
+    done = figures(project, "--dry-run")
+    assert "draw figures and tables with notebooks/draw.ipynb" in done.stdout + done.stderr
+    assert "run notebooks/a.ipynb" not in done.stdout + done.stderr
+
+
 def everything(project: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in project.rglob("*") if "__pycache__" not in path.parts}
 

@@ -1,5 +1,6 @@
 """What a stored encoding depends on: images, weights, settings, and the code that made it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import pytest
 import yaml
 
+import idsel_core.study.open_study as opening
 from idsel_core.study.dataset import read_split
 from idsel_core.study.encodings import fingerprint
-from idsel_core.study.paths import DATA, ENCODINGS_DEPEND_ON, MODEL, PACKAGE, code_of
+from idsel_core.study.paths import DATA, ENCODINGS_DEPEND_ON, MODEL, PACKAGE, code_of, project_path
 
 LOADED = """
 import sys
@@ -85,3 +87,20 @@ def test_other_settings_or_weights_are_another_fingerprint(tmp_path, file):
     (tmp_path / file).write_bytes(content + b" ")
     after = fingerprint(split, tmp_path)
     assert {name for name in before if before[name] != after[name]} == {file}
+
+
+def test_two_backbones_do_not_share_stored_encodings(tmp_path, monkeypatch):
+    other = tmp_path / "other" / "assembled"
+    shutil.copytree(project_path(MODEL).resolve(), other, copy_function=os.symlink)
+    seen = []
+
+    def noted(path, made_from):
+        seen.append((path, made_from))
+
+    monkeypatch.setattr(opening, "read_encoding", noted)
+    monkeypatch.setattr(opening, "encode_split", lambda *given: "encoded")
+    for backbone in (project_path(MODEL), other):
+        assert opening.open_study("validation", backbone=backbone, limit=3, cache=tmp_path).encoded == "encoded"
+    (first, _), (second, _) = seen
+    assert first == tmp_path / "validation.safetensors"
+    assert second == tmp_path / "other-validation.safetensors"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from idsel_core.study.report import palette
 from idsel_core.study.report.bootstrap import mean_scores, share_of_full
 from idsel_core.study.report.theme import (
+    ENDS,
     add_note,
     budget_axis,
     gamma_axis,
@@ -233,20 +234,25 @@ def objects_figure(rows: pd.DataFrame, resamples: int = 2000) -> Figure:
     return add_note(figure, questions_asked(rows), BANDS)
 
 
-def training_figure(log: pd.DataFrame) -> Figure:
-    """Draw the accuracy of the embedded backbone while it was trained.
+def training_figure(log: pd.DataFrame, name: str = "the embedded backbone") -> Figure:
+    """Draw the accuracy of a backbone while it was trained.
 
     Parameters
     ----------
     log : DataFrame
-        Lines of the training log: step, stage, and the accuracy on held-out scenes, in all and by question type.
+        Lines of the training log: step, and the accuracy on held-out scenes, in all, by question type and, where the
+        log has it, with another image ("blind").
+    name : str
+        What was trained, as the figure's description names it.
     """
     held_out = log.dropna(subset=["held_out"])
     curves = pd.DataFrame(held_out["held_out"].tolist(), index=held_out["step"])
     figure, axis = plt.subplots(figsize=size("column", 2.6), layout="constrained")
-    figure.set_label("Accuracy of the embedded backbone on held-out scenes while it was trained")
-    for question_type, look in palette.of_series(curves.drop(columns="all")).items():
+    figure.set_label(f"Accuracy of {name} on held-out scenes while it was trained")
+    for question_type, look in palette.of_series(curves.drop(columns=["all", "blind"], errors="ignore")).items():
         axis.plot(curves.index, curves[question_type], label=question_type, color=look["color"])
+    if "blind" in curves:
+        axis.plot(curves.index, curves["blind"], color=palette.FAINT, linestyle="--", label=ENDS["other-image"])
     axis.plot(
         curves.index, curves["all"], color=palette.INK, linewidth=2 * plt.rcParams["lines.linewidth"], label="all"
     )

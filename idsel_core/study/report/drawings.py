@@ -36,6 +36,7 @@ _GAMMA, _IMPORTANCE, _BUDGET, _COMPARISON = (
 )  # fmt: skip
 _DEFAULT, _EFFICIENCY, _SIZING, _PEERS = "14_default", "08_efficiency", "09_sizing", "peers-cpu"
 _LOG: Final = MODEL.parent / "train.log.jsonl"
+_SMOLLM2_LOG: Final = MODEL.parents[1] / "smollm2/train.log.jsonl"
 
 
 @dataclass
@@ -140,6 +141,11 @@ def _training(_: Stored) -> Figure:
     return ablation_figures.training_figure(pd.read_json(_LOG, lines=True))
 
 
+def _training_smollm2(_: Stored) -> Figure:
+    log = pd.read_json(_SMOLLM2_LOG, lines=True)
+    return ablation_figures.training_figure(log[log["part"] == "full scenes"], "the backbone on SmolLM2")
+
+
 def _models(stored: Stored) -> Figure:
     asked = stored.clock.provenance(_EFFICIENCY)["parameters"]
     costs = efficiency.model_costs(asked["models"], asked["model_text"], "idselection")
@@ -176,6 +182,12 @@ _TIMES: Final = (f"times/{_EFFICIENCY}",)
 FIGURES: Final = {
     "training": Drawing(
         "accuracy of the embedded backbone while it was trained", (), _training, lambda _: origin([_LOG])
+    ),
+    "training_smollm2": Drawing(
+        "accuracy of the backbone on SmolLM2 while it was trained on full scenes",
+        (),
+        _training_smollm2,
+        lambda _: origin([_SMOLLM2_LOG]),
     ),
     "gamma": Drawing(
         "accuracy and kept tokens on objects against gamma, for both updates",
