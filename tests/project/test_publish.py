@@ -113,11 +113,12 @@ def test_what_cannot_be_trusted_is_not_published(project, fault, message):
     assert contents(project) == before
 
 
-def test_a_part_that_nothing_generates_is_named(project):
-    (project / "README.md").write_text("<!-- generated: no-such -->\n<!-- end -->\n")
+@pytest.mark.parametrize("name", ["no-such", "Model2_x"])
+def test_a_part_that_nothing_generates_is_named(project, name):
+    (project / "README.md").write_text(f"<!-- generated: {name} -->\n<!-- end -->\n")
     done = publish(project)
     assert done.returncode == 2
-    assert "nothing generates 'no-such'; known are " in done.stderr
+    assert f"nothing generates '{name}'; known are " in done.stderr
 
 
 def test_all_that_is_published_is_made_below_results():

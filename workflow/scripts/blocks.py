@@ -32,7 +32,7 @@ from idsel_core.visual_tokens import VisualTokens
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 DOCS: Final = ROOT / "docs"
-BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURE: Final = re.compile(r"!\[(?:\\.|[^\]\\])*\]\((?P<path>[\w./-]*figures/(?P<name>\w+)\.png)\)")
 TAG: Final = re.compile(r'(<img src="[\w./-]*figures/(?P<name>\w+)\.png"[^>]*? alt=")[^"]*(">)')
 
