@@ -50,14 +50,23 @@ class Student(nn.Module):
             language_model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=matrices)
         )
         self.nouns, self.told = nouns, sum(head_sizes(nouns).values())
+        self.projector_heads = nn.Linear(hidden, self.told + 1)
         self.patch_heads = nn.Linear(hidden, self.told + 1)
         self.asked_heads = nn.Linear(hidden, 2 * self.told + len(RELATIONS) + 2)
+
+    def projected(self, features: Tensor) -> Tensor:
+        """Return what the projector makes of features, float32 (..., hidden)."""
+        return self.projector((features.float() - self.mean) / self.std)
 
     def opening(self, features: Tensor, prefix: Tensor) -> Tensor:
         """Return the input embeddings of the prefix and of the visual tokens, (scenes, start, hidden)."""
         embed = self.language_model.get_input_embeddings()
-        visual = self.projector((features.float() - self.mean) / self.std).to(embed.weight.dtype)
+        visual = self.projected(features).to(embed.weight.dtype)
         return torch.cat([embed(prefix).expand(len(features), -1, -1), visual], 1)
+
+    def projected_of_patches(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the projector alone tells of patches and of middles of objects: next to no work."""
+        return told_by(self.projector_heads, self.projected(features))
 
     def under_patches(self, features: Tensor, prefix: Tensor, span: int | None = None) -> tuple[Tensor, Tensor]:
         """Return what the first layers alone tell of each patch, without questions: little work beside `forward`."""
@@ -71,8 +80,7 @@ class Student(nn.Module):
 
     def told_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return what states tell of patches, (scenes, tokens, heads), and of middles of objects, (scenes, tokens)."""
-        told = self.patch_heads(F.rms_norm(states.float(), states.shape[-1:]))
-        return told[..., :-1], told[..., -1]
+        return told_by(self.patch_heads, states)
 
     def forward(self, features: Tensor, packed: Packed) -> Outputs:
         inner = self.language_model.base_model.model
@@ -111,14 +119,22 @@ class Student(nn.Module):
     def adopt(self, trained: dict[str, Tensor]) -> None:
         """Take over what `trained` gave; raises ValueError where a name is missing or unknown.
 
-        Heads for another number of nouns stay as they are here: they exist only while training.
+        Heads that are missing, or for another number of nouns, stay as they are here: they exist only while training.
         """
-        if set(trained) != set(self.trained()):
-            raise ValueError(f"not the parameters of this model: {sorted(set(trained) ^ set(self.trained()))[:3]}")
+        own = self.trained()
+        wrong = {name for name in set(trained) ^ set(own) if name in trained or "_heads." not in name}
+        if wrong:
+            raise ValueError(f"not the parameters of this model: {sorted(wrong)[:3]}")
         with torch.no_grad():
-            for name, value in self.trained().items():
-                if value.shape == trained[name].shape or "_heads." not in name:
-                    value.copy_(trained[name])
+            for name, value in trained.items():
+                if own[name].shape == value.shape or "_heads." not in name:
+                    own[name].copy_(value)
+
+
+def told_by(heads: nn.Linear, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what heads read in states: of what lies there (..., heads), and of middles of objects (...)."""
+    told = heads(F.rms_norm(states.float(), states.shape[-1:]))
+    return told[..., :-1], told[..., -1]
 
 
 @dataclass(frozen=True)

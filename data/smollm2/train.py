@@ -196,14 +196,16 @@ def validate_patches(
     size: int = 10,
     nouns: list[str] = NOUN_NAMES,
 ) -> dict[str, float]:
-    """Return the loss of what is told of patches."""
-    losses = []
+    """Return the losses of what the projector alone, and the first layers, tell of patches."""
+    losses: dict[str, list[float]] = {"projector_loss": [], "patch_loss": []}
     for at in range(0, len(scenes.things), size):
-        with torch.autocast(device.type, torch.bfloat16):
-            told = student.under_patches(scenes.features[at : at + size].to(device), words.prefix_tensor(device))
+        features = scenes.features[at : at + size].to(device)
         targets = told_targets(scenes.things[at : at + size], scenes.side, nouns)
-        losses.append(patch_loss(told, targets, student.nouns).item())
-    return {"patch_loss": round(float(np.mean(losses)), 4)}
+        with torch.autocast(device.type, torch.bfloat16):
+            told = student.projected_of_patches(features), student.under_patches(features, words.prefix_tensor(device))
+        for known, one in zip(losses.values(), told, strict=True):
+            known.append(patch_loss(one, targets, student.nouns).item())
+    return {name: round(float(np.mean(known)), 4) for name, known in losses.items()}
 
 
 def learning_rate(share: float, peak: float) -> float:
@@ -222,7 +224,7 @@ def agreed(seconds: float) -> float:
 
 def optimizers(student: Student) -> list[torch.optim.Optimizer]:
     """Return AdamW for the heads of the hints, the projector and the low-rank additions, in this order."""
-    heads = [*student.patch_heads.parameters(), *student.asked_heads.parameters()]
+    heads = [p for name, p in student.named_parameters() if "_heads." in name]
     additions = [p for p in student.language_model.parameters() if p.requires_grad]
     groups = (heads, [*student.projector.parameters()], additions)
     return [torch.optim.AdamW(group, betas=(0.9, 0.98), weight_decay=0.0) for group in groups]
@@ -246,10 +248,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--questions", type=int, default=16, help="questions a scene and step")
     parser.add_argument(
+        "--projector-share",
+        type=float,
+        default=0.05,
+        help="share of the time, at first, in which the projector alone learns what lies under patches",
+    )
+    parser.add_argument(
         "--patch-share",
         type=float,
         default=0.1,
-        help="share of the time in which the projector and the first layers alone learn what lies under patches",
+        help="share of the time after that in which the projector and the first layers learn so",
     )
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--hints", type=float, default=0.5, help="weight of each hint's loss")
@@ -326,13 +334,19 @@ def main() -> None:
     progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5, disable=rank > 0)
     while (used := agreed(spent + clock() - started)) < total or recent:
         share = used / total
-        looking = share < args.patch_share
-        rates = (args.rate, 0.5 * args.rate, args.rate)
+        projecting = share < args.projector_share
+        looking = share < args.projector_share + args.patch_share
+        rates = (args.rate, args.rate if projecting else 0.5 * args.rate, args.rate)
         for stepper, rate in zip(steppers, rates, strict=True):
             for group in stepper.param_groups:
                 group["lr"] = learning_rate(share, rate)
         span = draw_span(spans, scenes.features.shape[1])
-        if looking:
+        if projecting:
+            features, targets = next(patch_source)
+            told = student.projected_of_patches(features.to(device))
+            losses = {"projector_loss": patch_loss(told, targets, len(nouns))}
+            losses["projector_loss"].backward()
+        elif looking:
             features, targets = next(patch_source)
             with torch.autocast(device.type, torch.bfloat16):
                 told = student.under_patches(features.to(device), words.prefix_tensor(device), span)

@@ -263,16 +263,27 @@ def test_a_short_training_logs_keeps_and_goes_on(tmp_path, run):
     assert 0 < nearby < 0.01  # a step or two further, not begun anew
 
 
+ASKING = ("--projector-share", "0", "--patch-share", "0")
+
+
+def test_the_projector_learns_alone_first(tmp_path, run):
+    starts, after = (run(tmp_path / rate, "0.001", "--projector-share", "1", "--rate", rate) for rate in ("0", "0.01"))
+    changed = {name for name in after if not torch.equal(starts[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"projector", "projector_heads"}
+    log = json.loads((tmp_path / "0.01" / "train.log.jsonl").read_text())
+    assert log["projector_loss"] > 0 and log["held_out"]["projector_loss"] > 0
+
+
 def test_the_first_layers_learn_alone_first_and_heads_by_hints_alone(tmp_path, run):
-    without = [run(tmp_path / size, "0.001", "--patch-share", "0", "--hints", "0", "--batch", size) for size in "12"]
-    hinted = [run(tmp_path / f"hinted {size}", "0.001", "--patch-share", "0", "--batch", size) for size in "12"]
+    without = [run(tmp_path / size, "0.001", *ASKING, "--hints", "0", "--batch", size) for size in "12"]
+    hinted = [run(tmp_path / f"hinted {size}", "0.001", *ASKING, "--batch", size) for size in "12"]
     heads = "patch_heads.weight"
     assert torch.equal(without[0][heads], without[1][heads]) and not torch.equal(hinted[0][heads], hinted[1][heads])
-    alone = run(tmp_path / "alone", "0.001", "--patch-share", "1", "--batch", "1")
+    alone = run(tmp_path / "alone", "0.001", "--projector-share", "0", "--patch-share", "1", "--batch", "1")
     moved = {name for name in alone if ".lora_B." in name and alone[name].any()}
     assert moved and all(any(f"layers.{layer}." in name for layer in range(PATCH_LAYER)) for name in moved)
     log = json.loads((tmp_path / "alone" / "train.log.jsonl").read_text())
-    assert set(log["held_out"]) == {"patch_loss"} and log["held_out"]["patch_loss"] > 0
+    assert set(log["held_out"]) == {"projector_loss", "patch_loss"} and log["held_out"]["patch_loss"] > 0
     assert any(hinted[0][name].any() for name in alone if "layers.20." in name and ".lora_B." in name)
 
 
@@ -321,7 +332,9 @@ def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
     assert rich["patch_heads.weight"].shape[0] == wide > plain["patch_heads.weight"].shape[0]
     assert (rich["projector.2.weight"] - plain["projector.2.weight"]).abs().max() < 0.05
     record = json.loads((tmp_path / "rich/train.log.jsonl").read_text().splitlines()[-1])
-    assert set(record["held_out"]) == set(record["held_out_rich"]) == {"all", *EVERY_TYPE, "blind"}
+    for seen in (record["held_out"], record["held_out_rich"]):
+        assert {"all", "existence", "blind"} <= set(seen) <= {"all", *EVERY_TYPE, "blind"}
+        assert not np.isnan(list(seen.values())).any()
     with pytest.raises(SystemExit, match=r"--rich must be a share from 0 to 1, not 2\.0"):
         run(tmp_path / "other", "0.001", "--rich", "2")
 
@@ -335,7 +348,7 @@ def test_more_is_asked_of_the_types_named(tmp_path, run, monkeypatch):
 
     own = train.batches
     monkeypatch.setattr(train, "batches", lambda *given: own(*given[:-1], noted))
-    more = ("--patch-share", "0", "--types", *EVERY_TYPE, "--more-of", "reading", "reading")
+    more = (*ASKING, "--types", *EVERY_TYPE, "--more-of", "reading", "reading")
     run(tmp_path, "0.001", "--batch", "2", *more)
     assert asked and {tuple(types) for types in asked} == {(*EVERY_TYPE, "reading", "reading")}
     record = json.loads((tmp_path / "train.log.jsonl").read_text().splitlines()[-1])
