@@ -322,7 +322,8 @@ def about_ranks(rows: pd.DataFrame, own: str = "idselection", resamples: int = 2
 
 def _about_losses(backbone: str, rows: pd.DataFrame, own: str, resamples: int) -> str:
     gaps = versus_each(rows, own, resamples)
-    count = gaps["outcome"].value_counts()
+    unequal = gaps["other"].map(is_final).astype(bool)
+    counted = [_counts(part, of) for part, of in ((gaps[~unequal], ""), (gaps[unequal], " †")) if len(part)]
     said = []
     for budget, part in gaps[gaps["outcome"] == "loss"].groupby("budget", sort=False):
         who = [
@@ -331,9 +332,17 @@ def _about_losses(backbone: str, rows: pd.DataFrame, own: str, resamples: int) -
         ]
         said.append(f"{', '.join(who)} at {budget:g} tokens")
     below = f"below {'; '.join(said)}" if said else "below none"
+    return " ".join([f"- **{backbone}**: {label(own)} is {below}.", *counted])
+
+
+def _counts(gaps: pd.DataFrame, mark: str) -> str:
+    """Say how often comparisons end how; those with a mark are at unequal budgets."""
+    count = gaps["outcome"].value_counts()
+    which = "with methods that read more tokens" if mark else "at equal budgets"
+    of = "the comparison" if len(gaps) == 1 else f"{len(gaps)} comparisons"
     return (
-        f"- **{backbone}**: {label(own)} is {below}. Of {len(gaps)} comparisons at equal budgets it is below in "
-        f"{count.get('loss', 0)}, not told apart in {count.get('tie', 0)}, above in {count.get('win', 0)}."
+        f"Of {of} {which}{mark} it is below in {count.get('loss', 0)}, not told apart in "
+        f"{count.get('tie', 0)}, above in {count.get('win', 0)}."
     )
 
 
