@@ -52,7 +52,7 @@ comparison: env ## Ask every method all 1,050 test questions, after make figures
 speech: env $(SPEECH) ## Fetch Whisper and speech (240 MB), transcribe with a part of the tokens, in about half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/idsel run notebooks/18_speech.ipynb logs/18_speech.ipynb -f config/18_speech.yaml $(ARGS)
 
-smollm2: env $(SMOLLM2) ## Fetch SmolLM2 (93 MB), ask it what the embedded backbone is asked; about 80 minutes of one core, resumed after a stop
+smollm2: env $(SMOLLM2) ## Fetch SmolLM2 (93 MB), ask it what the embedded backbone is asked; about 100 minutes of one core, resumed after a stop
 	@OMP_NUM_THREADS=$(CORES) $(BIN)/idsel run notebooks/19_across_backbones.ipynb logs/19_across_backbones.ipynb \
 	    -f config/19_across_backbones.yaml $(ARGS)
 
