@@ -118,7 +118,9 @@ def _heat(axes: Axes) -> str:
 def _said(axis: Axis, value: float) -> str:
     form = axis.get_major_formatter()
     if isinstance(form, FuncFormatter | PercentFormatter):
-        return str(form(round(float(value), 3)))
+        # Points beside a named tick, moved apart to be seen, belong to it.
+        ticks = np.asarray(axis.get_majorticklocs(), float)
+        return str(form(round(float(value), 3)) or form(ticks[np.abs(ticks - value).argmin()]))
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 

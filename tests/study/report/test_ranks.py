@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from idsel_core.study.report import ranks
+from idsel_core.study.report.alt_text import alt_text
 from idsel_core.study.report.drawings import FIGURES, Stored, draw, missing
 from idsel_core.study.store.provenance import read_origin
 from idsel_core.study.store.results import Results
@@ -117,6 +118,7 @@ def test_figures_show_every_backbone_and_budget(rows):
     figure = ranks.ranks_figure(rows, resamples=50)
     assert [axis.get_title() for axis in figure.axes] == ["64 tokens", "16 tokens"]
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[1, 3], [2, 1], [3, 2]]
+    assert "64 tokens, rank by accuracy: ID-Selection 1 at embedded, 3 at smollm2" in alt_text(figure)
     plt.close(figure)
 
 
