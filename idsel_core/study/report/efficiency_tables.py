@@ -74,8 +74,8 @@ def ideal_table(times: pd.DataFrame) -> pd.DataFrame:
             "ideal, ms": clock[IDEAL],
             "all tokens, ms": clock[FULL],
             "over ideal": named["over_ideal"],
-            "low": named["over_ideal_low"],
-            "high": named["over_ideal_high"],
+            "low": named["over_ideal_low"].astype(float),
+            "high": named["over_ideal_high"].astype(float),
             "FLOPs over ideal": flops["method"] / flops[IDEAL],
             "over all tokens": named["over_full"],
         }

@@ -35,8 +35,6 @@ def times():
     whole = rows["phase"] == "end to end"
     rows = rows.assign(
         over_ideal=(ms / 50).where(whole),
-        over_ideal_low=np.nan,
-        over_ideal_high=np.nan,
         over_full=(ms / 90).where(whole),
     )
     return rows.assign(median_ms=ms, low_ms=ms, high_ms=ms)
