@@ -268,6 +268,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse shares of time or of steps that are none, and more of a type that is not asked; raises SystemExit."""
+    for name in ("rich", "projector_share", "patch_share"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be a share from 0 to 1, not {getattr(args, name)}")
+    if unasked := sorted(set(args.more_of) - set(args.types)):
+        raise SystemExit(f"--more-of {' '.join(unasked)} is not among --types {' '.join(args.types)}")
+
+
 def prepare(args: argparse.Namespace, device: torch.device, rich: bool = False) -> tuple[EncodedScenes, EncodedScenes]:
     """Draw and encode the scenes to train on and those held out; what is on disk already is kept."""
     tower = load_tower(args.tower_wheel).to(device, torch.bfloat16)
@@ -291,8 +300,7 @@ def main() -> None:
     if world > 1:
         dist.init_process_group("gloo")
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
-    if not 0 <= args.rich <= 1:
-        raise SystemExit(f"--rich must be a share from 0 to 1, not {args.rich}")
+    check(args)
     nouns = RICH_NOUNS if args.rich else NOUN_NAMES
     kinds: list[tuple[EncodedScenes, EncodedScenes, Asker]] = [(*prepare(args, device), ask)]
     if args.rich:

@@ -1,6 +1,7 @@
 """The backbone on SmolLM2: how its projector starts, how questions are packed, and a short training at small size."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -335,8 +336,21 @@ def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
     for seen in (record["held_out"], record["held_out_rich"]):
         assert {"all", "existence", "blind"} <= set(seen) <= {"all", *EVERY_TYPE, "blind"}
         assert not np.isnan(list(seen.values())).any()
-    with pytest.raises(SystemExit, match=r"--rich must be a share from 0 to 1, not 2\.0"):
-        run(tmp_path / "other", "0.001", "--rich", "2")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rich", "2"], "--rich must be a share from 0 to 1, not 2.0"),
+        (["--projector-share", "-0.5"], "--projector-share must be a share from 0 to 1, not -0.5"),
+        (["--patch-share", "1.5"], "--patch-share must be a share from 0 to 1, not 1.5"),
+        (["--more-of", "reading", "existence"], "--more-of reading is not among --types existence attribute"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, run, words, said):
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        run(tmp_path / "other", "0.001", *words)
+    assert not (tmp_path / "other").exists()
 
 
 def test_more_is_asked_of_the_types_named(tmp_path, run, monkeypatch):

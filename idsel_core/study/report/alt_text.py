@@ -119,8 +119,8 @@ def _said(axis: Axis, value: float) -> str:
     form = axis.get_major_formatter()
     if isinstance(form, FuncFormatter | PercentFormatter):
         # Points beside a named tick, moved apart to be seen, belong to it.
-        ticks = np.asarray(axis.get_majorticklocs(), float)
-        return str(form(round(float(value), 3)) or form(ticks[np.abs(ticks - value).argmin()]))
+        nearest = min(axis.get_majorticklocs(), key=lambda tick: abs(tick - value), default=value)
+        return str(form(round(float(value), 3)) or form(nearest))
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from idsel_core.study.dataset import FULL
@@ -45,7 +46,7 @@ def about_ideal(table: pd.DataFrame) -> str:
         What `ideal_table` returned.
     """
     worst: Any = table.sort_values("over ideal").iloc[-1]
-    interval = f", 95 % interval {worst['low']:.3f} to {worst['high']:.3f}" if worst["low"] > 0 else ""
+    interval = f", 95 % interval {worst['low']:.3f} to {worst['high']:.3f}" if np.isfinite(worst["low"]) else ""
     said = (
         f"At most {worst['over ideal']:.3f} times the ideal, with {worst['visual tokens']} tokens (median "
         f"over turns of the ratio within a turn{interval})."

@@ -323,7 +323,7 @@ def about_ranks(rows: pd.DataFrame, own: str = "idselection", resamples: int = 2
 def _about_losses(backbone: str, rows: pd.DataFrame, own: str, resamples: int) -> str:
     gaps = versus_each(rows, own, resamples)
     unequal = gaps["other"].map(is_final).astype(bool)
-    counted = [_counts(part, of) for part, of in ((gaps[~unequal], ""), (gaps[unequal], " †")) if len(part)]
+    kinds = {"at equal budgets": gaps[~unequal], "with methods that read more tokens †": gaps[unequal]}
     said = []
     for budget, part in gaps[gaps["outcome"] == "loss"].groupby("budget", sort=False):
         who = [
@@ -332,16 +332,16 @@ def _about_losses(backbone: str, rows: pd.DataFrame, own: str, resamples: int) -
         ]
         said.append(f"{', '.join(who)} at {budget:g} tokens")
     below = f"below {'; '.join(said)}" if said else "below none"
+    counted = [_counts(part, kind) for kind, part in kinds.items() if len(part)]
     return " ".join([f"- **{backbone}**: {label(own)} is {below}.", *counted])
 
 
-def _counts(gaps: pd.DataFrame, mark: str) -> str:
-    """Say how often comparisons end how; those with a mark are at unequal budgets."""
+def _counts(gaps: pd.DataFrame, kind: str) -> str:
+    """Say how often comparisons of a kind end how."""
     count = gaps["outcome"].value_counts()
-    which = "with methods that read more tokens" if mark else "at equal budgets"
     of = "the comparison" if len(gaps) == 1 else f"{len(gaps)} comparisons"
     return (
-        f"Of {of} {which}{mark} it is below in {count.get('loss', 0)}, not told apart in "
+        f"Of {of} {kind} it is below in {count.get('loss', 0)}, not told apart in "
         f"{count.get('tie', 0)}, above in {count.get('win', 0)}."
     )
 

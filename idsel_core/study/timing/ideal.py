@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -93,13 +94,13 @@ def time_ideal(
         FULL: lambda: model.generate(**inputs, **options),
     }
     taken: dict[str, list[tuple[float, int | None]]] = {name: [] for name in contestants}
-    order = list(contestants)
-    for turn in range(warmup + runs):
-        for k in range(len(order)):
-            name = order[(turn + k) % len(order)]
+    order = deque(contestants)
+    for _ in range(warmup + runs):
+        for name in order:
             start = begin(model.device)
             contestants[name]()
             taken[name].append((1e3 * (now(model.device) - start), peak_memory(model.device)))
+        order.rotate(-1)
     timings = []
     clock = {name: np.array([ms for ms, _ in measured[warmup:]]) for name, measured in taken.items()}
     for name, measured in taken.items():

@@ -45,7 +45,10 @@ def test_figures_are_drawn_from_rows_for_a_use(stored, use, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["bugdet"], "there is no figure 'bugdet', did you mean 'budget'?; there are training, "),
+        (
+            ["bugdet"],
+            "there is no figure 'bugdet', did you mean 'budget'?; there are training, training_smollm2, gamma",
+        ),
         (["--list", "bugdet"], "there is no figure 'bugdet'"),
         (["budget", "gamma"], "figure gamma is drawn from 02_ablation_gamma in results/rows, which is not there"),
         (["sizing"], "sizing is drawn from 09_sizing in results/times"),
