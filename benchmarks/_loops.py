@@ -1,4 +1,4 @@
-"""Greedy selections as plain loops over the N x N table of cosines, tokens to select from, and a check in float64.
+"""Greedy selections as plain loops over the N x N table of cosines, parts of their work, tokens, a check in float64.
 
 They need torch alone.
 """
@@ -95,6 +95,34 @@ LOOPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "cdpruner": cdpruner,
     "scope": scope,
 }
+
+
+def lengths_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Read features (N, D) twice: for their lengths (N,), and for the sum of all (D,)."""
+    return torch.linalg.vector_norm(x, dim=1), x.sum(0)
+
+
+def rows_at_once(x: Tensor, k: int) -> list[Tensor]:
+    """Multiply K rows of the table of all products in one call."""
+    return [*lengths_and_mean(x), x[:k] @ x.T]
+
+
+def rows_in_turn(x: Tensor, k: int) -> list[Tensor]:
+    """Multiply K rows of the table, one after the other."""
+    return [*lengths_and_mean(x), *(x @ row for row in x[:k])]
+
+
+def half_the_table(x: Tensor, k: int, block: int = 128) -> list[Tensor]:
+    """Multiply each pair of tokens about once."""
+    return [*lengths_and_mean(x), *(x[at : at + block] @ x[at:].T for at in range(0, len(x), block))]
+
+
+BOUNDS: dict[str, Callable[[Tensor, int], list[Tensor]]] = {
+    "K rows at once": rows_at_once,
+    "K rows in turn": rows_in_turn,
+    "half the table": half_the_table,
+}
+"""Parts of the work of an exact selection; they pick nothing."""
 
 
 def make_features(kind: str, n: int, d: int) -> Tensor:

@@ -7,6 +7,10 @@ and SCOPE as loops over the whole N x N table of cosines; and such a loop of ID-
 Features are random, clustered, or clustered with a common part, as projector outputs are; scores are peaked, uniform or
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
+Three more contestants pick nothing. They read the features for their lengths and their mean, and multiply a part of the
+table: K rows at once, K rows of which each waits for the one before, as equal scores demand, or half the table. No
+selection that multiplies as much can be faster ("bound: ...").
+
 Picks are compared with the reference's. Where they differ, `gap` says how far the worst pick was below the best token,
 as a share of the highest score, when the rule follows the picks in float64. The exit status is 1 if that is more than
 rounding.
@@ -24,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks._loops import FEATURES, LOOPS, SCORES, gap, make_features, make_scores, reference
+from benchmarks._loops import BOUNDS, FEATURES, LOOPS, SCORES, gap, make_features, make_scores, reference
 from idsel_core.selection.greedy import id_select
 from idsel_core.study.store.files import write_table
 from idsel_core.study.store.provenance import provenance
@@ -45,6 +49,7 @@ def compare(n: int, k: int, given: argparse.Namespace) -> pd.DataFrame:
             calls["id_select (gamma 20)"] = lambda s=s, x=x: id_select(x, s, k, gamma=20.0)
             calls["id_select (torch)"] = lambda s=s, x=x: id_select(x, s, k, backend="torch")
             calls |= {name: lambda loop=loop, s=s, x=x: loop(x, s, k) for name, loop in LOOPS.items()}
+            calls |= {f"bound: {name}": lambda part=part, x=x: part(x, k) for name, part in BOUNDS.items()}
             times = in_turns(calls, given.rounds, given.seconds, given.clock)
             order = id_select(x, s, k).order[0]
             same = torch.equal(order, reference(x, s, k))

@@ -18,18 +18,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idsel_core.selection.suppression import Suppression, floors, products
+from idsel_core.selection.suppression import Suppression, floors
 
-FEWEST_ROWS, MOST_ROWS = 8, 32
-"""Fewest and most candidates whose rows are computed together."""
+FIRST_ROWS, MOST_ROWS = 8, 32
+"""How many candidates' rows are computed together at first, and at most."""
 SHORT, LONGEST_TABLE = 96, 2048
 """Number of tokens up to which all similarities are computed at once: of a few, and of an image with a large budget."""
 TABLE_ROWS = 128
 """Number of rows of such a table that are multiplied together."""
 IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
-CALLS, WEIGHT = 2**23, 256
+CALLS, WEIGHT = 2**21, 256
 """Numbers of products that take about as long as the calls for one block of rows, and as one of its weights."""
+SMALL = 2**18
+"""Number of products of a row up to which a row of all tokens is as fast as one of fewer."""
 COPY = 16
 """Number of products with a token's features that take as long as a copy of them."""
 CHUNK = 2**22
@@ -105,14 +107,14 @@ class _Run:
 
     def first_threshold(self) -> float:
         """Return the score that a few more tokens reach than are left to pick."""
-        if self._rows_at_once(len(self.tokens)) == MOST_ROWS:
+        if self._products(len(self.tokens)) <= SMALL or len(self.tokens) <= min(3 * self.left, LONGEST_TABLE):
             return EVERY  # fewer tokens are not faster
         size = min(5 * self.left // 4 + 1, len(self.tokens) - len(self.order))
         return float(np.partition(self.scores, -size)[-size])
 
-    def _rows_at_once(self, tokens: int) -> int:
-        """Return how many rows of so many tokens take about as long as the calls for them."""
-        return min(max(FEWEST_ROWS, CALLS // (tokens * (self.x.shape[1] + WEIGHT))), MOST_ROWS)
+    def _products(self, tokens: int) -> int:
+        """Return how many products take as long as a row of so many tokens and its weights."""
+        return tokens * (self.x.shape[1] + WEIGHT)
 
     def next_threshold(self) -> float:
         """Return a threshold below the best score that is up to date, or else below the highest bound."""
@@ -181,7 +183,7 @@ class _Run:
 
         Of the others, only those at some places if these are given, int64 (Q,): the result is (T, Q) then.
         """
-        cosines = products(unit, x).mul_(inverse)
+        cosines = row_products(unit, x).mul_(inverse)
         if places is not None and len(places) < len(x):
             cosines = cosines.index_select(1, places)
         return self._weighed(cosines)
@@ -204,7 +206,8 @@ class _Run:
         features: tuple[Tensor, Tensor] | None = None
         picked: list[int] = []
         values: list[float] = []
-        fewest = width = self._rows_at_once(len(tokens))
+        fewest = min(max(1, CALLS // self._products(len(tokens))), MOST_ROWS)
+        width = max(fewest, FIRST_ROWS)
         left, hits = self.left, 0
         while len(picked) < left:
             best = int(scores.argmax())
@@ -255,7 +258,7 @@ class _Run:
         table = np.empty((len(x), len(x)))
         for start in range(0, len(x), TABLE_ROWS):
             rows = slice(start, start + TABLE_ROWS)
-            cosines = products(x[rows], x[start:]).mul_(inverse[rows, None]).mul_(inverse[start:])  # (R, P - start)
+            cosines = row_products(x[rows], x[start:]).mul_(inverse[rows, None]).mul_(inverse[start:])  # (R, P - start)
             block = self._weighed(cosines)
             table[rows, start:], table[start:, rows] = block, block.T
         return dict(enumerate(table))
@@ -295,3 +298,13 @@ class _Run:
                 break
             self.refresh(float(falling[min(2 * self.left, alive) - 1]))
         return np.argsort(-self.scores, kind="stable")[: self.left].tolist()
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products (T, P) of the rows of (T, D) and (P, D).
+
+    BLAS libraries share out the rows of what they write among threads, so the longer side is written as rows.
+    """
+    if len(a) < len(b) and torch.get_num_threads() > 1:
+        return (b @ a.mT).mT
+    return a @ b.mT

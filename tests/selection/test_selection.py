@@ -364,8 +364,9 @@ def test_lazy_picks_the_same_tokens_as_torch(n, k, update):
 SIZES = {
     "SHORT": (0, 3, 96),
     "LONGEST_TABLE": (0, 2048),
-    "FEWEST_ROWS": (1, 3),
-    "CALLS": (0, 2**12, 2**23),
+    "FIRST_ROWS": (1, 3),
+    "CALLS": (0, 2**12, 2**21),
+    "SMALL": (0, 2**18),
     "TABLE_ROWS": (2, 128),
     "CHUNK": (16, 2**22),
     "COPY": (0, 16, 999),
