@@ -10,7 +10,7 @@ hardly more time than it needs to read the features for one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import numpy as np
@@ -99,7 +99,8 @@ class _Run:
         self.picks = self.x.new_empty(count, self.x.shape[1])  # unit features of these
         self.values = np.empty(count)  # their scores when they were picked
         self.decline = 1.0
-        self.rows: dict[int, Floats] = {}  # strengths (N,) of some tokens, by their places among those not dead
+        self.rows: dict[int, Floats] = {}  # strengths (P,) of some tokens, by their places among those not dead
+        self.table: _Table | None = None  # of all these
 
     @property
     def left(self) -> int:
@@ -197,9 +198,11 @@ class _Run:
         """Pick tokens until no score reaches the threshold; all that reach it must be up to date."""
         tokens = np.flatnonzero(self.scores >= threshold)
         rows: dict[int, Floats] = {}  # strengths (P,) of some tokens, by their places among the P tokens
-        if len(tokens) > IN_PLACE * (len(self.tokens) - len(self.order)):
+        table: _Table | None = None
+        everything = len(tokens) > IN_PLACE * (len(self.tokens) - len(self.order))
+        if everything:
             self.refresh(EVERY)
-            tokens, threshold, rows = self.tokens, EVERY, self.rows
+            tokens, threshold, rows, table = self.tokens, EVERY, self.rows, self.table
         scores = self.scores[tokens]  # (P,)
         gone = np.flatnonzero(scores == -math.inf)
         scores[gone] = 0  # never picked, because no score at the floor is, and a factor of 0 keeps it
@@ -214,22 +217,36 @@ class _Run:
             value = float(scores[best])
             if value < threshold or value <= self.floor:
                 break
-            if best not in rows:
+            if best not in rows and table is None:
+                features = features or self._features(tokens)
                 if picked:
                     width = min(max(fewest, 2 * hits), MOST_ROWS)
-                features = features or self._features(tokens)
-                rows |= self._rows_of_candidates(tokens, scores, rows, width, left - len(picked), features)
+                if not rows and self._are_most_needed(scores, width, left - len(picked)):
+                    table = _Table(*features, self._weighed)
+                else:
+                    rows |= self._rows_of_candidates(tokens, scores, rows, width, left - len(picked), features)
                 hits = 0
             hits += 1
             picked.append(best)
             values.append(value)
-            self._suppress(scores, best, rows.pop(best))
+            self._suppress(scores, best, rows.pop(best) if table is None else table.row(best))
+        if everything:
+            self.table = table
         scores[gone] = scores[picked] = -math.inf
         self._keep(tokens, picked, values, scores)
         if picked:
             lowest = max(float(scores.max()), threshold)
             share = max(lowest, self.floor) / values[0]
             self.decline = max(share, 0.1) ** (max(LOOKAHEAD, len(picked)) / len(picked))
+
+    def _are_most_needed(self, scores: Floats, width: int, left: int) -> bool:
+        """Tell whether most of the rows of P tokens, of scores (P,), will be needed, or are few."""
+        factor = 9 if self._are_tied(scores, width) else 4
+        return len(scores) <= SHORT or len(self.tokens) == len(scores) <= min(factor * left, LONGEST_TABLE)
+
+    def _are_tied(self, scores: Floats, width: int) -> bool:
+        """Tell whether nothing tells yet which of the tokens, of scores (P,), comes after the first."""
+        return not self.order and int(np.count_nonzero(scores == scores.max())) > width
 
     def _rows_of_candidates(
         self,
@@ -242,26 +259,10 @@ class _Run:
     ) -> dict[int, Floats]:
         """Return the strengths (P,) of likely next picks, by their places among the tokens (P,)."""
         alive = int(np.count_nonzero(scores > 0))
-        width = min(width, 5 * left // 4 + 1)
+        width = 1 if self._are_tied(scores, width) else min(width, 5 * left // 4 + 1)
         ranking = np.argsort(-scores, kind="stable")[:alive]
-        # Whether nothing tells yet which of them comes after the first.
-        tied = not self.order and alive > width and scores[ranking[width]] == scores[ranking[0]]
-        all_soon = len(tokens) == len(self.tokens) and len(tokens) <= min((9 if tied else 4) * left, LONGEST_TABLE)
-        if not known and (all_soon or len(tokens) <= SHORT):
-            return self._table(*features)
-        width = 1 if tied else width
         block = [place for place in ranking[: width + len(known)].tolist() if place not in known][:width]
         return dict(zip(block, self._strengths(self._unit(tokens[block]), *features), strict=True))
-
-    def _table(self, x: Tensor, inverse: Tensor) -> dict[int, Floats]:
-        """Return the strengths (P,) at which each of P tokens suppresses all; each pair is multiplied about once."""
-        table = np.empty((len(x), len(x)))
-        for start in range(0, len(x), TABLE_ROWS):
-            rows = slice(start, start + TABLE_ROWS)
-            cosines = row_products(x[rows], x[start:]).mul_(inverse[rows, None]).mul_(inverse[start:])  # (R, P - start)
-            block = self._weighed(cosines)
-            table[rows, start:], table[start:, rows] = block, block.T
-        return dict(enumerate(table))
 
     def _suppress(self, scores: Floats, pick: int, strengths: Floats) -> None:
         # The update rule, as in `Suppression.suppress`.
@@ -298,6 +299,31 @@ class _Run:
                 break
             self.refresh(float(falling[min(2 * self.left, alive) - 1]))
         return np.argsort(-self.scores, kind="stable")[: self.left].tolist()
+
+
+class _Table:
+    """The strengths at which P tokens suppress each other, of which each pair is multiplied about once.
+
+    Parameters
+    ----------
+    x, inverse : Tensor
+        Features (P, D) and 1 / |x| (P,).
+    weighed : callable
+        Makes strengths of cosines.
+    """
+
+    def __init__(self, x: Tensor, inverse: Tensor, weighed: Callable[[Tensor], Floats]) -> None:
+        self.blocks: list[Floats] = []  # of rows start to start + R the columns from start on, (R, P - start)
+        for start in range(0, len(x), TABLE_ROWS):
+            rows = slice(start, start + TABLE_ROWS)
+            cosines = row_products(x[rows], x[start:]).mul_(inverse[rows, None]).mul_(inverse[start:])
+            self.blocks.append(weighed(cosines))
+
+    def row(self, place: int) -> Floats:
+        """Return the strengths (P,) at which one token suppresses all."""
+        own, inside = divmod(place, TABLE_ROWS)
+        before = [block[:, place - k * TABLE_ROWS] for k, block in enumerate(self.blocks[:own])]
+        return np.concatenate([*before, self.blocks[own][inside]])
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:

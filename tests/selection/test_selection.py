@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import benchmarks._loops as loops
 from idsel_core.selection import cpu_lazy
 from idsel_core.selection import greedy as selection
 from idsel_core.selection.budget import is_above, resolve_budget
@@ -406,6 +407,46 @@ def test_lazy_picks_the_same_tokens_with_several_threads():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(ours, id_select(x, s, 0.4, mask=mask, backend="torch").order)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_rows_do_not_depend_on_threads(threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for rows, others in ((1, 9), (4, 9), (9, 4), (9, 9)):
+            a, b = torch.randn(rows, 5, dtype=torch.float64), torch.randn(others, 5, dtype=torch.float64)
+            assert torch.allclose(cpu_lazy.row_products(a, b), torch.einsum("td,pd->tp", a, b), atol=1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("budget", "most"), [(16, 2), (64, 6), (192, 2)])
+def test_lazy_multiplies_few_rows_for_a_pick(budget, most, monkeypatch):
+    counted = []
+    multiply = cpu_lazy.row_products
+    monkeypatch.setattr(cpu_lazy, "row_products", lambda a, b: counted.append(len(a) * len(b)) or multiply(a, b))
+    n = 576
+    for features, scores in itertools.product(loops.FEATURES, loops.SCORES):
+        torch.manual_seed(0)
+        x, s = loops.make_features(features, n, 1024), loops.make_scores(scores, n)
+        counted.clear()
+        id_select(x, s, budget)
+        assert 0 < sum(counted) <= min(most * budget, 0.61 * n) * n, (features, scores, sum(counted) / n)
+
+
+def test_the_bounds_of_the_benchmark_multiply_what_they_say():
+    x = torch.randn(200, 8, dtype=torch.float64)
+    table = x @ x.T
+    for name, picked in (("K rows at once", 7), ("K rows in turn", 7)):
+        lengths, total, *rows = loops.BOUNDS[name](x, picked)
+        assert torch.allclose(lengths, x.square().sum(1).sqrt())
+        assert torch.allclose(total, x.sum(0))
+        assert torch.allclose(torch.cat([row.reshape(-1, 200) for row in rows]), table[:picked])
+    blocks = loops.BOUNDS["half the table"](x, picked)[2:]
+    assert [tuple(block.shape) for block in blocks] == [(128, 200), (72, 72)]
+    assert torch.allclose(blocks[0], table[:128])
+    assert torch.allclose(blocks[1], table[128:, 128:])
 
 
 def test_auto_takes_lazy_on_a_cpu_and_torch_for_a_trace(monkeypatch):
