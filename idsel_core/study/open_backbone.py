@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import VisionTextDualEncoderModel
 from idsel_core.backbones import Backbone, Companion, adapter_for
 from idsel_core.loading.hub import Quantisation, load
 from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
-from idsel_core.study.devices import check_device
+from idsel_core.study.devices import check_device, multiplies_halves
 from idsel_core.study.paths import MODEL
 
 
@@ -52,6 +53,11 @@ def open_backbone(
         If a package is not installed that an option, or the processor, needs.
     ValueError
         If its weights are missing, damaged or do not fit, its family is not supported, or there is no such device.
+
+    Warns
+    -----
+    UserWarning
+        If the processor is much slower in the model's dtype than in float32.
     """
     check_device(device)
     if dtype != "auto" and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
@@ -76,7 +82,15 @@ def open_backbone(
         remedy = f"; `make env` makes the embedded backbone anew once {backbone} is gone" if embedded else ""
         raise ValueError(f"the model in {backbone} cannot be loaded: {error}{remedy}") from error
     _pad_on_the_left(model, processor.tokenizer)
-    return adapter_for(model if device_map is not None else model.to(device), relevance, processor), processor
+    if device_map is None:
+        model = model.to(device)
+    if model.dtype in (torch.bfloat16, torch.float16) and not multiplies_halves(model.device):
+        warnings.warn(
+            f"this processor, which has no AVX-512, multiplies {str(model.dtype).removeprefix('torch.')} several times "
+            f'slower than float32: dtype="float32" makes {backbone} faster here',
+            stacklevel=2,
+        )
+    return adapter_for(model, relevance, processor), processor
 
 
 def open_companion(folder: Path, device: str | torch.device = "cpu") -> Companion | None:

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("peft")
 
-from data.backbone.features import EncodedScenes, covers, patch_targets
+from data.backbone.features import FULL, SMALL, EncodedScenes, covers, patch_targets
 from data.backbone.hints import GLYPHS, NOUN_NAMES, head_sizes, heads_loss
 from data.backbone.language import build_tokenizer
 from data.scenes.ask import OPTIONS, QUESTION_TYPES, RELATIONS, ask
@@ -275,6 +276,57 @@ def test_the_projector_learns_alone_first(tmp_path, run):
     assert log["projector_loss"] > 0 and log["held_out"]["projector_loss"] > 0
 
 
+def test_what_lies_under_patches_is_told_of_tiles_too(tmp_path, run, monkeypatch):
+    asked = []
+
+    def encoded(args, device, crowd, count):
+        asked.append((crowd, count))
+        drawn = [crowd.scene(k) for k in range(6)]
+        return EncodedScenes(scenes(6)[0].features, [scene.things for scene in drawn], SIDE)
+
+    monkeypatch.setattr(train, "encoded", encoded)
+    for tiles in ("0", "400"):
+        run(tmp_path / tiles, "0.001", "--projector-share", "1", "--tiles", tiles)
+    assert asked == [(train.TILES[False], 400)]
+
+
+def test_every_second_batch_of_patches_is_of_tiles():
+    of_scenes, of_tiles = scenes(4)[0], scenes(4)[0]
+    of_tiles.features.fill_(7)
+    given = SimpleNamespace(batch=1, rich=0.0)
+    turns = train.telling_batches([of_scenes], [of_tiles], given, 0, NOUN_NAMES)
+    assert 130 < sum(bool((next(turns)[0] == 7).all()) for _ in range(300)) < 170
+    alone = train.telling_batches([of_scenes], [], given, 0, NOUN_NAMES)
+    assert not any(bool((next(alone)[0] == 7).all()) for _ in range(20))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_tiles_hold_letters_and_digits_alone_and_none_is_held_out(full):
+    crowd = train.TILES[full]
+    drawn = [crowd.scene(k) for k in range(20)]
+    assert {thing.noun for scene in drawn for thing in scene.things} == {"letter", "digit"}
+    assert {len(scene.things) for scene in drawn} == set(range(crowd.low, crowd.high + 1))
+    others = (FULL, SMALL, train.HELD_OUT[full])
+    assert all(abs(crowd.first - other.first) >= 5_000_000 for other in others)
+
+
+def test_glyphs_are_counted_as_read_where_the_heads_name_them(student, words):
+    encoded, _ = scenes(3)
+    sizes = list(head_sizes().values())
+    place = sizes[0] + sizes[1]
+    glyphs = train.told_targets(encoded.things, SIDE)[0][..., 2]
+    most = int(glyphs[glyphs >= 0].mode().values)
+    with torch.no_grad():
+        for heads in (student.projector_heads, student.patch_heads):
+            heads.weight.zero_()
+            heads.bias.zero_()
+        student.projector_heads.bias[place + most] = 9.0
+        student.patch_heads.bias[place + (most + 1) % len(GLYPHS)] = 9.0
+    seen = train.validate_patches(student, encoded, words, torch.device("cpu"))
+    shares = [float((glyphs[glyphs >= 0] == k % len(GLYPHS)).float().mean()) for k in (most, most + 1)]
+    assert [seen["projector_glyphs"], seen["patch_glyphs"]] == pytest.approx(shares, abs=1e-4)
+
+
 def test_the_first_layers_learn_alone_first_and_heads_by_hints_alone(tmp_path, run):
     without = [run(tmp_path / size, "0.001", *ASKING, "--hints", "0", "--batch", size) for size in "12"]
     hinted = [run(tmp_path / f"hinted {size}", "0.001", *ASKING, "--batch", size) for size in "12"]
@@ -284,7 +336,8 @@ def test_the_first_layers_learn_alone_first_and_heads_by_hints_alone(tmp_path, r
     moved = {name for name in alone if ".lora_B." in name and alone[name].any()}
     assert moved and all(any(f"layers.{layer}." in name for layer in range(PATCH_LAYER)) for name in moved)
     log = json.loads((tmp_path / "alone" / "train.log.jsonl").read_text())
-    assert set(log["held_out"]) == {"projector_loss", "patch_loss"} and log["held_out"]["patch_loss"] > 0
+    told = {"projector_loss", "patch_loss", "projector_glyphs", "patch_glyphs"}
+    assert set(log["held_out"]) == told and log["held_out"]["patch_loss"] > 0
     assert any(hinted[0][name].any() for name in alone if "layers.20." in name and ".lora_B." in name)
 
 
