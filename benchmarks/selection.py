@@ -8,8 +8,8 @@ Features are random, clustered, or clustered with a common part, as projector ou
 equal. Then id_select is timed alone for growing images and budgets, with the time for each of the K x N pairs.
 
 Three more contestants pick nothing. They read the features for their lengths and their mean, and multiply a part of the
-table: K rows at once, K rows of which each waits for the one before, as equal scores demand, or half the table. No
-selection that multiplies as much can be faster ("bound: ...").
+table by plain calls: K rows at once, K rows of which each waits for the one before, as equal scores demand, or half the
+table. They say about how fast a selection that multiplies as much can be ("bound: ...").
 
 Picks are compared with the reference's. Where they differ, `gap` says how far the worst pick was below the best token,
 as a share of the highest score, when the rule follows the picks in float64. The exit status is 1 if that is more than

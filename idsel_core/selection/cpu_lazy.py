@@ -3,8 +3,9 @@
 This is the lazy greedy algorithm. Scores never rise within a sweep, so a score that leaves out the latest picks is an
 upper bound. Only tokens whose bound reaches a threshold are brought up to date; while a score is at the threshold or
 above, the next pick is among them. Then the threshold falls. The effect of a pick on these tokens is a row of
-similarities. Rows are computed for the next few candidates together, because a processor multiplies several rows in
-hardly more time than it needs to read the features for one.
+similarities. Rows are computed for the next few candidates together, as many as the picks before made use of, because a
+processor multiplies several rows in less time than one after the other. Where many rows will be needed, each pair of
+tokens is multiplied beforehand.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from idsel_core.selection.suppression import Suppression, floors
 
 FIRST_ROWS, MOST_ROWS = 8, 32
-"""How many candidates' rows are computed together at first, and at most."""
+"""How many candidates' rows are computed together at first, or more where calls take longer; and at most."""
 SHORT, LONGEST_TABLE = 96, 2048
 """Number of tokens up to which all similarities are computed at once: of a few, and of an image with a large budget."""
 TABLE_ROWS = 128
@@ -211,6 +212,8 @@ class _Run:
         values: list[float] = []
         fewest = min(max(1, CALLS // self._products(len(tokens))), MOST_ROWS)
         width = max(fewest, FIRST_ROWS)
+        # Whether nothing tells yet which of the tokens comes after the first.
+        tied = not self.order and int(np.count_nonzero(scores == scores.max())) > width
         left, hits = self.left, 0
         while len(picked) < left:
             best = int(scores.argmax())
@@ -219,12 +222,15 @@ class _Run:
                 break
             if best not in rows and table is None:
                 features = features or self._features(tokens)
-                if picked:
-                    width = min(max(fewest, 2 * hits), MOST_ROWS)
-                if not rows and self._are_most_needed(scores, width, left - len(picked)):
+                needed = left - len(picked)
+                if not rows and self._is_table_faster(len(tokens), needed, tied):
                     table = _Table(*features, self._weighed)
                 else:
-                    rows |= self._rows_of_candidates(tokens, scores, rows, width, left - len(picked), features)
+                    if picked:
+                        width = min(max(fewest, 2 * hits), MOST_ROWS)
+                    elif tied:
+                        width = 1
+                    rows |= self._rows_of_candidates(tokens, scores, rows, min(width, 5 * needed // 4 + 1), features)
                 hits = 0
             hits += 1
             picked.append(best)
@@ -239,27 +245,16 @@ class _Run:
             share = max(lowest, self.floor) / values[0]
             self.decline = max(share, 0.1) ** (max(LOOKAHEAD, len(picked)) / len(picked))
 
-    def _are_most_needed(self, scores: Floats, width: int, left: int) -> bool:
-        """Tell whether most of the rows of P tokens, of scores (P,), will be needed, or are few."""
-        factor = 9 if self._are_tied(scores, width) else 4
-        return len(scores) <= SHORT or len(self.tokens) == len(scores) <= min(factor * left, LONGEST_TABLE)
-
-    def _are_tied(self, scores: Floats, width: int) -> bool:
-        """Tell whether nothing tells yet which of the tokens, of scores (P,), comes after the first."""
-        return not self.order and int(np.count_nonzero(scores == scores.max())) > width
+    def _is_table_faster(self, tokens: int, needed: int, tied: bool) -> bool:
+        """Tell whether all similarities of some tokens take less time than the rows that picks will need."""
+        share = 9 if tied else 4  # the more rows have to wait for each other, the fewer a table outweighs
+        return tokens <= SHORT or len(self.tokens) == tokens <= min(share * needed, LONGEST_TABLE)
 
     def _rows_of_candidates(
-        self,
-        tokens: Longs,
-        scores: Floats,
-        known: Collection[int],
-        width: int,
-        left: int,
-        features: tuple[Tensor, Tensor],
+        self, tokens: Longs, scores: Floats, known: Collection[int], width: int, features: tuple[Tensor, Tensor]
     ) -> dict[int, Floats]:
         """Return the strengths (P,) of likely next picks, by their places among the tokens (P,)."""
         alive = int(np.count_nonzero(scores > 0))
-        width = 1 if self._are_tied(scores, width) else min(width, 5 * left // 4 + 1)
         ranking = np.argsort(-scores, kind="stable")[:alive]
         block = [place for place in ranking[: width + len(known)].tolist() if place not in known][:width]
         return dict(zip(block, self._strengths(self._unit(tokens[block]), *features), strict=True))
@@ -302,7 +297,7 @@ class _Run:
 
 
 class _Table:
-    """The strengths at which P tokens suppress each other, of which each pair is multiplied about once.
+    """The strengths at which P tokens suppress each other, in blocks of rows without the pairs of the blocks before.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def id_select(
         Whether to record the scores before each pick. A trace is always computed by *torch*.
     backend : {"auto", "torch", "lazy", "triton"}
         Implementation; all of them pick the same tokens. *torch* runs a few kernels a round for the whole batch, on any
-        device. *lazy* runs on a CPU, image by image, and computes few more similarities than a pick depends on.
+        device. *lazy* runs on a CPU, image by image, and computes the similarities that picks are likely to depend on.
         *triton* runs on a GPU with triton, all rounds in one kernel. *auto* takes lazy on a CPU, and triton on a GPU
         where it is installed, else torch.
     exhausted : {"restart", "continue"}
