@@ -64,6 +64,8 @@ from idsel_core.study.devices import multiplies_halves
 
 PATCH_BATCH = 6
 """Times as many scenes as in other steps, where the first layers alone learn."""
+PATCHES, BACKGROUND, PART = 1024, 0.05, 100
+"""Where the projector alone learns: patches a step, share of those of background that are used, scenes read at once."""
 PILOT_TYPES = ("existence", "attribute")
 HELD_OUT = {
     False: Crowd("held-out-small", 196, 1, 3, 0.0, 95_000_000),
@@ -157,6 +159,27 @@ def telling_batches(
     ]
     scenes = mixed(sources[: len(kinds)], args.rich, seed)
     return mixed([scenes, *sources[len(kinds) :]], 0.5, seed)
+
+
+def sampled_patches(
+    kinds: list[EncodedScenes], size: int, seed: int, nouns: list[str] = NOUN_NAMES
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield endless batches of patches of all scenes, those of objects and some of background, as `patch_batches`."""
+    rng = np.random.default_rng(seed)
+    features, targets, middles = [], [], []
+    for scenes in kinds:
+        for at in range(0, len(scenes.things), PART):
+            part = slice(at, at + PART)
+            under, middle = told_targets(scenes.things[part], scenes.side, nouns)
+            chosen = (under[..., 0] >= 0) | torch.from_numpy(rng.random(under.shape[:2]) < BACKGROUND)
+            features.append(scenes.features[part][chosen])
+            targets.append(under[chosen])
+            middles.append(middle[chosen])
+    every = torch.cat(features), torch.cat(targets), torch.cat(middles)
+    while True:
+        for batch in torch.from_numpy(rng.permutation(len(every[0]))).split(size):
+            told = [table[batch] for table in every]
+            yield told[0], told[1:]
 
 
 def patch_loss(told: tuple[Tensor, Tensor], targets: list[Tensor], nouns: int = len(NOUN_NAMES)) -> Tensor:
@@ -382,7 +405,9 @@ def main() -> None:
     types = [*args.types, *args.more_of]
     asking = [batches(kind, args.batch, args.questions, seed, types, nouns, asker) for kind, _, asker in kinds]
     source = mixed(asking, args.rich, seed)
-    patch_source = telling_batches([kind for kind, *_ in kinds], tiles, args, seed, nouns)
+    drawn = [kind for kind, *_ in kinds]
+    patch_source = telling_batches(drawn, tiles, args, seed, nouns)
+    projected_source = sampled_patches([*drawn, *tiles], PATCHES, seed, nouns)
     started, total, recent = clock(), 60 * args.minutes, []
     progress = tqdm(total=round(total), initial=round(spent), desc="train", unit="s", mininterval=5, disable=rank > 0)
     while (used := agreed(spent + clock() - started)) < total or recent:
@@ -395,7 +420,7 @@ def main() -> None:
                 group["lr"] = learning_rate(share, rate)
         span = draw_span(spans, scenes.features.shape[1])
         if projecting:
-            features, targets = next(patch_source)
+            features, targets = next(projected_source)
             told = student.projected_of_patches(features.to(device))
             losses = {"projector_loss": patch_loss(told, targets, len(nouns))}
             losses["projector_loss"].backward()

@@ -300,6 +300,29 @@ def test_every_second_batch_of_patches_is_of_tiles():
     assert not any(bool((next(alone)[0] == 7).all()) for _ in range(20))
 
 
+def test_sampled_patches_are_all_of_objects_and_some_of_the_background():
+    kinds = [scenes(4)[0], scenes(3)[0]]
+    source = train.sampled_patches(kinds, 10**6, 0)
+    (features, (under, middles)), again = next(source), next(source)
+    assert sorted(map(tuple, features.tolist())) == sorted(map(tuple, again[0].tolist()))
+    whole = [train.told_targets(kind.things, SIDE) for kind in kinds]
+    on = [told[0][..., 0] >= 0 for told in whole]
+    of_objects = torch.cat([kind.features[chosen] for kind, chosen in zip(kinds, on, strict=True)])
+    found = under[:, 0] >= 0
+    assert sorted(map(tuple, features[found].tolist())) == sorted(map(tuple, of_objects.tolist()))
+    background = sum(int((~chosen).sum()) for chosen in on)
+    assert 0 < int((~found).sum()) < 0.1 * background
+    places = {
+        tuple(row): told
+        for kind, tables in zip(kinds, whole, strict=True)
+        for row, *told in zip(
+            kind.features.flatten(0, 1).tolist(), tables[0].flatten(0, 1), tables[1].flatten(), strict=True
+        )
+    }
+    for row, target, middle in zip(features.tolist(), under, middles, strict=True):
+        assert torch.equal(places[tuple(row)][0], target) and places[tuple(row)][1] == middle
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_tiles_hold_letters_and_digits_alone_and_none_is_held_out(full):
     crowd = train.TILES[full]
