@@ -114,7 +114,8 @@ def test_the_selection_is_timed_and_its_picks_are_the_reference_s(tmp_path):
     times = pd.read_parquet(tmp_path / "selection-cpu.parquet")
     loops = times[times["part"] == "loops"]
     ours = {"id_select", "id_select (continue)", "id_select (gamma 20)", "id_select (torch)"}
-    assert set(loops["contestant"]) == ours | {"reference", "divprune", "cdpruner", "scope"}
+    bounds = {"bound: K rows at once", "bound: K rows in turn", "bound: half the table"}
+    assert set(loops["contestant"]) == ours | {"reference", "divprune", "cdpruner", "scope"} | bounds
     assert bool(loops["same_picks"].all()) and bool((loops["gap"] < 1e-6).all())
     assert bool((loops.loc[loops["contestant"] == "id_select", "ratio"] == 1).all())
     assert set(times.loc[times["part"] == "scaling", "batch"]) == {1, 2}
