@@ -29,7 +29,7 @@ TABLE_ROWS = 128
 """Number of rows of such a table that are multiplied together."""
 IN_PLACE = 0.8
 """Share of the tokens above which all are used, because their features then need no copy."""
-CALLS, WEIGHT = 2**21, 256
+CALLS, WEIGHT = 2**23, 256
 """Numbers of products that take about as long as the calls for one block of rows, and as one of its weights."""
 SMALL = 2**18
 """Number of products of a row up to which a row of all tokens is as fast as one of fewer."""

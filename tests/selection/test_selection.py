@@ -366,7 +366,7 @@ SIZES = {
     "SHORT": (0, 3, 96),
     "LONGEST_TABLE": (0, 2048),
     "FIRST_ROWS": (1, 3),
-    "CALLS": (0, 2**12, 2**21),
+    "CALLS": (0, 2**12, 2**23),
     "SMALL": (0, 2**18),
     "TABLE_ROWS": (2, 128),
     "CHUNK": (16, 2**22),
