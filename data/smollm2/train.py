@@ -333,10 +333,12 @@ def arguments() -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse shares of time or of steps that are none, and more of a type that is not asked; raises SystemExit."""
+    """Refuse shares and numbers that are none, and more of a type that is not asked; raises SystemExit."""
     for name in ("rich", "projector_share", "patch_share"):
         if not 0 <= getattr(args, name) <= 1:
             raise SystemExit(f"--{name.replace('_', '-')} must be a share from 0 to 1, not {getattr(args, name)}")
+    if args.tiles < 0:
+        raise SystemExit(f"--tiles must be 0 or more, not {args.tiles}")
     if unasked := sorted(set(args.more_of) - set(args.types)):
         raise SystemExit(f"--more-of {' '.join(unasked)} is not among --types {' '.join(args.types)}")
 

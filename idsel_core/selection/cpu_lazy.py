@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idsel_core.selection.suppression import Suppression, floors
+from idsel_core.selection.suppression import Suppression, floors, products
 
 FIRST_ROWS, MOST_ROWS = 8, 32
 """How many candidates' rows are computed together at first, or more where calls take longer; and at most."""
@@ -327,5 +327,5 @@ def row_products(a: Tensor, b: Tensor) -> Tensor:
     BLAS libraries share out the rows of what they write among threads, so the longer side is written as rows.
     """
     if len(a) < len(b) and torch.get_num_threads() > 1:
-        return (b @ a.mT).mT
-    return a @ b.mT
+        return products(b, a).mT
+    return products(a, b)

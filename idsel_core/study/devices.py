@@ -40,9 +40,9 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def multiplies_halves(device: torch.device) -> bool:
-    """Tell whether a device multiplies bfloat16 and float16 at least as fast as float32, as far as torch says.
+    """Tell whether nothing speaks against products of bfloat16 and float16 on a device.
 
-    A processor of the x86 family does from AVX-512 on; without it such products take several times as long.
+    On processors of the x86 family without AVX-512 they take several times as long as those of float32.
     """
     known: dict[str, object] = dict(getattr(torch.cpu, "get_capabilities", dict)())
     return device.type != "cpu" or known.get("architecture") != "x86_64" or bool(known.get("avx512_f", True))

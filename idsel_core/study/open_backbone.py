@@ -84,7 +84,8 @@ def open_backbone(
     _pad_on_the_left(model, processor.tokenizer)
     if device_map is None:
         model = model.to(device)
-    if model.dtype in (torch.bfloat16, torch.float16) and not multiplies_halves(model.device):
+    plain_halves = quantisation is None and model.dtype in (torch.bfloat16, torch.float16)
+    if plain_halves and not multiplies_halves(model.device):
         warnings.warn(
             f"this processor, which has no AVX-512, multiplies {str(model.dtype).removeprefix('torch.')} several times "
             f'slower than float32: dtype="float32" makes {backbone} faster here',

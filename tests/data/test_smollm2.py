@@ -420,6 +420,7 @@ def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
         (["--rich", "2"], "--rich must be a share from 0 to 1, not 2.0"),
         (["--projector-share", "-0.5"], "--projector-share must be a share from 0 to 1, not -0.5"),
         (["--patch-share", "1.5"], "--patch-share must be a share from 0 to 1, not 1.5"),
+        (["--tiles", "-5"], "--tiles must be 0 or more, not -5"),
         (["--more-of", "reading", "existence"], "--more-of reading is not among --types existence attribute"),
     ],
 )
