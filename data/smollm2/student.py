@@ -56,7 +56,11 @@ class Student(nn.Module):
 
     def projected(self, features: Tensor) -> Tensor:
         """Return what the projector makes of features, float32 (..., hidden)."""
-        return self.projector((features.float() - self.mean) / self.std)
+        return self.projector(self.standard(features))
+
+    def standard(self, features: Tensor) -> Tensor:
+        """Return features less their mean, by their deviation, float32."""
+        return (features.float() - self.mean) / self.std
 
     def opening(self, features: Tensor, prefix: Tensor) -> Tensor:
         """Return the input embeddings of the prefix and of the visual tokens, (scenes, start, hidden)."""
@@ -70,13 +74,17 @@ class Student(nn.Module):
 
     def under_patches(self, features: Tensor, prefix: Tensor, span: int | None = None) -> tuple[Tensor, Tensor]:
         """Return what the first layers alone tell of each patch, without questions: little work beside `forward`."""
+        return self.told_of_patches(self.first_layers(features, prefix, span))
+
+    def first_layers(self, features: Tensor, prefix: Tensor, span: int | None = None) -> Tensor:
+        """Return the states of visual tokens after the first layers, (scenes, tokens, hidden)."""
         states = self.opening(features, prefix)
         inner = self.language_model.base_model.model.model
         positions = opening_positions(prefix.shape[1], features.shape[1], span)[None].to(states.device)
         rotary = inner.rotary_emb(states, positions)
         for layer in inner.layers[:PATCH_LAYER]:
             states = layer(states, position_embeddings=rotary, position_ids=positions)
-        return self.told_of_patches(states[:, prefix.shape[1] :])
+        return states[:, prefix.shape[1] :]
 
     def told_of_patches(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return what states tell of patches, (scenes, tokens, heads), and of middles of objects, (scenes, tokens)."""

@@ -24,10 +24,25 @@ from data.scenes.ask import OPTIONS, QUESTION_TYPES, RELATIONS, ask
 from data.scenes.draw import COLORS, SIZES, draw_scene, scene_rng
 from data.scenes.nouns import PICTURED
 from data.scenes.rich import draw_rich_scene, rich_rng
-from data.smollm2 import train
+from data.smollm2 import train, training
 from data.smollm2.attention import Layout, attend
+from data.smollm2.batches import (
+    HELD_OUT,
+    HELD_OUT_RICH,
+    RICH,
+    RICH_NOUNS,
+    TILES,
+    batches,
+    mixed,
+    sampled_patches,
+    telling_batches,
+    told_targets,
+)
 from data.smollm2.language import check_wheel, load_language_model
+from data.smollm2.losses import hint_losses, patch_loss, strayed
 from data.smollm2.student import PATCH_LAYER, Packed, Student, Words, start_projector, word_targets
+from data.smollm2.training import Training, learning_rate
+from data.smollm2.validate import validate_patches
 
 WIDTH, HIDDEN, SIDE = 12, 24, 196
 TOKENS = (SIDE // 14) ** 2
@@ -145,11 +160,11 @@ def test_hints_name_the_option_the_relation_and_the_counted(words):
 
 def test_each_hint_has_a_loss_that_its_own_answer_lowers(student, words):
     encoded = scenes(6)[0]
-    features, asked, targets = next(train.batches(encoded, 6, 12, 0, EVERY_TYPE))
+    features, asked, targets = next(batches(encoded, 6, 12, 0, EVERY_TYPE))
     packed = Packed(asked, TOKENS, words, torch.device("cpu"))
     with torch.no_grad():
         out = student(features, packed)
-    before = train.hint_losses(out, packed, targets)
+    before = hint_losses(out, packed, targets)
     relating = packed.relation.any(1)
     side = (targets[2][:, 0, 4:] > targets[2][:, 1, 4:]).float()
     better = {
@@ -161,14 +176,14 @@ def test_each_hint_has_a_loss_that_its_own_answer_lowers(student, words):
     }
     assert relating.any() and packed.option.any() and packed.counting.any()
     for name, (value, which) in better.items():
-        after = train.hint_losses(replace(out, **{name: value}), packed, targets)
+        after = hint_losses(replace(out, **{name: value}), packed, targets)
         assert [a < b if k == which else a == b for k, (a, b) in enumerate(zip(after, before, strict=True))] == [
             True
         ] * 3
     votes = torch.full_like(out.votes, -30)
     votes[:, packed.visual] = torch.where(targets[4], np.log(0.2), -30.0)
     votes[:, -1] = torch.log(1 - 0.2 * targets[4].sum(1))
-    assert train.hint_losses(replace(out, votes=votes), packed, targets)["gaze_loss"] < before["gaze_loss"]
+    assert hint_losses(replace(out, votes=votes), packed, targets)["gaze_loss"] < before["gaze_loss"]
 
 
 def test_an_answer_is_right_where_each_of_its_tokens_and_its_end_are(words):
@@ -217,7 +232,7 @@ def test_only_what_was_trained_is_kept_and_brought_back(student):
 
 
 def test_the_learning_rate_warms_up_holds_and_falls_to_zero():
-    rates = [train.learning_rate(share, 1.0) for share in (0.0, 0.01, 0.3, 0.6, 0.8, 1.0)]
+    rates = [learning_rate(share, 1.0) for share in (0.0, 0.01, 0.3, 0.6, 0.8, 1.0)]
     assert rates == pytest.approx([0.05, 0.55, 1, 1, 0.5, 0])
 
 
@@ -279,6 +294,92 @@ def test_the_projector_learns_alone_first(tmp_path, run):
     assert log["projector_loss"] > 0 and log["held_out"]["projector_loss"] > 0
 
 
+def given(**options):
+    """Return options as the command line gives them."""
+    usual = {"device": "cpu", "types": TYPES, "more_of": [], "batch": 1, "questions": 4, "rich": 0.0}
+    shares = {"projector_share": 0.2, "patch_share": 0.3, "hints": 0.5, "asked_hints": 0.25}
+    return SimpleNamespace(**{**usual, **shares, **options})
+
+
+def training_of(student, words, tiles=False, **options):
+    begun = Training(student, words, [(scenes()[0], ask)], [scenes()[0]] * tiles, given(**options))
+    begun.draw(0)
+    return begun
+
+
+@pytest.mark.parametrize(("share", "part"), [(0, "projector"), (0.19, "projector"), (0.3, "patches"), (0.5, "answers")])
+def test_each_part_of_the_training_has_its_share_of_the_time(student, words, share, part):
+    assert training_of(student, words).part(share) == part
+
+
+def test_what_a_step_minimises_is_the_weighted_sum_of_what_is_logged(student, words):
+    begun = training_of(student, words, tiles=True)
+    weights = {
+        "projector": {"projector_loss": 1, "strayed": training.STAY},
+        "patches": {"patch_loss": 1},
+        "answers": {
+            "answer_loss": 1,
+            "patch_loss": 0.5,
+            "asked_loss": 0.25,
+            "gaze_loss": 0.5,
+            "beside_loss": 0.5,
+            "accuracy": 0,
+        },
+    }
+    for part, weight in weights.items():
+        total, losses = begun.losses(part, TOKENS)
+        assert set(losses) == set(weight)
+        assert total.item() == pytest.approx(sum(weight[name] * losses[name].item() for name in weight), rel=1e-5)
+    assert "beside_loss" not in training_of(student, words).losses("answers", TOKENS)[1]
+
+
+def test_straying_is_the_mean_square_as_a_share_of_the_variance():
+    now, before = torch.randn(50, 7), 3 * torch.randn(50, 7) + 2
+    a, b = now.double().numpy(), before.double().numpy()
+    assert strayed(now, before).item() == pytest.approx(((a - b) ** 2).mean() / b.var(0, ddof=1).mean(), rel=1e-5)
+    assert strayed(before, before) == 0
+
+
+def test_the_projector_alone_stays_near_where_it_began(student, words, monkeypatch):
+    features = scenes()[0].features
+    moved = {}
+    for stay in (0.0, 1e4):
+        monkeypatch.setattr(training, "STAY", stay)
+        begun = training_of(student, words)
+        student.projector.load_state_dict(begun.begun.state_dict())
+        before = student.projected(features).detach()
+        steppers = training.optimizers(student)
+        for _ in range(20):
+            training.set_rates(steppers, 0.5, 1e-3, "projector")
+            begun.losses("projector", TOKENS)[0].backward()
+            training.take_step(steppers)
+        moved[stay] = strayed(student.projected(features).flatten(0, 1), before.flatten(0, 1)).item()
+        student.projector.load_state_dict(begun.begun.state_dict())
+    assert moved[1e4] < 0.1 * moved[0.0]
+
+
+def test_new_heads_tell_patches_before_anything_else_learns(student, words):
+    with torch.no_grad():
+        student.patch_heads.weight.normal_()
+    encoded = scenes()[0]
+    targets = told_targets(encoded.things, SIDE)
+
+    def loss():
+        with torch.no_grad():
+            return patch_loss(
+                student.under_patches(encoded.features, words.prefix_tensor(torch.device("cpu"))), targets
+            )
+
+    before, kept = loss(), {name: value.clone() for name, value in student.trained().items()}
+    training_of(student, words).fit_patch_heads(0)
+    changed = {name for name, value in student.trained().items() if not torch.equal(value, kept[name])}
+    assert changed == {"patch_heads.weight", "patch_heads.bias"} and loss() < 0.5 * before
+    again = {name: student.state_dict()[name].clone() for name in changed}
+    student.adopt(kept)
+    training_of(student, words).fit_patch_heads(0)
+    assert all(torch.equal(student.state_dict()[name], value) for name, value in again.items())
+
+
 def test_what_lies_under_patches_is_told_of_tiles_too(tmp_path, run, monkeypatch):
     asked = []
 
@@ -290,25 +391,24 @@ def test_what_lies_under_patches_is_told_of_tiles_too(tmp_path, run, monkeypatch
     monkeypatch.setattr(train, "encoded", encoded)
     for tiles in ("0", "400"):
         run(tmp_path / tiles, "0.001", "--projector-share", "1", "--tiles", tiles)
-    assert asked == [(train.TILES[False], 400)]
+    assert asked == [(TILES[False], 400)]
 
 
 def test_every_second_batch_of_patches_is_of_tiles():
     of_scenes, of_tiles = scenes(4)[0], scenes(4)[0]
     of_tiles.features.fill_(7)
-    given = SimpleNamespace(batch=1, rich=0.0)
-    turns = train.telling_batches([of_scenes], [of_tiles], given, 0, NOUN_NAMES)
+    turns = telling_batches([of_scenes], [of_tiles], 4, 0)
     assert 130 < sum(bool((next(turns)[0] == 7).all()) for _ in range(300)) < 170
-    alone = train.telling_batches([of_scenes], [], given, 0, NOUN_NAMES)
+    alone = telling_batches([of_scenes], [], 4, 0)
     assert not any(bool((next(alone)[0] == 7).all()) for _ in range(20))
 
 
 def test_sampled_patches_are_all_of_objects_and_some_of_the_background():
     kinds = [scenes(4)[0], scenes(3)[0]]
-    source = train.sampled_patches(kinds, 10**6, 0)
+    source = sampled_patches(kinds, 10**6, 0)
     (features, (under, middles)), again = next(source), next(source)
     assert sorted(map(tuple, features.tolist())) == sorted(map(tuple, again[0].tolist()))
-    whole = [train.told_targets(kind.things, SIDE) for kind in kinds]
+    whole = [told_targets(kind.things, SIDE) for kind in kinds]
     on = [told[0][..., 0] >= 0 for told in whole]
     of_objects = torch.cat([kind.features[chosen] for kind, chosen in zip(kinds, on, strict=True)])
     found = under[:, 0] >= 0
@@ -328,11 +428,11 @@ def test_sampled_patches_are_all_of_objects_and_some_of_the_background():
 
 @pytest.mark.parametrize("full", [False, True])
 def test_tiles_hold_letters_and_digits_alone_and_none_is_held_out(full):
-    crowd = train.TILES[full]
+    crowd = TILES[full]
     drawn = [crowd.scene(k) for k in range(20)]
     assert {thing.noun for scene in drawn for thing in scene.things} == {"letter", "digit"}
     assert {len(scene.things) for scene in drawn} == set(range(crowd.low, crowd.high + 1))
-    others = (FULL, SMALL, train.HELD_OUT[full])
+    others = (FULL, SMALL, HELD_OUT[full])
     assert all(abs(crowd.first - other.first) >= 5_000_000 for other in others)
 
 
@@ -340,7 +440,7 @@ def test_glyphs_are_counted_as_read_where_the_heads_name_them(student, words):
     encoded, _ = scenes(3)
     sizes = list(head_sizes().values())
     place = sizes[0] + sizes[1]
-    glyphs = train.told_targets(encoded.things, SIDE)[0][..., 2]
+    glyphs = told_targets(encoded.things, SIDE)[0][..., 2]
     most = int(glyphs[glyphs >= 0].mode().values)
     with torch.no_grad():
         for heads in (student.projector_heads, student.patch_heads):
@@ -348,7 +448,7 @@ def test_glyphs_are_counted_as_read_where_the_heads_name_them(student, words):
             heads.bias.zero_()
         student.projector_heads.bias[place + most] = 9.0
         student.patch_heads.bias[place + (most + 1) % len(GLYPHS)] = 9.0
-    seen = train.validate_patches(student, encoded, words, torch.device("cpu"))
+    seen = validate_patches(student, encoded, words, torch.device("cpu"))
     shares = [float((glyphs[glyphs >= 0] == k % len(GLYPHS)).float().mean()) for k in (most, most + 1)]
     assert [seen["projector_glyphs"], seen["patch_glyphs"]] == pytest.approx(shares, abs=1e-4)
 
@@ -381,17 +481,17 @@ def test_the_first_layers_alone_tell_what_they_tell_before_questions(student, wo
 def test_a_picture_is_told_by_its_noun_and_has_no_color():
     things = rich_scenes(1)[0].things[0]
     picture = next(thing for thing in things if thing.noun in PICTURED)
-    table = patch_targets(things, SIDE, train.RICH_NOUNS, list(COLORS), GLYPHS)
+    table = patch_targets(things, SIDE, RICH_NOUNS, list(COLORS), GLYPHS)
     noun, color, glyph = table[covers(picture, SIDE)][0, :3]
-    assert (train.RICH_NOUNS[int(noun)], color, glyph) == (picture.noun, -1, -1)
-    assert train.RICH_NOUNS[: len(NOUN_NAMES)] == NOUN_NAMES
-    assert not [noun.noun for noun in PICTURED.values() if noun.test_only and noun.noun in train.RICH_NOUNS]
+    assert (RICH_NOUNS[int(noun)], color, glyph) == (picture.noun, -1, -1)
+    assert RICH_NOUNS[: len(NOUN_NAMES)] == NOUN_NAMES
+    assert not [noun.noun for noun in PICTURED.values() if noun.test_only and noun.noun in RICH_NOUNS]
     targets = torch.from_numpy(table[covers(picture, SIDE)])
-    outputs = torch.randn(len(targets), sum(head_sizes(len(train.RICH_NOUNS)).values()))
-    colors = slice(len(train.RICH_NOUNS) + 1, len(train.RICH_NOUNS) + 1 + len(COLORS))
+    outputs = torch.randn(len(targets), sum(head_sizes(len(RICH_NOUNS)).values()))
+    colors = slice(len(RICH_NOUNS) + 1, len(RICH_NOUNS) + 1 + len(COLORS))
     other = outputs.clone()
     other[:, colors] += torch.randn(len(targets), len(COLORS))
-    losses = [heads_loss(told, targets, len(train.RICH_NOUNS)) for told in (outputs, other)]
+    losses = [heads_loss(told, targets, len(RICH_NOUNS)) for told in (outputs, other)]
     assert torch.equal(*losses) and torch.isfinite(losses[0])
 
 
@@ -399,7 +499,7 @@ def test_a_rich_patch_starts_as_the_words_that_name_it(words):
     encoded, drawn = rich_scenes(1)
     picture = next(thing for thing in drawn[0].things if thing.noun in PICTURED)
     embedding = torch.randn(len(build_tokenizer()), HIDDEN)
-    targets = word_targets(encoded, embedding, words, train.RICH_NOUNS)[0]
+    targets = word_targets(encoded, embedding, words, RICH_NOUNS)[0]
     named = embedding[words.ids(f" {picture.size} {picture.noun}")].mean(0)
     torch.testing.assert_close(targets[covers(picture, SIDE)][0], named)
 
@@ -408,7 +508,7 @@ def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
     plain = run(tmp_path / "plain", "0.001", "--batch", "2")
     more = ("--weights", str(tmp_path / "plain/trained.safetensors"), "--types", *EVERY_TYPE)
     rich = run(tmp_path / "rich", "0.02", "--batch", "2", "--rich", "0.7", "--patch-share", "0.3", *more)
-    wide = sum(head_sizes(len(train.RICH_NOUNS)).values()) + 1
+    wide = sum(head_sizes(len(RICH_NOUNS)).values()) + 1
     assert rich["patch_heads.weight"].shape[0] == wide > plain["patch_heads.weight"].shape[0]
     assert (rich["projector.2.weight"] - plain["projector.2.weight"]).abs().max() < 0.05
     record = json.loads((tmp_path / "rich/train.log.jsonl").read_text().splitlines()[-1])
@@ -438,10 +538,9 @@ def test_more_is_asked_of_the_types_named(tmp_path, run, monkeypatch):
 
     def noted(*args, **given):
         asked.append(given["types"])
-        return train.ask(*args, **given)
+        return ask(*args, **given)
 
-    own = train.batches
-    monkeypatch.setattr(train, "batches", lambda *given: own(*given[:-1], noted))
+    monkeypatch.setattr(training, "batches", lambda *given: batches(*given[:-1], noted))
     more = (*ASKING, "--types", *EVERY_TYPE, "--more-of", "reading", "reading")
     run(tmp_path, "0.001", "--batch", "2", *more)
     assert asked and {tuple(types) for types in asked} == {(*EVERY_TYPE, "reading", "reading")}
@@ -450,14 +549,14 @@ def test_more_is_asked_of_the_types_named(tmp_path, run, monkeypatch):
 
 
 def test_batches_come_from_each_kind_of_scenes_as_often_as_asked():
-    turns = train.mixed([iter("a" * 1000), iter("b" * 1000)], 0.3, 0)
+    turns = mixed([iter("a" * 1000), iter("b" * 1000)], 0.3, 0)
     drawn = [next(turns) for _ in range(1000)]
     assert 250 < drawn.count("b") < 350
-    assert {next(train.mixed([iter("a")], 0.0, seed)) for seed in range(5)} == {"a"}
+    assert {next(mixed([iter("a")], 0.0, seed)) for seed in range(5)} == {"a"}
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_rich_scenes_held_out_are_not_trained_on(full):
-    crowds = (train.RICH[full], train.HELD_OUT_RICH[full])
+    crowds = (RICH[full], HELD_OUT_RICH[full])
     assert crowds[0].side == crowds[1].side and crowds[1].first - crowds[0].first > 10**7
     assert crowds[0].scene(0).things != crowds[1].scene(0).things == crowds[1].scene(0).things
