@@ -41,6 +41,12 @@ def test_help_takes_less_than_three_tenths_of_a_second():
     assert seconds < 0.3, seconds
 
 
+def test_a_notebook_is_run_without_building_grammars():
+    """Newer jsonschema builds 39 grammars of addresses when it is imported, which takes longer than torch."""
+    printed = run("import sys, papermill, jupyterlab_server\nprint(*{name.partition('.')[0] for name in sys.modules})")
+    assert {"jsonschema", "papermill"} <= set(printed.split()) and "lark" not in printed.split()
+
+
 @pytest.mark.slow
 def test_the_selection_takes_hardly_longer_to_import_than_torch():
     select = "from idsel_core import id_select\nid_select"
