@@ -31,7 +31,6 @@ class Qwen2Audio(Backbone):
     steps of 40 ms. Each clip fills as many ``<|AUDIO|>`` placeholders as the processor writes for it.
     """
 
-    input_kind = "audio"
     image_inputs = ("input_features", "feature_attention_mask")
     pixel_inputs = ("input_features",)
     joined_kinds = ("audio",)

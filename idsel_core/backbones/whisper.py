@@ -44,7 +44,6 @@ class Whisper(Backbone):
         repeats itself without it.
     """
 
-    input_kind = "audio"
     image_inputs = ("input_features", "attention_mask")
     pixel_inputs = ("input_features",)
     features_input = "encoder_outputs"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,9 +23,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from idsel_core.backbones import BACKBONES
 from idsel_core.backbones._shared.known_processors import remember_processor
+from idsel_core.families import SPEECH
 from idsel_core.loading.processors import load_processor
-
-Quantisation = Literal["int8", "int4"]
+from idsel_core.quantisation import Quantisation, check_packages
 
 _KEPT_WHOLE = [
     rf".*\b{part}"
@@ -121,29 +120,6 @@ def load(
     return model, read
 
 
-def check_packages(quantisation: object = None, device_map: object = None) -> None:
-    """Refuse a quantisation that is unknown, and options that need a package which is not installed.
-
-    Parameters
-    ----------
-    quantisation, device_map
-        As for `load`.
-
-    Raises
-    ------
-    ImportError
-        Says which package, and how to install it.
-    ValueError
-        If the quantisation is unknown.
-    """
-    if isinstance(quantisation, str) and quantisation not in get_args(Quantisation):
-        raise ValueError(f"quantisation must be one of {', '.join(get_args(Quantisation))}, not {quantisation!r}")
-    for package in ("accelerate", "bitsandbytes") if isinstance(quantisation, str) else ():
-        _need(package, f"quantisation={quantisation!r}")
-    if device_map is not None:
-        _need("accelerate", "device_map")
-
-
 def quantised_layers(model: nn.Module) -> list[nn.Linear]:
     """Return the layers of a model that "int8" and "int4" would quantise, those of the language model alone."""
     return [
@@ -203,7 +179,7 @@ def read_family_config(name: str | Path, *, revision: str = "main", local_files_
 
 def _weights(name: str | Path, config: PreTrainedConfig, options: Mapping[str, Any]) -> PreTrainedModel:
     safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-    speech = BACKBONES[str(config.model_type)].encoder_decoder
+    speech = config.model_type in SPEECH
     read: Any = (AutoModelForSpeechSeq2Seq if speech else AutoModelForMultimodalLM).from_pretrained
     try:
         model, report = read(name, config=config, output_loading_info=True, **safe, **options)
@@ -271,11 +247,6 @@ def _check_devices(device_map: str | Mapping[str, Any]) -> None:
         number = device if isinstance(device, int) else int(str(device).partition(":")[2] or 0)
         if numbered and number >= gpus:
             raise ValueError(f"device_map names {device!r}, but torch sees {gpus} GPUs on this machine")
-
-
-def _need(package: str, wanted_for: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{wanted_for} needs {package}: pip install 'idsel_core[quantised]'")
 
 
 def _is_path(name: str | Path) -> bool:

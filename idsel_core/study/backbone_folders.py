@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+from idsel_core.families import INPUT_KINDS, SPEECH
 from idsel_core.study.paths import MODEL, project_path
 from idsel_core.study.sources.clips import misfit, resampled_length
 from idsel_core.study.sources.split import PLURAL, Split
@@ -97,12 +98,10 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
         family = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"the config.json of {folder} cannot be read ({error})") from error
-    from idsel_core.backbones import BACKBONES
-
-    if family not in BACKBONES:
+    if family not in INPUT_KINDS:
         raise ValueError(
             f"{folder} holds a model of type {family!r}, which is not supported; supported: "
-            f"{', '.join(sorted(BACKBONES))}"
+            f"{', '.join(sorted(INPUT_KINDS))}"
         )
     _check_prompted(folder, str(family))
     if not any(folder.glob("*.safetensors")):
@@ -111,9 +110,7 @@ def check_evaluable(backbone: str | Path, revision: str = "main") -> dict[str, A
 
 
 def _check_prompted(backbone: str | Path, family: str) -> None:
-    from idsel_core.backbones import BACKBONES
-
-    if BACKBONES[family].encoder_decoder:
+    if family in SPEECH:
         raise ValueError(
             f"{backbone} is a model of type {family!r}, which writes down speech and takes no questions; "
             "notebooks/18_speech.ipynb measures it"
@@ -136,13 +133,10 @@ def check_reads(backbone: str | Path, split: Split, revision: str = "main") -> N
         As of `check_evaluable`; also if the questions are about images and the model takes audio clips, or the other
         way round, or a clip is too long or too short for it.
     """
-    from idsel_core.backbones import BACKBONES
-
     family = check_evaluable(backbone, revision)["model_type"]
-    kind = BACKBONES[family].input_kind
+    kind = INPUT_KINDS[family]
     if kind != split.kind:
-        others = [name for name, other in BACKBONES.items() if not other.encoder_decoder]
-        fitting = ", ".join(name for name in others if BACKBONES[name].input_kind == split.kind)
+        fitting = ", ".join(name for name, kind in INPUT_KINDS.items() if kind == split.kind and name not in SPEECH)
         raise ValueError(
             f"{backbone} is a model of type {family!r}, which takes {PLURAL[kind]}, and the questions of "
             f"{split.dataset} are about {PLURAL[split.kind]}: give a table with a column {kind!r}, or a model of type "

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import VisionTextDualEncoderModel
 
 from idsel_core.backbones import Backbone, Companion, adapter_for
-from idsel_core.loading.hub import Quantisation, load
+from idsel_core.loading.hub import load
+from idsel_core.quantisation import Quantisation
 from idsel_core.study.backbone_folders import check_evaluable, is_hub_id
 from idsel_core.study.devices import check_device, multiplies_halves
 from idsel_core.study.paths import MODEL

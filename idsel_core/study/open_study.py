@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from idsel_core.backbones import Backbone
-from idsel_core.loading.hub import Quantisation
+from idsel_core.quantisation import Quantisation
 from idsel_core.study.backbone_folders import backbone_name, check_reads, is_hub_id, weight_files
 from idsel_core.study.dataset import Split, read_data, read_split
 from idsel_core.study.encodings import encode_split, fingerprint, read_encoding, write_encoding

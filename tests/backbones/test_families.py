@@ -13,6 +13,7 @@ import torch
 
 from idsel_core import IDSelection, TopK, adapter_for, prune
 from idsel_core.backbones import BACKBONES, Encoded
+from idsel_core.families import INPUT_KINDS, SPEECH
 from idsel_core.methods import METHODS, InLLM
 from tests.support import families
 from tests.support.families import FAMILIES, OF_VIDEOS
@@ -53,6 +54,13 @@ def model(family):
 
 def test_every_family_is_tested():
     assert set(FAMILIES) | {"llava", "whisper"} == set(BACKBONES)
+
+
+def test_what_is_known_of_families_without_their_models_is_what_these_do():
+    assert set(INPUT_KINDS) == set(BACKBONES)
+    assert {name for name, backbone in BACKBONES.items() if backbone.encoder_decoder} == set(SPEECH)
+    of_clips = {name for name, backbone in BACKBONES.items() if "input_features" in backbone.image_inputs}
+    assert {name for name, kind in INPUT_KINDS.items() if kind == "audio"} == of_clips
 
 
 def test_recorded_features_are_those_of_the_tests(features):

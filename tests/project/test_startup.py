@@ -47,6 +47,12 @@ def test_a_notebook_is_run_without_building_grammars():
     assert {"jsonschema", "papermill"} <= set(printed.split()) and "lark" not in printed.split()
 
 
+def test_a_sweep_is_read_without_importing_models():
+    """Twice, by the command and by Snakemake; transformers takes longer to import than all else together."""
+    printed = run("import sys, idsel_core.study.run.sweeps\nprint(*{name.partition('.')[0] for name in sys.modules})")
+    assert "pandas" in printed.split() and "transformers" not in printed.split()
+
+
 @pytest.mark.slow
 def test_the_selection_takes_hardly_longer_to_import_than_torch():
     select = "from idsel_core import id_select\nid_select"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ class Family:
         If `relevance` lacks ``project`` or ``embed_text``, or `processor` has no tokenizer.
     """
 
-    input_kind: ClassVar[Literal["image", "audio"]] = "image"
-    """What prompts are about; an audio clip takes the place of an image."""
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """Arguments of the model that belong to the image and are consumed by `encode`."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)

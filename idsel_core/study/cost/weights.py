@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
-from idsel_core.loading.hub import Quantisation, quantised_layers
+from idsel_core.loading.hub import quantised_layers
 from idsel_core.loading.random_models import build_random
+from idsel_core.quantisation import Quantisation
 
 _BLOCK = 64
 """Entries of a matrix that share a scale in NF4, as transformers asks for them."""

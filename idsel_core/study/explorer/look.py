@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from idsel_core.backbones import BACKBONES, Backbone, Encoded
+from idsel_core.backbones import Backbone, Encoded
+from idsel_core.families import INPUT_KINDS
 from idsel_core.methods import Method, UniformGrid, drops_inside
 from idsel_core.methods._shared.by_suppression import Greedy
 from idsel_core.pruning.pipeline import encode_images, read_tokens, select_tokens, shorten_call
@@ -123,7 +124,7 @@ def opened(backbone: str, device: str) -> tuple[Backbone, Any]:
     folder = Path(backbone).expanduser()
     found = backbone if is_hub_id(backbone) else folder if folder.exists() else project_path(folder)
     family = check_evaluable(found)["model_type"]
-    if BACKBONES[family].input_kind != "image":
+    if INPUT_KINDS[family] != "image":
         raise ValueError(
             f"{backbone} is a model of type {family!r}, which takes audio clips, and this page shows a picture"
         )

@@ -16,12 +16,12 @@ from typing import Any, Final, get_args
 
 import torch
 
-from idsel_core.backbones import BACKBONES
+from idsel_core.families import INPUT_KINDS
 from idsel_core.hints import did_you_mean
-from idsel_core.loading.hub import Quantisation, check_packages
 from idsel_core.methods import EVS, METHODS, InLLM, Method, VidCom2, drops_inside
 from idsel_core.methods._shared.by_frames import FrameByFrame
 from idsel_core.methods._shared.by_importance import Scored
+from idsel_core.quantisation import Quantisation, check_packages
 from idsel_core.study.backbone_folders import check_evaluable, check_reads, is_hub_id
 from idsel_core.study.dataset import BLIND, FULL, Split, read_data, read_split
 from idsel_core.study.devices import check_device
@@ -387,7 +387,7 @@ def _methods(job: Mapping[str, Any]) -> list[Method]:
 
 def _check_runs(method: Method, backbone: str, config: Mapping[str, Any]) -> None:
     """Refuse a method that cannot run with a model, as far as its configuration tells."""
-    kind = BACKBONES[config["model_type"]].input_kind
+    kind = INPUT_KINDS[config["model_type"]]
     if isinstance(method, EVS | VidCom2 | FrameByFrame):
         raise ValueError(f"{method.name} compares frames of a video, and the data set holds {PLURAL[kind]}")
     if method.acts_on_pixels and kind == "audio":

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from idsel_core.backbones import Backbone
+from idsel_core.families import INPUT_KINDS
 from idsel_core.study.cost.models import has_one_size, tower_of
 from idsel_core.study.cost.shapes import Size, size_given
 
@@ -83,7 +84,7 @@ def example_inputs_for(
     """
     model = backbone.model
     size: Any = size_given(image_size)
-    if size is None and backbone.input_kind == "image":
+    if size is None and INPUT_KINDS[model.config.model_type] == "image":
         if not has_one_size(model.config):
             raise ValueError(
                 f"images of a model of type {model.config.model_type!r} have many sizes: give image_size, such as "
