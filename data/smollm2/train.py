@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(".cache/features"), help="folder of encoded scenes")
     parser.add_argument("--out", type=Path, default=Path(".cache/smollm2"), help="folder of weights, log, checkpoint")
     parser.add_argument("--weights", type=Path, help="go on from trained weights, not from a regression")
-    parser.add_argument("--minutes", type=float, required=True, help="time to train, encoding not counted")
+    parser.add_argument("--minutes", type=float, required=True, help="time to train; encoding, validation not counted")
     parser.add_argument(
         "--full", action="store_true", help="scenes of 576 tokens, not 196, with 2 to 6 objects, not 1 to 3"
     )
@@ -88,7 +88,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--asked-hints", type=float, default=0.5, help="weight of the hint of what is asked about, whose heads are new"
     )
-    parser.add_argument("--every", type=int, default=50, help="steps between log lines, validations and checkpoints")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=50,
+        help="steps between log lines, checkpoints and validations; of full scenes one takes minutes on a CPU",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -202,6 +207,7 @@ def main() -> None:
         if rank > 0:
             recent = []
             continue
+        paused = clock()
         means = {k: round(float(np.mean([r[k] for r in recent if k in r])), 4) for k in recent[-1]}
         record: dict[str, object] = {"step": step, "seconds": round(used), **means}
         for name, (_, held_out, asker) in zip(("held_out", "held_out_rich"), prepared, strict=False):
@@ -210,6 +216,7 @@ def main() -> None:
                 record[name] = validate(*held, args.types, asker=asker)
             else:
                 record[name] = validate_patches(*held, nouns=nouns)
+        started += clock() - paused
         progress.write(json.dumps(record))
         with log.open("a") as file:
             print(json.dumps(record), file=file)

@@ -271,10 +271,10 @@ def run(monkeypatch):
 
 
 def test_a_short_training_logs_keeps_and_goes_on(tmp_path, run):
-    for minutes in ("0.01", "0.03"):
+    for minutes in ("0.003", "0.008"):
         trained = run(tmp_path, minutes, "--batch", "2")
     first, second = (json.loads(line) for line in (tmp_path / "train.log.jsonl").read_text().splitlines())
-    assert (first["step"], second["step"], second["seconds"]) == (10, 29, 2)
+    assert (first["step"], second["step"], second["seconds"]) == (3, 7, 0)
     assert set(second["held_out"]) == {"all", *TYPES, "blind"}
     assert json.loads((tmp_path / "parameters.json").read_text())["batch"] == 2
     further = run(tmp_path / "on", "0.001", "--weights", str(tmp_path / "trained.safetensors"))
@@ -284,6 +284,21 @@ def test_a_short_training_logs_keeps_and_goes_on(tmp_path, run):
 
 
 ASKING = ("--projector-share", "0", "--patch-share", "0")
+
+
+def test_validation_takes_none_of_the_time(tmp_path, run, monkeypatch):
+    own, steps = train.validate, []
+
+    def slow(*given, **more):
+        for _ in range(100):
+            train.time.process_time()
+        return own(*given, **more)
+
+    for name, validate in (("quick", own), ("slow", slow)):
+        monkeypatch.setattr(train, "validate", validate)
+        run(tmp_path / name, "0.005", *ASKING, "--batch", "1", "--every", "1")
+        steps.append(len((tmp_path / name / "train.log.jsonl").read_text().splitlines()))
+    assert steps[0] == steps[1] > 2
 
 
 def test_the_projector_learns_alone_first(tmp_path, run):
@@ -507,7 +522,7 @@ def test_a_rich_patch_starts_as_the_words_that_name_it(words):
 def test_training_goes_on_with_rich_scenes_from_weights_without(tmp_path, run):
     plain = run(tmp_path / "plain", "0.001", "--batch", "2")
     more = ("--weights", str(tmp_path / "plain/trained.safetensors"), "--types", *EVERY_TYPE)
-    rich = run(tmp_path / "rich", "0.02", "--batch", "2", "--rich", "0.7", "--patch-share", "0.3", *more)
+    rich = run(tmp_path / "rich", "0.008", "--batch", "2", "--rich", "0.7", "--patch-share", "0.3", *more)
     wide = sum(head_sizes(len(RICH_NOUNS)).values()) + 1
     assert rich["patch_heads.weight"].shape[0] == wide > plain["patch_heads.weight"].shape[0]
     assert (rich["projector.2.weight"] - plain["projector.2.weight"]).abs().max() < 0.05

@@ -27,7 +27,9 @@ for module in list(sys.modules.values()):
 # They say where files lie, hash and write them, or name a known word; no number of an encoding comes from them.
 WITHOUT_NUMBERS = {
     "__init__.py",
+    "families.py",
     "hints.py",
+    "quantisation.py",
     "study/__init__.py",
     "study/paths.py",
     "study/devices.py",
