@@ -6,7 +6,7 @@ SHELL := bash
 # Interpreters tried for .venv, first one that is new enough; `make env PYTHON=/path/to/python3.12` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
-TEST_WORKERS ?= 2
+TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 2 ? 2 : $(CORES) > 8 ? 8 : $(CORES) )))
 GRID ?= config/grids/example.yaml
 # Where the jobs of a sweep run: here, or on a cluster with workflow/profiles/slurm.
 PROFILE ?= workflow/profiles/local
