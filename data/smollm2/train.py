@@ -3,7 +3,8 @@ r"""Train a projector and low-rank additions that let SmolLM2 see through the fr
     python -m data.smollm2.train --help
     python -m data.smollm2.train --tower-wheel ... --wheel ... --minutes 110          a pilot on one core of a CPU
     python -m data.smollm2.train --tower-wheel ... --wheel ... --minutes 20 --device cuda --full \
-        --scenes 8000 --batch 32 --types existence counting attribute relation reading choice position
+        --scenes 8000 --tiles 4000 --batch 32 --more-of reading counting reading \
+        --types existence counting attribute relation reading choice position
 
 Scenes are drawn and encoded once; every pass asks fresh questions about them. The time is CPU time of one process on a
 CPU and the clock's on a GPU. A run that was stopped goes on from its checkpoint. Several processes share the work under
@@ -86,7 +87,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--hints", type=float, default=0.5, help="weight of each hint's loss")
     parser.add_argument(
-        "--asked-hints", type=float, default=0.5, help="weight of the hint of what is asked about, whose heads are new"
+        "--asked-hints", type=float, help="weight of the loss of what is asked about (default: that of --hints)"
     )
     parser.add_argument(
         "--every",

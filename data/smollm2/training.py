@@ -82,10 +82,12 @@ class Training:
     def losses(self, part: str, span: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what a step of a part minimises, and the losses that it is the weighted sum of, by name."""
         given = {"projector": self.of_projector, "patches": self.of_patches, "answers": self.of_answers}[part](span)
-        weights = {"accuracy": 0.0, "strayed": STAY, "asked_loss": self.args.asked_hints}
-        hints = dict.fromkeys(("patch_loss", "gaze_loss", "beside_loss"), self.args.hints) if part == "answers" else {}
-        total = torch.stack([(weights | hints).get(name, 1.0) * loss for name, loss in given.items()]).sum()
-        return total, given
+        weights = {"strayed": STAY}
+        if part == "answers":
+            weights = dict.fromkeys(given, self.args.hints) | {"answer_loss": 1.0, "accuracy": 0.0}
+            if self.args.asked_hints is not None:
+                weights["asked_loss"] = self.args.asked_hints
+        return torch.stack([weights.get(name, 1.0) * loss for name, loss in given.items()]).sum(), given
 
     def of_projector(self, span: int) -> dict[str, Tensor]:
         """Return the loss of what the projector tells of sampled patches, and how far it strayed."""

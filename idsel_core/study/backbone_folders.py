@@ -136,7 +136,7 @@ def check_reads(backbone: str | Path, split: Split, revision: str = "main") -> N
     family = check_evaluable(backbone, revision)["model_type"]
     kind = INPUT_KINDS[family]
     if kind != split.kind:
-        fitting = ", ".join(name for name, kind in INPUT_KINDS.items() if kind == split.kind and name not in SPEECH)
+        fitting = ", ".join(name for name, takes in INPUT_KINDS.items() if takes == split.kind and name not in SPEECH)
         raise ValueError(
             f"{backbone} is a model of type {family!r}, which takes {PLURAL[kind]}, and the questions of "
             f"{split.dataset} are about {PLURAL[split.kind]}: give a table with a column {kind!r}, or a model of type "

@@ -471,7 +471,12 @@ def test_glyphs_are_counted_as_read_where_the_heads_name_them(student, words):
 def test_the_first_layers_learn_alone_first_and_heads_by_hints_alone(tmp_path, run):
     without = [run(tmp_path / size, "0.001", *ASKING, "--hints", "0", "--batch", size) for size in "12"]
     hinted = [run(tmp_path / f"hinted {size}", "0.001", *ASKING, "--batch", size) for size in "12"]
-    heads = "patch_heads.weight"
+    unasked = [
+        run(tmp_path / f"unasked {size}", "0.001", *ASKING, "--asked-hints", "0", "--batch", size) for size in "12"
+    ]
+    heads, asked = "patch_heads.weight", "asked_heads.weight"
+    assert torch.equal(without[0][asked], without[1][asked]) and not torch.equal(hinted[0][asked], hinted[1][asked])
+    assert torch.equal(unasked[0][asked], unasked[1][asked]) and not torch.equal(unasked[0][heads], unasked[1][heads])
     assert torch.equal(without[0][heads], without[1][heads]) and not torch.equal(hinted[0][heads], hinted[1][heads])
     alone = run(tmp_path / "alone", "0.001", "--projector-share", "0", "--patch-share", "1", "--batch", "1")
     moved = {name for name in alone if ".lora_B." in name and alone[name].any()}
